@@ -1,0 +1,211 @@
+//! Acquiring: attempts, and what happens between them.
+//!
+//! # What can happen between any two steps
+//!
+//! * *The caller goes away* (drop, cancellation, time-out): the place in line is left by a destructor; an attempt
+//!   on its way is a [`Pending`], whose destructor has it undone.
+//! * *The answer is lost or the server does not answer*: the attempt is undone in the background, and the next one has
+//!   a new owner token, so that the delayed undoing of the first cannot free the second.
+//! * *The grant comes too late* (a pause, a blocked event loop): its deadline counts from the sending and has
+//!   passed; it is given back and never returned.
+//! * *It is released between a refused attempt and the watch for that*: the watch reports a change as
+//!   soon as it stands, and every sleep is bounded by the holder's remaining time and by [`LONGEST_SLEEP`].
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use crate::{
+    Acquire, Error, ErrorKind, Lease, OwnerToken, Resource, Result,
+    backend::{Attempt, Claim, Watch},
+    clock::Instant,
+    engine::{
+        driver::Driver,
+        timer::{sleep_until, until},
+    },
+    lease::state::LeaseState,
+    manager::Manager,
+    options::Wait,
+    undo::Pending,
+    waiters::Place,
+};
+
+/// Other libraries publish nothing when they release, so nobody sleeps longer than this.
+const LONGEST_SLEEP: Duration = Duration::from_millis(250);
+
+/// How long a backend may be out of reach for somebody who would otherwise wait for ever.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
+
+/// Why an attempt came to nothing, though another may succeed.
+enum Refusal {
+    Busy { free_in: Option<Duration>, foreign: bool },
+    Unreachable(Error),
+}
+
+/// Acquires as `options` say. Dropping the future at any point leaves nothing behind.
+pub(crate) async fn acquire(
+    manager: &Arc<Manager>,
+    resource: &Resource,
+    options: &Acquire,
+    driver: &Driver,
+) -> Result<Lease> {
+    options.check()?;
+    let began = Instant::now();
+    let mut waiting = Waiting { manager, resource, began, refusal: None, outage: None, tries: 0 };
+    let result = match options.wait {
+        Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
+        Wait::For(wait) => {
+            let acquired = waiting.until_acquired(options, driver);
+            match until(Some(began.after(wait)), manager.unless_closed(acquired)).await {
+                Some(acquired) => acquired?,
+                None => Ok(None),
+            }
+        }
+        Wait::Forever => manager.unless_closed(waiting.until_acquired(options, driver)).await?,
+    };
+    match result {
+        Ok(Some(lease)) => Ok(lease),
+        Ok(None) => Err(waiting.why_not()),
+        Err(error) => Err(error),
+    }
+    .map_err(|error| error.on(resource.as_str()))
+}
+
+/// What has been learnt so far.
+struct Waiting<'a> {
+    manager: &'a Arc<Manager>,
+    resource: &'a Resource,
+    began: Instant,
+    refusal: Option<Refusal>,
+    /// Since when the backend has been out of reach.
+    outage: Option<Instant>,
+    tries: u32,
+}
+
+impl Waiting<'_> {
+    /// Tries until it succeeds, fails for good, or the backend has been out of reach for too long.
+    async fn until_acquired(&mut self, options: &Acquire, driver: &Driver) -> Result<Option<Lease>> {
+        let place = self.manager.waiters.join(self.resource);
+        place.first().await;
+        let mut watch: Option<Watch> = None;
+        loop {
+            if let Some(lease) = self.attempt(options, driver).await? {
+                return Ok(Some(lease));
+            }
+            match &self.refusal {
+                Some(Refusal::Busy { free_in, .. }) => {
+                    let free_in = *free_in;
+                    self.outage = None;
+                    let watch = watch.get_or_insert_with(|| self.manager.backend.watch(self.resource));
+                    sleep_while_busy(free_in, watch, &place).await;
+                }
+                Some(Refusal::Unreachable(_)) | None => {
+                    let now = Instant::now();
+                    let outage = *self.outage.get_or_insert(now);
+                    if options.wait == Wait::Forever && now.since(outage) >= LONGEST_OUTAGE {
+                        return Ok(None);
+                    }
+                    sleep_until(now.after(self.back_off())).await;
+                }
+            }
+        }
+    }
+
+    /// One attempt; `None` if another may succeed.
+    async fn attempt(&mut self, options: &Acquire, driver: &Driver) -> Result<Option<Lease>> {
+        self.tries = self.tries.saturating_add(1);
+        let manager = self.manager;
+        let claim = Claim {
+            resource: self.resource.clone(),
+            owner: OwnerToken::draw()?,
+            ttl: options.ttl,
+            label: options.label.clone(),
+        };
+        let pending = Pending::new(manager, claim);
+        match manager.backend.try_acquire(pending.claim(), driver).await {
+            Attempt::Granted { fencing_token, since } => {
+                let hold_until = options.max_hold.map(|max_hold| since.after(max_hold));
+                let state = LeaseState::granted(since, options.ttl, manager.drift, options.auto_extend, hold_until);
+                if state.is_held(Instant::now()) {
+                    return Ok(Some(Lease::new(Arc::clone(manager), pending.settled(), fencing_token, state)));
+                }
+                drop(pending); // gives it back
+                let late = Error::unavailable(format!("the grant came after its ttl of {:?} was over", options.ttl));
+                self.refusal = Some(Refusal::Unreachable(late));
+            }
+            Attempt::Busy { free_in, foreign } => {
+                pending.settled();
+                self.refusal = Some(Refusal::Busy { free_in, foreign });
+            }
+            Attempt::Refused(error) => {
+                pending.settled();
+                if error.kind() != ErrorKind::Unavailable {
+                    return Err(error);
+                }
+                self.refusal = Some(Refusal::Unreachable(error));
+            }
+            Attempt::Unknown(error) => {
+                drop(pending);
+                self.refusal = Some(Refusal::Unreachable(error));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Pause before the next try at a backend that is out of reach: random, doubling up to a second.
+    fn back_off(&self) -> Duration {
+        let longest = Duration::from_millis(25).saturating_mul(1 << self.tries.min(6)).min(Duration::from_secs(1));
+        longest.mul_f64(fastrand::f64()).max(Duration::from_millis(5))
+    }
+
+    /// The error of an acquisition that came to nothing.
+    fn why_not(&self) -> Error {
+        let waited = self.began;
+        let waited = Instant::now().since(waited).as_secs_f64();
+        match &self.refusal {
+            Some(Refusal::Busy { foreign: true, .. }) => Error::new(
+                ErrorKind::Conflict,
+                format!("in use as something that is not a lock of this kind; waited {waited:.3} s"),
+            ),
+            Some(Refusal::Busy { free_in, .. }) => {
+                let until = match free_in {
+                    Some(free_in) => format!(" for {:.3} s more unless it is extended", free_in.as_secs_f64()),
+                    None => String::new(),
+                };
+                Error::new(ErrorKind::Timeout, format!("held by somebody else{until}; waited {waited:.3} s"))
+            }
+            Some(Refusal::Unreachable(error)) => {
+                Error::unavailable(format!("not acquired within {waited:.3} s")).caused_by(error)
+            }
+            None if self.tries > 0 => Error::unavailable(format!("no answer within {waited:.3} s")),
+            None => {
+                Error::new(ErrorKind::Timeout, format!("others of this process are before us; waited {waited:.3} s"))
+            }
+        }
+    }
+}
+
+/// Sleeps until the resource may be free.
+async fn sleep_while_busy(free_in: Option<Duration>, watch: &mut Watch, place: &Place) {
+    // Spread out, so that many processes do not come at once; a little after the expiry itself.
+    let spread = LONGEST_SLEEP.mul_f64(fastrand::f64() / 5.0);
+    let sleep = match free_in {
+        Some(free_in) if free_in < LONGEST_SLEEP => free_in + Duration::from_micros(500 + fastrand::u64(..2000)),
+        _ => LONGEST_SLEEP - spread,
+    };
+    let woken = async {
+        let changed = std::pin::pin!(watch.changed());
+        let nudged = std::pin::pin!(place.nudged());
+        futures_util::future::select(changed, nudged).await;
+    };
+    until(Some(Instant::now().after(sleep)), woken).await;
+}
+
+impl Manager {
+    /// The future's output, or `Closed` as soon as the manager is closed.
+    async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output> {
+        let closing = std::pin::pin!(self.closing());
+        match futures_util::future::select(std::pin::pin!(future), closing).await {
+            futures_util::future::Either::Left((output, _)) => Ok(output),
+            futures_util::future::Either::Right(_) => Err(Error::closed()),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What the engine asks of a place where locks are kept.
+//!
+//! A backend takes, extends and releases; it has no timers of its own, retries nothing beyond one attempt,
+//! and says honestly when it does not know what happened. Everything else (waiting, renewal, deadlines, the
+//! signal of loss, undoing) is the engine's and the same for all backends.
+
+pub(crate) mod memory;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::{Error, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver};
+
+/// The answer of a backend, to be awaited.
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A place where locks are kept.
+///
+/// No answer may outlast the time that the claim allows by much, and every future may be dropped at any
+/// await point: the engine then undoes the claim by [`Backend::release`].
+pub(crate) trait Backend: Send + Sync + fmt::Debug {
+    /// What it can do and promise.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Finds out whether it can be used at all.
+    fn check_reachable<'a>(&'a self, driver: &'a Driver) -> Answer<'a, Result<()>>;
+
+    /// The longest time after sending at which an attempt, given up by the caller, may still be granted.
+    fn settles_within(&self, ttl: Duration) -> Duration;
+
+    /// Tries once to take the lock. Asking again with the same owner token, while it holds, is `Granted`.
+    fn try_acquire<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Attempt>;
+
+    /// Makes the lease last until `ttl` from now. Never creates one that lapsed; never deletes anything.
+    fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, driver: &'a Driver) -> Answer<'a, Extension>;
+
+    /// Frees the lock if it is still this claim's.
+    fn release<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Release>;
+
+    /// Who holds the resource now, or `None` if it is free.
+    fn inspect<'a>(&'a self, resource: &'a Resource, driver: &'a Driver) -> Answer<'a, Result<Option<Holder>>>;
+
+    /// Reports, from now on, what may have freed `resource`.
+    fn watch(&self, resource: &Resource) -> Watch;
+
+    /// Lets go of connections. Nothing is asked afterwards.
+    fn close(&self) {}
+}
+
+/// What a backend can do and promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// What it promises as deployed.
+    pub guarantee: Guarantee,
+    /// Each lease has a fencing token.
+    pub fencing: bool,
+    /// Processes other than this one are excluded.
+    pub across_processes: bool,
+    /// Other hosts are excluded.
+    pub across_hosts: bool,
+    /// [`inspect`](crate::LockManager::inspect) works.
+    pub inspection: bool,
+}
+
+/// How far exclusion can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guarantee {
+    /// Mostly; a failure of the server may give a lock to two.
+    BestEffort,
+    /// While clocks run at one speed and servers keep their memory.
+    Lease,
+    /// Always, where the resource checks the fencing token.
+    Fenced,
+}
+
+/// One attempt to take a lock, and afterwards the lease that came of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) resource: Resource,
+    pub(crate) owner: OwnerToken,
+    pub(crate) ttl: Duration,
+    /// What [`Holder::label`] will say.
+    pub(crate) label: Option<Arc<str>>,
+}
+
+/// Outcome of [`Backend::try_acquire`].
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    Granted {
+        fencing_token: u64,
+        /// When the request was sent: the ttl counts from here.
+        since: Instant,
+    },
+    /// Somebody else holds it.
+    Busy {
+        /// When it will be free unless it is extended, if the backend knows.
+        free_in: Option<Duration>,
+        /// It is in use as something that is not a lock of ours.
+        foreign: bool,
+    },
+    /// It was certainly not granted.
+    Refused(Error),
+    /// It may have been granted, or may yet be.
+    Unknown(Error),
+}
+
+/// Outcome of [`Backend::extend`].
+#[derive(Debug)]
+pub(crate) enum Extension {
+    Extended {
+        /// When the request was sent: the ttl counts from here.
+        since: Instant,
+    },
+    /// It is certainly not ours any more.
+    Lost,
+    /// It may have been extended or not; the old deadline stands.
+    Unknown(Error),
+}
+
+/// What became of a lease that was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// It was ours and is free now.
+    Released,
+    /// It was not ours any more; nothing was changed.
+    NotHeld,
+    /// The backend did not answer. It is being released in the background, and expires by its ttl at the latest.
+    Unknown,
+}
+
+impl Release {
+    /// The stable name: `released`, `not_held` or `unknown`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::NotHeld => "not_held",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Who holds a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The holder's owner token; any text if another library holds it.
+    pub owner: String,
+    /// Its fencing token, if it has one.
+    pub fencing_token: Option<u64>,
+    /// When it expires unless it is extended, if ever.
+    pub expires_in: Option<Duration>,
+    /// When it was acquired, by the holder's wall clock.
+    pub since: Option<SystemTime>,
+    /// Where its process runs.
+    pub host: Option<String>,
+    /// Its process id there.
+    pub pid: Option<u32>,
+    /// What the holder called itself.
+    pub label: Option<String>,
+}
+
+/// Tells a waiter that it is worth trying again. A hint: the engine bounds every wait by a timer as well.
+pub(crate) struct Watch {
+    changes: Option<tokio::sync::watch::Receiver<u64>>,
+    /// Ends the watching when dropped.
+    _guard: Option<Box<dyn Send>>,
+}
+
+impl Watch {
+    /// A watch that never reports anything.
+    pub(crate) fn nothing() -> Self {
+        Self { changes: None, _guard: None }
+    }
+
+    /// Reports each change of the counter behind `changes`; `guard` is dropped with the watch.
+    pub(crate) fn new(changes: tokio::sync::watch::Receiver<u64>, guard: impl Send + 'static) -> Self {
+        Self { changes: Some(changes), _guard: Some(Box::new(guard)) }
+    }
+
+    /// Waits for a change since the watch was made or this last returned.
+    pub(crate) async fn changed(&mut self) {
+        let gone = match &mut self.changes {
+            Some(changes) => changes.changed().await.is_err(),
+            None => true,
+        };
+        if gone {
+            self.changes = None;
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Operations on a host's event loop (asyncio, libuv, `poll(2)`), finished through one queue.
+//!
+//! The host watches one descriptor ([`CompletionQueue::as_fd`], level-triggered, for reading) and calls
+//! [`CompletionQueue::turn`] when it is readable. A turn reads the replies that came, moves the operations
+//! on, and returns what has finished. So an operation that is started on the loop runs on the loop: no other
+//! thread is woken for it. What another thread finishes (a timer, a signal of loss) makes the descriptor
+//! readable, once per batch.
+//!
+//! # What happens to a result that nobody takes
+//!
+//! An operation is in one of two places under one lock: among the tasks, or among the finished.
+//! [`CompletionQueue::cancel`] drops it from either, and a dropped operation or lease gives back what it won.
+//! So exactly one of the two happens: the host receives the result from `turn`, or it is undone.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    os::fd::{AsFd, BorrowedFd},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use crate::{
+    Error, ErrorKind, Result,
+    engine::{driver::Driver, process, reactor::Reactor},
+};
+
+/// Names an operation in its queue. Never 0.
+pub type OperationId = u64;
+
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The operations of one event loop. Clones are the same queue.
+///
+/// Belongs to the thread that runs the loop; [`push`](Self::push) and dropping are allowed anywhere.
+pub struct CompletionQueue<T: Send + 'static>(Arc<Queue<T>>);
+
+struct Queue<T> {
+    reactor: Arc<Reactor>,
+    generation: u32,
+    work: Mutex<Work<T>>,
+}
+
+struct Work<T> {
+    tasks: HashMap<OperationId, Option<Task<T>>>,
+    woken: Vec<OperationId>,
+    finished: Vec<(OperationId, T)>,
+    last_id: OperationId,
+    /// A turn will look at `woken` once more: waking need not make the descriptor readable.
+    turning: bool,
+    closed: bool,
+}
+
+/// What [`CompletionQueue::start`] gives.
+pub enum Started<T> {
+    /// It is done already; nothing will come through the queue.
+    Done(T),
+    /// The result will come from a [`CompletionQueue::turn`] under this id.
+    Pending(OperationId),
+}
+
+impl<T: Send + 'static> CompletionQueue<T> {
+    /// Makes a queue. Starts no thread.
+    ///
+    /// # Errors
+    /// `Internal` if the system gives no descriptor.
+    pub fn new() -> Result<Self> {
+        let reactor = Reactor::new()
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("no completion queue: {error}")))?;
+        Ok(Self(Arc::new(Queue {
+            reactor,
+            generation: process::generation(),
+            work: Mutex::new(Work {
+                tasks: HashMap::new(),
+                woken: Vec::new(),
+                finished: Vec::new(),
+                last_id: 0,
+                turning: false,
+                closed: false,
+            }),
+        })))
+    }
+
+    /// What to hand to the operations that this queue is to drive.
+    pub fn driver(&self) -> Driver {
+        Driver::reactor(&self.0.reactor)
+    }
+
+    /// Starts an operation; its first part runs at once.
+    ///
+    /// # Errors
+    /// `Closed` after [`close`](Self::close), `Forked` in the child of a fork.
+    pub fn start(&self, operation: impl Future<Output = T> + Send + 'static) -> Result<Started<T>> {
+        self.check_process()?;
+        let id = self.reserve()?;
+        let outcome = self.0.poll(id, Box::pin(operation));
+        self.0.reactor.flush();
+        Ok(match outcome {
+            Some(value) => Started::Done(value),
+            None => Started::Pending(id),
+        })
+    }
+
+    /// A new id, for results that come by [`push`](Self::push) alone.
+    ///
+    /// # Errors
+    /// `Closed` after [`close`](Self::close).
+    pub fn reserve(&self) -> Result<OperationId> {
+        let mut work = self.0.work();
+        if work.closed {
+            return Err(Error::new(ErrorKind::Closed, "the event loop is closed"));
+        }
+        work.last_id += 1;
+        Ok(work.last_id)
+    }
+
+    /// Hands `value` to the next turn. From any thread; gives it back if the queue is closed.
+    ///
+    /// # Errors
+    /// The value itself.
+    pub fn push(&self, id: OperationId, value: T) -> std::result::Result<(), T> {
+        {
+            let mut work = self.0.work();
+            if work.closed {
+                return Err(value);
+            }
+            work.finished.push((id, value));
+        }
+        self.0.reactor.notify();
+        Ok(())
+    }
+
+    /// Moves everything on without waiting, and returns what has finished, oldest first.
+    pub fn turn(&self) -> Vec<(OperationId, T)> {
+        self.turn_within(Duration::ZERO)
+    }
+
+    /// As [`turn`](Self::turn), but waits up to `timeout` for something to happen.
+    pub fn turn_within(&self, timeout: Duration) -> Vec<(OperationId, T)> {
+        if self.check_process().is_err() {
+            return Vec::new();
+        }
+        let events = match self.0.reactor.wait(Some(timeout)) {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::error!(%error, "the event queue is broken");
+                return Vec::new();
+            }
+        };
+        self.0.work().turning = true;
+        self.0.reactor.dispatch(events);
+        loop {
+            let woken = {
+                let mut work = self.0.work();
+                work.turning = !work.woken.is_empty();
+                std::mem::take(&mut work.woken)
+            };
+            if woken.is_empty() {
+                break;
+            }
+            for id in woken {
+                let task = self.0.work().tasks.get_mut(&id).and_then(Option::take);
+                let Some(task) = task else { continue };
+                if let Some(value) = self.0.poll(id, task) {
+                    self.0.work().finished.push((id, value));
+                }
+            }
+        }
+        self.0.reactor.flush();
+        std::mem::take(&mut self.0.work().finished)
+    }
+
+    /// Ends an operation, finished or not: what it won is given back in the background.
+    ///
+    /// Says whether there was one: `false` means that its result has been handed out.
+    pub fn cancel(&self, id: OperationId) -> bool {
+        if self.check_process().is_err() {
+            return false;
+        }
+        let mut work = self.0.work();
+        let task = work.tasks.remove(&id);
+        let finished = work.finished.iter().position(|(other, _)| *other == id);
+        let value = finished.map(|index| work.finished.remove(index));
+        drop(work);
+        // Both are dropped here, outside the lock.
+        task.is_some() || value.is_some()
+    }
+
+    /// Operations whose result has not been handed out.
+    pub fn pending(&self) -> usize {
+        let work = self.0.work();
+        work.tasks.len() + work.finished.len()
+    }
+
+    /// Ends all operations as by [`cancel`](Self::cancel) and takes no more.
+    pub fn close(&self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let (tasks, finished) = {
+            let mut work = self.0.work();
+            work.closed = true;
+            (std::mem::take(&mut work.tasks), std::mem::take(&mut work.finished))
+        };
+        drop((tasks, finished));
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.0.generation == process::generation() { Ok(()) } else { Err(Error::forked()) }
+    }
+}
+
+impl<T: Send + 'static> Queue<T> {
+    fn work(&self) -> MutexGuard<'_, Work<T>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves one operation on; keeps it if it is not done.
+    fn poll(self: &Arc<Self>, id: OperationId, mut task: Task<T>) -> Option<T> {
+        // While it is polled, its place says that it may be cancelled but not polled again.
+        self.work().tasks.insert(id, None);
+        let waker = Waker::from(Arc::new(TaskWaker { queue: Arc::downgrade(self), id }));
+        let polled = task.as_mut().poll(&mut Context::from_waker(&waker));
+        let mut work = self.work();
+        match polled {
+            Poll::Ready(value) => {
+                let wanted = work.tasks.remove(&id).is_some();
+                drop(work);
+                wanted.then_some(value)
+            }
+            Poll::Pending => {
+                if let Some(place) = work.tasks.get_mut(&id) {
+                    *place = Some(task);
+                } else {
+                    drop(work); // cancelled meanwhile
+                    drop(task);
+                }
+                None
+            }
+        }
+    }
+}
+
+struct TaskWaker<T> {
+    queue: Weak<Queue<T>>,
+    id: OperationId,
+}
+
+impl<T: Send + 'static> Wake for TaskWaker<T> {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let Some(queue) = self.queue.upgrade() else { return };
+        let turning = {
+            let mut work = queue.work();
+            work.woken.push(self.id);
+            work.turning
+        };
+        if !turning {
+            queue.reactor.notify();
+        }
+    }
+}
+
+impl<T: Send + 'static> Clone for CompletionQueue<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Send + 'static> AsFd for CompletionQueue<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.reactor.as_fd()
+    }
+}
+
+impl<T: Send + 'static> std::fmt::Debug for CompletionQueue<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CompletionQueue").field("pending", &self.pending()).finish_non_exhaustive()
+    }
+}

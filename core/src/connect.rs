@@ -1,0 +1,173 @@
+//! From a URL to a manager.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    pin::Pin,
+    time::Duration,
+};
+
+use crate::{
+    Error, LockManager, Result,
+    backend::{Backend, memory::MemoryBackend},
+    lease::state::Drift,
+};
+
+/// Where locks are kept, and how. Made by [`connect`](crate::connect).
+///
+/// | URL | locks are kept |
+/// |---|---|
+/// | `memory:`, `memory:NAME` | in this process; NAME shares a store among managers |
+/// | `file:///var/lock/app` | in files of that directory: among the processes of this host |
+/// | `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS), `redis+unix:///path` | in one Redis or Valkey |
+///
+/// Awaiting it opens the first connection, so that a wrong address or password shows at once; [`lazy`](Self::lazy)
+/// leaves that to the first use.
+#[must_use = "connects when awaited, or by lazy()"]
+pub struct Connect {
+    urls: Vec<String>,
+    options: Options,
+}
+
+/// Options of a manager.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) prefix: String,
+    pub(crate) drift: Drift,
+    pub(crate) node_timeout: Option<Duration>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { prefix: String::new(), drift: Drift { factor: 0.01 }, node_timeout: None }
+    }
+}
+
+impl Connect {
+    pub(crate) fn new(urls: Vec<String>) -> Self {
+        Self { urls, options: Options::default() }
+    }
+
+    /// Put before each resource's name to make the Redis key. Default: nothing, so that other libraries' locks
+    /// on the same name exclude ours and are excluded by ours.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.options.prefix = prefix.into();
+        self
+    }
+
+    /// How far clocks may run apart, as a part of the ttl: 0 to 0.5, default 0.01.
+    pub fn drift_factor(mut self, factor: f64) -> Self {
+        self.options.drift.factor = factor;
+        self
+    }
+
+    /// How long one server may take to answer. Default: a third of the ttl, between 50 ms and 2 s; with several
+    /// servers a twentieth of the ttl, between 50 ms and 500 ms.
+    pub fn node_timeout(mut self, timeout: Duration) -> Self {
+        self.options.node_timeout = Some(timeout);
+        self
+    }
+
+    /// Makes the manager without touching the backend.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming `url` or the option; `Unsupported` for a directory that locks cannot be kept in.
+    pub fn lazy(self) -> Result<LockManager> {
+        self.check()?;
+        let backend = self.backend()?;
+        Ok(LockManager::new(backend, self.options.drift))
+    }
+
+    fn check(&self) -> Result<()> {
+        let Options { prefix, drift, node_timeout } = &self.options;
+        if !(0.0..=0.5).contains(&drift.factor) {
+            return Err(Error::invalid("drift_factor", format!("must be from 0 to 0.5, not {}", drift.factor)));
+        }
+        if prefix.contains('\0') || prefix.len() > 256 {
+            return Err(Error::invalid("prefix", "must have at most 256 bytes and no NUL"));
+        }
+        if node_timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(Error::invalid("node_timeout", "must be positive"));
+        }
+        Ok(())
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        let [url, more @ ..] = &self.urls[..] else {
+            return Err(Error::invalid("url", "must be given: at least one"));
+        };
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        match scheme {
+            _ if !more.is_empty() => Err(Error::invalid("url", "may be a list for Redis servers only")),
+            "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
+            "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
+            other => {
+                let why =
+                    format!("has the unknown scheme {other:?}; known are redis, rediss, redis+unix, file, memory");
+                Err(Error::invalid("url", why))
+            }
+        }
+    }
+}
+
+impl IntoFuture for Connect {
+    type Output = Result<LockManager>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let locks = self.lazy()?;
+            locks.backend().check_reachable(&crate::host::Driver::here()).await?;
+            Ok(locks)
+        })
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URLs may hold passwords.
+        f.debug_struct("Connect").field("urls", &self.urls.len()).field("options", &self.options).finish()
+    }
+}
+
+/// One URL or several, for [`connect`](crate::connect).
+pub trait IntoUrls {
+    /// The URLs in order.
+    fn into_urls(self) -> Vec<String>;
+}
+
+impl IntoUrls for &str {
+    fn into_urls(self) -> Vec<String> {
+        vec![self.to_owned()]
+    }
+}
+
+impl IntoUrls for String {
+    fn into_urls(self) -> Vec<String> {
+        vec![self]
+    }
+}
+
+impl IntoUrls for &String {
+    fn into_urls(self) -> Vec<String> {
+        vec![self.clone()]
+    }
+}
+
+impl<S: Into<String>> IntoUrls for Vec<S> {
+    fn into_urls(self) -> Vec<String> {
+        self.into_iter().map(Into::into).collect()
+    }
+}
+
+impl<S: AsRef<str>> IntoUrls for &[S] {
+    fn into_urls(self) -> Vec<String> {
+        self.iter().map(|url| url.as_ref().to_owned()).collect()
+    }
+}
+
+impl<S: Into<String>, const N: usize> IntoUrls for [S; N] {
+    fn into_urls(self) -> Vec<String> {
+        self.into_iter().map(Into::into).collect()
+    }
+}

@@ -1,0 +1,153 @@
+//! A set of connections that one thread or one host event loop drives.
+//!
+//! Behind it is an epoll instance, which is a file descriptor that can itself be watched: a host loop
+//! (libuv, asyncio, poll(2)) watches that one descriptor and waits and dispatches when it is readable,
+//! however many connections there are. [`Reactor::notify`] makes it readable from any thread, once per turn.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+/// One connection, seen from its reactor.
+pub(crate) trait Source: Send + Sync {
+    /// The descriptor is readable or writable or broken.
+    fn ready(&self);
+    /// Write what was left for the end of the turn.
+    fn flush(&self);
+}
+
+/// Key of a [`Source`] in its reactor; 0 is the reactor's own wake-up.
+pub(crate) type SourceKey = u64;
+const WAKE_UP: SourceKey = 0;
+
+pub(crate) struct Reactor {
+    id: u64,
+    epoll: OwnedFd,
+    wake_up: OwnedFd,
+    notified: AtomicBool,
+    sources: Mutex<Sources>,
+}
+
+#[derive(Default)]
+struct Sources {
+    by_key: HashMap<SourceKey, Weak<dyn Source>>,
+    unflushed: Vec<SourceKey>,
+    last_key: SourceKey,
+}
+
+impl Reactor {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake_up = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &wake_up, epoll::EventData::new_u64(WAKE_UP), epoll::EventFlags::IN)?;
+        Ok(Arc::new(Self {
+            id: LAST_ID.fetch_add(1, Ordering::Relaxed),
+            epoll,
+            wake_up,
+            notified: AtomicBool::new(false),
+            sources: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn sources(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Watches `fd` for `source`; closing the descriptor ends it.
+    pub(crate) fn add(&self, fd: impl AsFd, source: Weak<dyn Source>) -> io::Result<SourceKey> {
+        let mut sources = self.sources();
+        sources.by_key.retain(|_, source| source.strong_count() > 0);
+        sources.last_key += 1;
+        let key = sources.last_key;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?;
+        sources.by_key.insert(key, source);
+        Ok(key)
+    }
+
+    /// Also reports (or no longer reports) that `fd` can be written.
+    pub(crate) fn watch_writable(&self, fd: impl AsFd, key: SourceKey, writable: bool) -> io::Result<()> {
+        let mut events = epoll::EventFlags::IN;
+        events.set(epoll::EventFlags::OUT, writable);
+        Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(key), events)?)
+    }
+
+    /// Has the next turn end with [`Source::flush`] of `key`.
+    pub(crate) fn flush_later(&self, key: SourceKey) {
+        self.sources().unflushed.push(key);
+        self.notify();
+    }
+
+    /// Makes the descriptor readable until the next turn. From any thread.
+    pub(crate) fn notify(&self) {
+        if !self.notified.swap(true, Ordering::AcqRel) {
+            let one = 1_u64.to_ne_bytes();
+            // It cannot be full: it is written at most once between two reads.
+            let _ = rustix::io::write(&self.wake_up, &one);
+        }
+    }
+
+    /// Waits up to `timeout` (for ever if `None`) for something to do.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Events> {
+        let mut events = Vec::with_capacity(16);
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        });
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Events(events)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Does what [`wait`](Self::wait) found.
+    pub(crate) fn dispatch(&self, events: Events) {
+        for event in events.0 {
+            let key = event.data.u64();
+            if key == WAKE_UP {
+                let mut count = [0; 8];
+                let _ = rustix::io::read(&self.wake_up, &mut count);
+                // Cleared before the work is looked at: a later notification gives another turn.
+                self.notified.store(false, Ordering::Release);
+            } else if let Some(source) = self.source(key) {
+                source.ready();
+            }
+        }
+    }
+
+    /// Writes what was left for the end of the turn.
+    pub(crate) fn flush(&self) {
+        let unflushed = std::mem::take(&mut self.sources().unflushed);
+        for key in unflushed {
+            if let Some(source) = self.source(key) {
+                source.flush();
+            }
+        }
+    }
+
+    fn source(&self, key: SourceKey) -> Option<Arc<dyn Source>> {
+        self.sources().by_key.get(&key).and_then(Weak::upgrade)
+    }
+}
+
+/// What [`Reactor::wait`] found.
+pub(crate) struct Events(Vec<epoll::Event>);
+
+impl AsFd for Reactor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

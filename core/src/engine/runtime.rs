@@ -1,0 +1,137 @@
+//! The engine's own runtime: one worker thread and the timer, started by the first use, never by an import.
+//!
+//! The engine belongs to one process. In the child of a fork the parent's engine is forgotten without being
+//! taken apart (its threads do not exist there, and its event queue is the parent's), and the next use
+//! starts a new one.
+
+use std::{
+    future::Future,
+    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::{process, timer::Timer};
+use crate::{Error, ErrorKind, Result, manager::Manager};
+
+/// One process's engine.
+pub(crate) struct Engine {
+    pub(crate) timer: Timer,
+    handle: Handle,
+    runtime: Mutex<Option<Runtime>>,
+    managers: Mutex<Vec<Weak<Manager>>>,
+}
+
+/// The place of the engine of one process; a new one for each generation and after each shutdown.
+struct Slot {
+    generation: u32,
+    engine: OnceLock<std::result::Result<Arc<Engine>, String>>,
+}
+
+impl Slot {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { generation: process::generation(), engine: OnceLock::new() })
+    }
+}
+
+static SLOT: LazyLock<ArcSwap<Slot>> = LazyLock::new(|| ArcSwap::new(Slot::new()));
+
+/// The slot of this process.
+fn slot() -> Arc<Slot> {
+    let generation = process::generation();
+    loop {
+        let slot = SLOT.load_full();
+        if slot.generation == generation {
+            return slot;
+        }
+        let old = SLOT.compare_and_swap(&slot, Slot::new());
+        if Arc::ptr_eq(&old, &slot) {
+            // The parent's engine: dropping it would wait for threads that do not exist here.
+            std::mem::forget(slot);
+        }
+    }
+}
+
+/// The engine, started if it does not run yet.
+///
+/// # Errors
+/// `Internal` if the system gives no thread.
+pub(crate) fn engine() -> Result<Arc<Engine>> {
+    let slot = slot();
+    match slot.engine.get_or_init(|| Engine::start().map(Arc::new).map_err(|error| error.to_string())) {
+        Ok(engine) => Ok(Arc::clone(engine)),
+        Err(why) => Err(Error::new(ErrorKind::Internal, format!("the engine cannot start: {why}"))),
+    }
+}
+
+/// The engine, if it runs.
+pub(crate) fn running() -> Option<Arc<Engine>> {
+    slot().engine.get().and_then(|engine| engine.as_ref().ok().map(Arc::clone))
+}
+
+/// Runs `future` on the engine in the background.
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    match engine() {
+        Ok(engine) => drop(engine.handle.spawn(future)),
+        Err(error) => tracing::error!(%error, "background work is lost"),
+    }
+}
+
+impl Engine {
+    fn start() -> std::io::Result<Self> {
+        let timer = Timer::start()?;
+        // One worker: on two cores it moved more lock pairs through one connection than two did.
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(4)
+            .thread_name("polylock-engine")
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            timer,
+            handle: runtime.handle().clone(),
+            runtime: Mutex::new(Some(runtime)),
+            managers: Mutex::default(),
+        })
+    }
+
+    /// For spawning on the engine.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Has [`shutdown`] release the leases of `manager`.
+    pub(crate) fn enroll(&self, manager: &Arc<Manager>) {
+        let mut managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.retain(|other| other.strong_count() > 0);
+        managers.push(Arc::downgrade(manager));
+    }
+}
+
+/// Releases every lease of this process and stops the engine's threads; returns within about `timeout`.
+///
+/// What could not be released in time expires on its server. Managers made before are closed; new ones start
+/// a new engine. For the end of a process: a binding calls it in its exit hook. Blocks.
+pub fn shutdown(timeout: Duration) {
+    let Some(engine) = running() else { return };
+    let managers: Vec<_> = {
+        let mut managers = engine.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.drain(..).filter_map(|manager| manager.upgrade()).collect()
+    };
+    // From a thread of the engine's own: the caller may itself run inside some runtime.
+    let (done, released) = std::sync::mpsc::channel();
+    engine.handle.spawn(async move {
+        let closing = managers.iter().map(|manager| manager.close());
+        futures_util::future::join_all(closing).await;
+        let _ = done.send(());
+    });
+    let started = std::time::Instant::now();
+    let _ = released.recv_timeout(timeout);
+    SLOT.store(Slot::new());
+    let runtime = engine.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(runtime) = runtime {
+        runtime.shutdown_timeout(timeout.saturating_sub(started.elapsed()).max(Duration::from_millis(10)));
+    }
+}

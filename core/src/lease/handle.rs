@@ -1,0 +1,405 @@
+//! The lease as its holder has it.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::state::{LeaseState, LossReason, Step};
+use crate::{
+    Error, ErrorKind, OwnerToken, Release, Resource, Result,
+    backend::{Claim, Extension},
+    clock::Instant,
+    engine::{
+        driver::Driver,
+        runtime,
+        timer::{Alarm, AlarmKey},
+    },
+    manager::Manager,
+    options, undo,
+};
+
+/// A held lock.
+///
+/// It is renewed in the background (unless [`Acquire::auto_extend`](crate::Acquire::auto_extend) was turned
+/// off) until it is released, dropped or lost. Dropping it releases it in the background; prefer
+/// [`release`](Self::release), which says what became of it. May be used from several threads at once.
+///
+/// In the child of a fork a lease is disowned: it stays the parent's, every use answers `Forked`, and dropping
+/// it sends nothing.
+pub struct Lease {
+    /// `None` only while it is being dropped.
+    held: Option<Arc<Held>>,
+}
+
+/// The lease as the engine has it.
+pub(crate) struct Held {
+    pub(crate) manager: Arc<Manager>,
+    pub(crate) claim: Claim,
+    fencing_token: u64,
+    inner: Mutex<Inner>,
+    /// Something changed: an extension is over, the lease was lost or released.
+    changed: Notify,
+}
+
+struct Inner {
+    state: LeaseState,
+    alarm: Option<(Instant, AlarmKey)>,
+    on_lost: Vec<Box<dyn FnOnce(LossReason) + Send>>,
+}
+
+impl Lease {
+    /// Takes over what a backend granted, and arms its alarms.
+    pub(crate) fn new(manager: Arc<Manager>, claim: Claim, fencing_token: u64, state: LeaseState) -> Self {
+        let inner = Inner { state, alarm: None, on_lost: Vec::new() };
+        let held = Arc::new(Held { manager, claim, fencing_token, inner: Mutex::new(inner), changed: Notify::new() });
+        held.manager.leases.insert(&held);
+        held.look();
+        Self { held: Some(held) }
+    }
+
+    fn held(&self) -> &Arc<Held> {
+        match &self.held {
+            Some(held) => held,
+            None => unreachable!("taken out by drop alone"),
+        }
+    }
+
+    /// The lease, if it belongs to this process.
+    fn own(&self) -> Result<&Arc<Held>> {
+        let held = self.held();
+        held.manager.check_process().map_err(|error| error.on(held.claim.resource.as_str()))?;
+        Ok(held)
+    }
+
+    /// What is locked.
+    pub fn resource(&self) -> &Resource {
+        &self.held().claim.resource
+    }
+
+    /// Proves ownership to the backend.
+    pub fn owner_token(&self) -> &OwnerToken {
+        &self.held().claim.owner
+    }
+
+    /// Greater than every earlier holder's of this resource, and below 2^53. Hand it to what you protect, and let
+    /// that refuse a smaller one than it has seen.
+    pub fn fencing_token(&self) -> u64 {
+        self.held().fencing_token
+    }
+
+    /// Until when the holder may act. In the past once the lease was lost or released.
+    pub fn deadline(&self) -> Instant {
+        match self.own() {
+            Ok(held) => held.inner().state.deadline(),
+            Err(_) => Instant::now(),
+        }
+    }
+
+    /// How long the holder may still act; zero once the lease was lost or released. Asks the clock, no server.
+    pub fn remaining(&self) -> Duration {
+        let Ok(held) = self.own() else { return Duration::ZERO };
+        let (now, inner) = (Instant::now(), held.inner());
+        if inner.state.is_held(now) { inner.state.deadline().since(now) } else { Duration::ZERO }
+    }
+
+    /// Whether the holder may act now. Asks the clock, no server.
+    pub fn is_held(&self) -> bool {
+        self.own().is_ok_and(|held| held.inner().state.is_held(Instant::now()))
+    }
+
+    /// Why the lease was lost, if it was. Asks the clock, so that a process that was paused past the deadline
+    /// learns of it before any alarm could ring.
+    pub fn loss(&self) -> Option<LossReason> {
+        self.own().ok().and_then(|held| held.inner().state.lost(Instant::now()))
+    }
+
+    /// Waits until the lease is lost, no longer than to its deadline; `None` once it was released instead.
+    pub fn lost(&self) -> impl Future<Output = Option<LossReason>> + Send + 'static {
+        let held = self.own().map(Arc::clone);
+        async move {
+            let held = held.ok()?;
+            loop {
+                let changed = held.changed.notified();
+                let mut changed = std::pin::pin!(changed);
+                changed.as_mut().enable();
+                let (lost, ended) = {
+                    let inner = held.inner();
+                    (inner.state.lost(Instant::now()), inner.state.is_given_up())
+                };
+                if lost.is_some() || ended {
+                    return lost;
+                }
+                // The alarm at the deadline rings `changed` as well.
+                changed.await;
+            }
+        }
+    }
+
+    /// Calls `listener` once if the lease is lost: no later than at its deadline, never after a release.
+    ///
+    /// It runs on an engine thread (or here, if the lease is lost already) and must be quick and not wait.
+    pub fn on_lost(&self, listener: impl FnOnce(LossReason) + Send + 'static) {
+        let Ok(held) = self.own() else { return };
+        let lost = {
+            let mut inner = held.inner();
+            if inner.state.is_given_up() {
+                return;
+            }
+            match inner.state.told() {
+                Some(reason) => reason,
+                None => return inner.on_lost.push(Box::new(listener)),
+            }
+        };
+        listener(lost);
+    }
+
+    /// Makes the lease last until `ttl` from now (its own ttl if `None`), which is also the ttl of later renewals.
+    ///
+    /// # Errors
+    /// `Lost` if it is not held any more, `Unavailable` if the backend did not answer (the old deadline stands),
+    /// `InvalidArgument` for `ttl`, `Forked`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the lease with its old or its new deadline.
+    pub async fn extend(&self, ttl: Option<Duration>) -> Result<()> {
+        self.extend_by(ttl, &Driver::here()).await
+    }
+
+    /// As [`extend`](Self::extend), on connections that `driver` drives.
+    #[doc(hidden)]
+    pub async fn extend_by(&self, ttl: Option<Duration>, driver: &Driver) -> Result<()> {
+        let held = self.own()?;
+        if let Some(ttl) = ttl {
+            options::check_ttl(ttl)?;
+        }
+        held.extend(ttl, driver).await.map_err(|error| error.on(held.claim.resource.as_str()))
+    }
+
+    /// Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Calling it
+    /// again is harmless and answers [`Release::NotHeld`].
+    ///
+    /// # Errors
+    /// `Forked`. A server that does not answer is not an error: see [`Release::Unknown`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the release to the background.
+    pub async fn release(&self) -> Result<Release> {
+        self.release_by(&Driver::here()).await
+    }
+
+    /// As [`release`](Self::release), on connections that `driver` drives.
+    #[doc(hidden)]
+    pub async fn release_by(&self, driver: &Driver) -> Result<Release> {
+        Ok(self.own()?.release(driver).await)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if held.manager.check_process().is_err() {
+            // The parent's: its sockets and event queues must not be taken apart here.
+            std::mem::forget(held);
+        } else if held.begin_release() {
+            undo::in_background(&held.manager, held.claim.clone(), Instant::now());
+            held.end_release();
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("resource", self.resource())
+            .field("fencing_token", &self.fencing_token())
+            .field("remaining", &self.remaining())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Held {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what is due now, and sets the alarm for what is due next.
+    fn look(self: &Arc<Self>) {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        let step = inner.state.at(now);
+        let next = match step {
+            Step::WaitUntil(at) => Some(at),
+            Step::Renew => Some(inner.state.deadline()),
+            Step::Lose(_) | Step::Rest => None,
+        };
+        let replaced = match inner.alarm {
+            // One that is about to ring, or has, is no use any more.
+            Some((at, _)) if Some(at) == next && at > now => None,
+            other => {
+                inner.alarm = None;
+                if let (Some(at), Ok(engine)) = (next, runtime::engine()) {
+                    let alarm = Arc::clone(self) as Arc<dyn Alarm>;
+                    inner.alarm = Some((at, engine.timer.set(at, alarm)));
+                }
+                other
+            }
+        };
+        drop(inner);
+        cancel_alarm(replaced);
+        match step {
+            Step::Renew => {
+                let held = Arc::clone(self);
+                runtime::spawn(async move { held.renew().await });
+            }
+            Step::Lose(reason) => self.tell_lost(reason),
+            Step::WaitUntil(_) | Step::Rest => {}
+        }
+    }
+
+    async fn renew(self: Arc<Self>) {
+        if let Err(error) = self.finish_extension(None, &Driver::engine()).await {
+            tracing::debug!(resource = %self.claim.resource, %error, "not renewed");
+        }
+    }
+
+    async fn extend(self: &Arc<Self>, ttl: Option<Duration>, driver: &Driver) -> Result<()> {
+        loop {
+            let changed = self.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut inner = self.inner();
+                if inner.state.begin_extension(Instant::now()) {
+                    break;
+                }
+                if !inner.state.is_extending() {
+                    return Err(not_held());
+                }
+            }
+            changed.await; // a renewal is on its way
+        }
+        self.finish_extension(ttl, driver).await
+    }
+
+    /// Asks the backend; the state has been told that an extension has begun.
+    async fn finish_extension(self: &Arc<Self>, ttl: Option<Duration>, driver: &Driver) -> Result<()> {
+        /// Tells the state when the extension is over, also when it was cancelled.
+        struct Over<'a>(&'a Arc<Held>);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.inner().state.extension_unknown();
+                self.0.changed.notify_waiters();
+                self.0.look();
+            }
+        }
+        let over = Over(self);
+        let ttl = ttl.unwrap_or_else(|| self.inner().state.ttl());
+        let outcome = self.manager.backend.extend(&self.claim, ttl, driver).await;
+        let step = {
+            let mut inner = self.inner();
+            match outcome {
+                Extension::Extended { since } => {
+                    let counts = inner.state.extended(Instant::now(), since, ttl);
+                    return if counts { Ok(()) } else { Err(not_held()) };
+                }
+                Extension::Unknown(error) => return Err(error),
+                Extension::Lost => inner.state.taken(),
+            }
+        };
+        if let Step::Lose(reason) = step {
+            self.tell_lost(reason);
+        }
+        drop(over);
+        Err(not_held())
+    }
+
+    /// Signals the loss and frees what may be left of the lease.
+    fn tell_lost(self: &Arc<Self>, reason: LossReason) {
+        let (listeners, alarm) = {
+            let mut inner = self.inner();
+            (std::mem::take(&mut inner.on_lost), inner.alarm.take())
+        };
+        cancel_alarm(alarm);
+        self.changed.notify_waiters();
+        for listener in listeners {
+            listener(reason);
+        }
+        tracing::warn!(resource = %self.claim.resource, reason = reason.name(), "lease lost");
+        self.manager.leases.remove(&self.claim.owner);
+        undo::in_background(&self.manager, self.claim.clone(), Instant::now());
+    }
+
+    /// Stops renewal and the signal of loss. Says whether there is anything to release.
+    fn begin_release(&self) -> bool {
+        let (alarm, given_up) = {
+            let mut inner = self.inner();
+            let ended = inner.state.told().is_some() || inner.state.is_given_up();
+            inner.state.begin_release();
+            inner.on_lost.clear();
+            (inner.alarm.take(), !ended)
+        };
+        cancel_alarm(alarm);
+        given_up
+    }
+
+    fn end_release(&self) {
+        self.inner().state.released();
+        self.changed.notify_waiters();
+        self.manager.leases.remove(&self.claim.owner);
+        self.manager.waiters.nudge(&self.claim.resource);
+    }
+
+    /// See [`Lease::release`].
+    pub(crate) async fn release(self: &Arc<Self>, driver: &Driver) -> Release {
+        /// Leaves the release to the background if it could not be finished here.
+        struct Unfinished<'a>(Option<&'a Arc<Held>>);
+        impl Drop for Unfinished<'_> {
+            fn drop(&mut self) {
+                if let Some(held) = self.0 {
+                    undo::in_background(&held.manager, held.claim.clone(), Instant::now());
+                    held.end_release();
+                }
+            }
+        }
+        if !self.begin_release() {
+            return Release::NotHeld;
+        }
+        let mut unfinished = Unfinished(Some(self));
+        loop {
+            let changed = self.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            if !self.inner().state.is_extending() {
+                break;
+            }
+            changed.await;
+        }
+        let outcome = self.manager.backend.release(&self.claim, driver).await;
+        if outcome != Release::Unknown {
+            unfinished.0 = None;
+            self.end_release();
+        }
+        outcome
+    }
+}
+
+impl Alarm for Held {
+    fn ring(self: Arc<Self>) {
+        self.look();
+    }
+}
+
+fn cancel_alarm(alarm: Option<(Instant, AlarmKey)>) {
+    if let (Some((_, key)), Some(engine)) = (alarm, runtime::running()) {
+        engine.timer.cancel(key);
+    }
+}
+
+fn not_held() -> Error {
+    Error::new(ErrorKind::Lost, "the lease is not held any more")
+}

@@ -1,0 +1,231 @@
+//! The manager: a backend, and the leases and waiters on it.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    Acquire, Capabilities, Error, ErrorKind, Holder, Lease, OwnerToken, Resource, Result, acquire,
+    backend::Backend,
+    engine::{driver::Driver, process, runtime},
+    lease::{Held, state::Drift},
+    waiters::Waiters,
+};
+
+/// Makes locks on one backend. Cheap to clone; clones are the same manager.
+///
+/// Owns no thread of its own. Dropping it leaves its leases as they are; [`close`](Self::close) releases them.
+/// In the child of a fork every use answers `Forked`: make a new one there.
+#[derive(Clone)]
+pub struct LockManager(Arc<Guarded>);
+
+/// Keeps the manager from being taken apart in the child of a fork.
+struct Guarded(Option<Arc<Manager>>);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let Some(manager) = self.0.take()
+            && manager.check_process().is_err()
+        {
+            std::mem::forget(manager);
+        }
+    }
+}
+
+/// The manager as the engine has it.
+pub(crate) struct Manager {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) drift: Drift,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) leases: Leases,
+    /// Releases on their way in the background.
+    pub(crate) undoing: TaskTracker,
+    generation: u32,
+    enrolled: AtomicBool,
+    closed: watch::Sender<bool>,
+}
+
+impl LockManager {
+    pub(crate) fn new(backend: Box<dyn Backend>, drift: Drift) -> Self {
+        let manager = Manager {
+            backend,
+            drift,
+            waiters: Arc::default(),
+            leases: Leases::default(),
+            undoing: TaskTracker::new(),
+            generation: process::generation(),
+            enrolled: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
+        };
+        Self(Arc::new(Guarded(Some(Arc::new(manager)))))
+    }
+
+    fn manager(&self) -> &Arc<Manager> {
+        match &self.0.0 {
+            Some(manager) => manager,
+            None => unreachable!("taken out by drop alone"),
+        }
+    }
+
+    /// The manager, if it is open and belongs to this process.
+    fn open(&self) -> Result<&Arc<Manager>> {
+        let manager = self.manager();
+        manager.check_process()?;
+        if *manager.closed.borrow() {
+            return Err(Error::closed());
+        }
+        if !manager.enrolled.swap(true, Ordering::AcqRel) {
+            runtime::engine()?.enroll(manager);
+        }
+        Ok(manager)
+    }
+
+    /// Acquires `resource`, waiting as `options` say. Locks are not re-entrant: a holder that asks again waits.
+    ///
+    /// # Errors
+    /// `Timeout` if it stayed in use, `Conflict` if it is in use as something else, `Unavailable` if the
+    /// backend was out of reach (for all of the wait; for 30 s if the wait is for ever), `Auth`, `InvalidArgument`,
+    /// `Closed`, `Forked`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future at any point leaves the line, and gives back in the background what was or
+    /// will be granted.
+    pub async fn acquire(&self, resource: &str, options: Acquire) -> Result<Lease> {
+        self.acquire_by(resource, options, &Driver::here()).await
+    }
+
+    /// As [`acquire`](Self::acquire), on connections that `driver` drives.
+    #[doc(hidden)]
+    pub async fn acquire_by(&self, resource: &str, options: Acquire, driver: &Driver) -> Result<Lease> {
+        let resource = Resource::new(resource)?;
+        acquire::acquire(self.open()?, &resource, &options, driver).await
+    }
+
+    /// Tries once; `None` if somebody else holds it.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), but for `Timeout`.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self, resource: &str, options: Acquire) -> Result<Option<Lease>> {
+        self.try_acquire_by(resource, options, &Driver::here()).await
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), on connections that `driver` drives.
+    #[doc(hidden)]
+    pub async fn try_acquire_by(&self, resource: &str, options: Acquire, driver: &Driver) -> Result<Option<Lease>> {
+        match self.acquire_by(resource, options.no_wait(), driver).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Who holds `resource`, or `None` if it is free.
+    ///
+    /// # Errors
+    /// `Unsupported` if the backend cannot tell, `Unavailable`, `Auth`, `InvalidArgument`, `Closed`, `Forked`.
+    pub async fn inspect(&self, resource: &str) -> Result<Option<Holder>> {
+        self.inspect_by(resource, &Driver::here()).await
+    }
+
+    /// As [`inspect`](Self::inspect), on connections that `driver` drives.
+    #[doc(hidden)]
+    pub async fn inspect_by(&self, resource: &str, driver: &Driver) -> Result<Option<Holder>> {
+        let resource = Resource::new(resource)?;
+        let inspected = self.open()?.backend.inspect(&resource, driver).await;
+        inspected.map_err(|error| error.on(resource.as_str()))
+    }
+
+    /// How many wait for `resource` through this manager.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `Closed`, `Forked`.
+    pub fn waiting(&self, resource: &str) -> Result<usize> {
+        Ok(self.open()?.waiters.count(&Resource::new(resource)?))
+    }
+
+    /// What the backend can do and promise.
+    pub fn capabilities(&self) -> Capabilities {
+        self.manager().backend.capabilities()
+    }
+
+    /// Ends it: waiters get `Closed`, leases are released, connections let go. Returns when that is done; a
+    /// server that does not answer is given up when its leases must have expired. Closing twice is harmless.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the manager closed, and the releases to the background.
+    pub async fn close(&self) {
+        let manager = self.manager();
+        if manager.check_process().is_ok() {
+            manager.close().await;
+        }
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.manager().backend
+    }
+}
+
+impl fmt::Debug for LockManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockManager").field(&self.backend()).finish()
+    }
+}
+
+impl Manager {
+    /// Whether this process made it.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if self.generation == process::generation() { Ok(()) } else { Err(Error::forked()) }
+    }
+
+    /// Resolves when the manager is closed.
+    pub(crate) async fn closing(&self) {
+        let mut closed = self.closed.subscribe();
+        if closed.wait_for(|closed| *closed).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// See [`LockManager::close`].
+    pub(crate) async fn close(&self) {
+        self.closed.send_replace(true);
+        let engine = Driver::engine();
+        let leases = self.leases.all();
+        futures_util::future::join_all(leases.iter().map(|held| held.release(&engine))).await;
+        self.undoing.close();
+        self.undoing.wait().await;
+        self.backend.close();
+    }
+}
+
+/// The leases that are held through a manager.
+#[derive(Default)]
+pub(crate) struct Leases(Mutex<HashMap<OwnerToken, Weak<Held>>>);
+
+impl Leases {
+    fn map(&self) -> MutexGuard<'_, HashMap<OwnerToken, Weak<Held>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn insert(&self, held: &Arc<Held>) {
+        self.map().insert(held.claim.owner, Arc::downgrade(held));
+    }
+
+    pub(crate) fn remove(&self, owner: &OwnerToken) {
+        self.map().remove(owner);
+    }
+
+    fn all(&self) -> Vec<Arc<Held>> {
+        self.map().values().filter_map(Weak::upgrade).collect()
+    }
+}

@@ -1,0 +1,81 @@
+//! Giving back in the background what may have been granted.
+//!
+//! An attempt whose caller went away, whose answer was lost or came too late may hold the lock on the backend,
+//! or get it yet: the request may still be on its way. So one release is not enough: "not held" is final
+//! only after the last moment at which the request could take effect. Until then, and while the backend
+//! does not answer, the release is sent again, up to the time at which the lease must have expired.
+//! The owner token is of this attempt alone, so that a late release cannot free anybody else.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    Release,
+    backend::Claim,
+    clock::Instant,
+    engine::{driver::Driver, runtime, timer},
+    manager::Manager,
+};
+
+/// A claim on its way: undone when dropped, unless it was [`settled`](Self::settled).
+pub(crate) struct Pending {
+    manager: Arc<Manager>,
+    claim: Option<Claim>,
+}
+
+impl Pending {
+    pub(crate) fn new(manager: &Arc<Manager>, claim: Claim) -> Self {
+        Self { manager: Arc::clone(manager), claim: Some(claim) }
+    }
+
+    pub(crate) fn claim(&self) -> &Claim {
+        match &self.claim {
+            Some(claim) => claim,
+            None => unreachable!("taken out by settled and drop alone"),
+        }
+    }
+
+    /// The outcome is certain, and the caller has it.
+    pub(crate) fn settled(mut self) -> Claim {
+        match self.claim.take() {
+            Some(claim) => claim,
+            None => unreachable!("taken out by settled and drop alone"),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            let settles = Instant::now().after(self.manager.backend.settles_within(claim.ttl));
+            in_background(&self.manager, claim, settles);
+        }
+    }
+}
+
+/// Releases `claim` again and again until that is certain. Nothing can be granted to it after `settles`.
+pub(crate) fn in_background(manager: &Arc<Manager>, claim: Claim, settles: Instant) {
+    if manager.check_process().is_err() {
+        return;
+    }
+    let task = undo(Arc::clone(manager), claim, settles);
+    runtime::spawn(manager.undoing.track_future(task));
+}
+
+async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant) {
+    const FIRST_PAUSE: Duration = Duration::from_millis(10);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+    let expired = settles.max(Instant::now()).after(claim.ttl).after(manager.drift.of(claim.ttl));
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let asked = Instant::now();
+        match manager.backend.release(&claim, &Driver::engine()).await {
+            Release::Released => break,
+            Release::NotHeld if asked >= settles => break,
+            _ if asked >= expired => break,
+            // No need to look twice before it is settled, once the pauses reach that far.
+            _ => timer::sleep_until(asked.after(pause)).await,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    manager.waiters.nudge(&claim.resource);
+}
