@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Deletes a lock behind the library's back: `break_lock.py NAME`.
 
-Looks on every store that the environment of with_servers.py names, because the scenarios' names are unique. Exits with 1 if
-the lock was on none: then a test would wait for the loss of a lease that nobody harmed.
+Looks on every store that the environment of with_servers.py names, because the scenarios' names are unique. Exits with
+1 if the lock was on none: then a test would wait for the loss of a lease that nobody harmed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from redis_server import RedisClient
 
 def break_in_redis(url: str, name: str) -> int:
     """Deletes the key; what counts the fencing tokens stays, as after an eviction or a DEL by hand."""
-    where = urllib.parse.urlsplit(url)
-    client = RedisClient(where.port or 6379, where.password)
+    client = RedisClient(url)
     deleted = client.command("DEL", name)
     client.close()
     return deleted if isinstance(deleted, int) else 0

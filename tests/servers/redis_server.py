@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.parse
 from types import TracebackType
 from typing import Union
 
@@ -31,11 +32,16 @@ class RedisError(Exception):
 class RedisClient:
     """One blocking connection; sends a command and reads its reply."""
 
-    def __init__(self, port: int, password: str | None = None, timeout: float = 10.0) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout)
+    def __init__(self, url: str, timeout: float = 10.0) -> None:
+        """To `redis://[user:password@]host[:port][/database]`."""
+        where = urllib.parse.urlsplit(url)
+        self._socket = socket.create_connection((where.hostname or "127.0.0.1", where.port or 6379), timeout)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._replies = self._socket.makefile("rb")
-        if password is not None:
-            self.command("AUTH", password)
+        if where.password:
+            self.command("AUTH", *map(urllib.parse.unquote, filter(None, (where.username, where.password))))
+        if where.path.strip("/"):
+            self.command("SELECT", where.path.strip("/"))
 
     def command(self, *words: str | bytes | int) -> Reply:
         """Raises RedisError for an error reply and OSError if the connection breaks."""
@@ -87,8 +93,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        user = "" if self.password is None else f":{self.password}@"
-        return f"redis://{user}127.0.0.1:{self.port}"
+        return self._url(self.port)
 
     @property
     def pid(self) -> int:
@@ -112,7 +117,7 @@ class RedisServer:
         raise RuntimeError(f"redis-server did not start: {self._log()}")
 
     def client(self, timeout: float = 10.0) -> RedisClient:
-        return RedisClient(self.port, self.password, timeout)
+        return RedisClient(self.url, timeout)
 
     def command(self, *words: str | bytes | int) -> Reply:
         """One command on a connection of its own."""
@@ -149,6 +154,10 @@ class RedisServer:
     ) -> None:
         self.stop()
 
+    def _url(self, port: int) -> str:
+        user = "" if self.password is None else f":{self.password}@"
+        return f"redis://{user}127.0.0.1:{port}"
+
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "no", "--dir", self._directory, *self.options]
@@ -170,7 +179,7 @@ class RedisServer:
         limit = time.monotonic() + START_LIMIT
         while time.monotonic() < limit and self._process is not None and self._process.poll() is None:
             try:
-                client = RedisClient(port, self.password, timeout=1.0)
+                client = RedisClient(self._url(port), timeout=1.0)
                 try:
                     info = client.command("INFO", "server")
                 finally:

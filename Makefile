@@ -1,0 +1,87 @@
+# `make help` lists what can be made.
+SHELL := bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+# Where Python packages that the build and the tests need are installed.
+VENV := $(CURDIR)/.venv
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+SERVERS := $(CURDIR)/tests/servers/with_servers.py
+
+# Each language brings LANGUAGE-build and LANGUAGE-test, C also install-c, the others LANGUAGE-lint.
+LANGUAGES := $(patsubst bindings/%/,%,$(dir $(wildcard bindings/*/*.mk)))
+include $(foreach language,$(LANGUAGES),bindings/$(language)/$(language).mk)
+
+.PHONY: help
+help: ## This list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: test
+test: ## Installs what is missing, checks the code and runs every test in every language.
+	tests/install.sh
+	$(SERVERS) tests/suite.py \
+	    lint="$(MAKE) lint" \
+	    rust="cargo test --workspace" \
+	    $(foreach language,$(LANGUAGES),$(language)="$(MAKE) $(language)-test") \
+	    together="$(MAKE) together-test"
+
+.PHONY: build
+build: rust-build $(LANGUAGES:%=%-build) ## Builds the libraries and the examples of all languages.
+
+.PHONY: rust-build
+rust-build:
+	cargo build -p polylock-examples
+
+# The programs that add to one number, as tests/demo/demo.py runs them.
+python_COUNTER ?= $(VENV)/bin/python $(CURDIR)/examples/python/counter.py
+node_COUNTER ?= node $(CURDIR)/examples/node/counter.js
+c_COUNTER ?= $(CURDIR)/build/c/counter
+COUNTERS = rust="$(CARGO_TARGET_DIR)/debug/counter" \
+    $(foreach language,$(LANGUAGES),$(language)="$($(language)_COUNTER)")
+
+.PHONY: demo
+demo: ## Four languages add to one number, without and with locks; URL= says where the locks are kept.
+	tests/install.sh
+	$(MAKE) build
+	tests/demo/demo.py $(if $(URL),--url $(URL)) $(COUNTERS)
+
+.PHONY: together-test
+together-test: build ## What crosses languages; needs the servers' URLs in the environment.
+	tests/together/run.py $(COUNTERS)
+
+LINT := $(CARGO_TARGET_DIR)/lint
+# Python outside of the package.
+SCRIPTS := tests/*.py tests/*/*.py $(wildcard benches/*.py)
+
+.PHONY: lint
+lint: rust-lint scripts-lint $(patsubst %,%-lint,$(filter-out c,$(LANGUAGES))) ## Checks format, warnings and documentation in every language.
+	@echo "lint: 1 passed, 0 failed"
+
+.PHONY: rust-lint
+rust-lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	tests/licences.py
+
+.PHONY: scripts-lint
+scripts-lint: $(LINT)/.installed
+	$(LINT)/bin/ruff check --config tests/ruff.toml $(SCRIPTS)
+	$(LINT)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
+	MYPYPATH=tests/servers $(LINT)/bin/mypy --strict $(SCRIPTS)
+
+$(LINT)/.installed: Makefile
+	$(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/pip install --quiet --disable-pip-version-check 'ruff==0.17.*' 'mypy==2.4.*'
+	touch $@
+
+.PHONY: bench
+bench: ## Compares with the usual libraries; prints a table and writes target/bench/results.json.
+	tests/install.sh
+	$(SERVERS) $(MAKE) bench-run
+
+.PHONY: clean
+clean: ## Removes what was built.
+	cargo clean
+	rm -rf $(VENV) build bindings/node/node_modules bindings/node/dist
