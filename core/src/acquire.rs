@@ -36,7 +36,7 @@ const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
 
 /// Why an attempt came to nothing, though another may succeed.
 enum Refusal {
-    Busy { free_in: Option<Duration>, foreign: bool },
+    Busy { free_in: Option<Duration>, foreign: bool, contended: bool },
     Unreachable(Error),
 }
 
@@ -49,7 +49,7 @@ pub(crate) async fn acquire(
 ) -> Result<Lease> {
     options.check()?;
     let began = Instant::now();
-    let mut waiting = Waiting { manager, resource, began, refusal: None, outage: None, tries: 0 };
+    let mut waiting = Waiting { manager, resource, began, refusal: None, outage: None, tries: 0, clashes: 0 };
     let result = match options.wait {
         Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
         Wait::For(wait) => {
@@ -78,6 +78,8 @@ struct Waiting<'a> {
     /// Since when the backend has been out of reach.
     outage: Option<Instant>,
     tries: u32,
+    /// Attempts in a row that stood in each other's way.
+    clashes: u32,
 }
 
 impl Waiting<'_> {
@@ -91,9 +93,13 @@ impl Waiting<'_> {
                 return Ok(Some(lease));
             }
             match &self.refusal {
+                Some(Refusal::Busy { contended: true, .. }) => {
+                    self.outage = None;
+                    sleep_until(Instant::now().after(self.step_aside())).await;
+                }
                 Some(Refusal::Busy { free_in, .. }) => {
                     let free_in = *free_in;
-                    self.outage = None;
+                    (self.outage, self.clashes) = (None, 0);
                     let watch = watch.get_or_insert_with(|| self.manager.backend.watch(self.resource));
                     sleep_while_busy(free_in, watch, &place).await;
                 }
@@ -118,6 +124,7 @@ impl Waiting<'_> {
             owner: OwnerToken::draw()?,
             ttl: options.ttl,
             label: options.label.clone(),
+            progress: Arc::default(),
         };
         let pending = Pending::new(manager, claim);
         match manager.backend.try_acquire(pending.claim(), driver).await {
@@ -131,9 +138,11 @@ impl Waiting<'_> {
                 let late = Error::unavailable(format!("the grant came after its ttl of {:?} was over", options.ttl));
                 self.refusal = Some(Refusal::Unreachable(late));
             }
-            Attempt::Busy { free_in, foreign } => {
-                pending.settled();
-                self.refusal = Some(Refusal::Busy { free_in, foreign });
+            Attempt::Busy { free_in, foreign, contended, residue } => {
+                if !residue {
+                    pending.settled();
+                }
+                self.refusal = Some(Refusal::Busy { free_in, foreign, contended });
             }
             Attempt::Refused(error) => {
                 pending.settled();
@@ -150,6 +159,14 @@ impl Waiting<'_> {
         Ok(None)
     }
 
+    /// Pause after several attempts stood in each other's way: random, doubling up to a quarter of a second, and
+    /// long enough for the part that was granted to be given back.
+    fn step_aside(&mut self) -> Duration {
+        self.clashes = (self.clashes + 1).min(6);
+        let longest = Duration::from_millis(4 << self.clashes);
+        Duration::from_millis(2) + longest.mul_f64(fastrand::f64())
+    }
+
     /// Pause before the next try at a backend that is out of reach: random, doubling up to a second.
     fn back_off(&self) -> Duration {
         let longest = Duration::from_millis(25).saturating_mul(1 << self.tries.min(6)).min(Duration::from_secs(1));
@@ -158,8 +175,7 @@ impl Waiting<'_> {
 
     /// The error of an acquisition that came to nothing.
     fn why_not(&self) -> Error {
-        let waited = self.began;
-        let waited = Instant::now().since(waited).as_secs_f64();
+        let waited = Instant::now().since(self.began).as_secs_f64();
         match &self.refusal {
             Some(Refusal::Busy { foreign: true, .. }) => Error::new(
                 ErrorKind::Conflict,

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Error, LockManager, Result,
-    backend::{Backend, memory::MemoryBackend},
+    backend::{Backend, memory::MemoryBackend, redis::RedisBackend},
     lease::state::Drift,
 };
 
@@ -98,6 +98,9 @@ impl Connect {
         };
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
         match scheme {
+            "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "unix" => {
+                Ok(Box::new(RedisBackend::new(&self.urls, &self.options)?))
+            }
             _ if !more.is_empty() => Err(Error::invalid("url", "may be a list for Redis servers only")),
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),

@@ -5,12 +5,16 @@
 //! signal of loss, undoing) is the engine's and the same for all backends.
 
 pub(crate) mod memory;
+pub(crate) mod redis;
 
 use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -87,6 +91,37 @@ pub(crate) struct Claim {
     pub(crate) ttl: Duration,
     /// What [`Holder::label`] will say.
     pub(crate) label: Option<Arc<str>>,
+    /// For backends of several nodes.
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// What is known of one claim on several nodes; clones of the claim share it.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Nodes that are known to hold, as bits.
+    pub(crate) holders: AtomicU32,
+    /// It is given up: nothing of it may be granted any more.
+    pub(crate) over: AtomicBool,
+    /// The token that was agreed on; 0 before.
+    pub(crate) fencing_token: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn add_holder(&self, node: usize) {
+        self.holders.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    pub(crate) fn holds(&self, node: usize) -> bool {
+        self.holders.load(Ordering::Relaxed) & (1 << node) != 0
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
 }
 
 /// Outcome of [`Backend::try_acquire`].
@@ -103,11 +138,22 @@ pub(crate) enum Attempt {
         free_in: Option<Duration>,
         /// It is in use as something that is not a lock of ours.
         foreign: bool,
+        /// Nobody holds it: several attempts stood in each other's way, and should come back at random times.
+        contended: bool,
+        /// A part of the claim may have been, or may yet be, granted: it is to be undone.
+        residue: bool,
     },
     /// It was certainly not granted.
     Refused(Error),
     /// It may have been granted, or may yet be.
     Unknown(Error),
+}
+
+impl Attempt {
+    /// Somebody else's, with a certain answer.
+    pub(crate) fn held_for(free_in: Option<Duration>) -> Self {
+        Self::Busy { free_in, foreign: false, contended: false, residue: false }
+    }
 }
 
 /// Outcome of [`Backend::extend`].

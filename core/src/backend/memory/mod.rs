@@ -73,7 +73,7 @@ impl State {
             return if held.owner == claim.owner {
                 Attempt::Granted { fencing_token: held.fencing_token, since: now }
             } else {
-                Attempt::Busy { free_in: Some(held.expires.since(now)), foreign: false }
+                Attempt::held_for(Some(held.expires.since(now)))
             };
         }
         self.last_token = (self.last_token + 1).max(clock::unix_micros());

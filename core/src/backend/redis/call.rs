@@ -1,0 +1,71 @@
+//! How a request to one server can end.
+
+use redis::Value;
+
+use crate::{Error, ErrorKind};
+
+/// The answer to one request.
+pub(super) type Reply = Result<Value, CallError>;
+
+/// Why there is no useful answer.
+#[derive(Clone, Debug)]
+pub(super) enum CallError {
+    /// It never left: nothing was done.
+    NotSent(Error),
+    /// It may have been done, or may yet be.
+    Unanswered(Error),
+    /// The server refused it: nothing was done.
+    Refused(Error),
+    /// The server does not know the script.
+    NoScript,
+}
+
+impl CallError {
+    pub(super) fn not_sent(peer: &str, why: impl std::fmt::Display) -> Self {
+        Self::NotSent(Error::unavailable(format!("{peer}: {why}")))
+    }
+
+    pub(super) fn unanswered(peer: &str, why: impl std::fmt::Display) -> Self {
+        Self::Unanswered(Error::unavailable(format!("{peer}: {why}")))
+    }
+
+    /// What the server said, in the terms of this library. One place for every error reply:
+    ///
+    /// | reply | taken as |
+    /// |---|---|
+    /// | `NOSCRIPT` | ask again with the script's text |
+    /// | `NOAUTH` `WRONGPASS` `NOPERM`, and `ERR` about a password | `Auth`: not tried again |
+    /// | `ERR unknown command` | `Unsupported`: not tried again |
+    /// | `LOADING` `BUSY` `OOM` `READONLY` `MASTERDOWN` `CLUSTERDOWN` `TRYAGAIN`, too many clients, the rest | the server is out of reach for now |
+    pub(super) fn from_server(peer: &str, code: &str, detail: &str) -> Self {
+        let about_password = code == "ERR" && detail.to_ascii_lowercase().contains("password");
+        let kind = match code {
+            "NOSCRIPT" => return Self::NoScript,
+            "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
+            _ if about_password => ErrorKind::Auth,
+            "ERR" if detail.starts_with("unknown command") => ErrorKind::Unsupported,
+            _ => ErrorKind::Unavailable,
+        };
+        Self::Refused(Error::new(kind, format!("{peer}: {code} {detail}")))
+    }
+
+    /// The reply, or the error that it is.
+    pub(super) fn check(peer: &str, value: Value) -> Reply {
+        match value {
+            Value::ServerError(error) => Err(Self::from_server(peer, error.code(), error.details().unwrap_or(""))),
+            value => Ok(value),
+        }
+    }
+
+    /// Whether the request may have been, or may yet be, carried out.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Unanswered(_))
+    }
+
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::NotSent(error) | Self::Unanswered(error) | Self::Refused(error) => error,
+            Self::NoScript => Error::unavailable("the server forgot a script twice in a row"),
+        }
+    }
+}

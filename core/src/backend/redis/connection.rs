@@ -1,0 +1,524 @@
+//! A socket and its link, driven by whoever is nearest.
+//!
+//! A request is written at once if nothing is on its way, else at the end of the driver's turn, so that many
+//! callers share one system call. What can happen to a request, and what its caller is told:
+//!
+//! * the connection is broken before it was taken: `NotSent`;
+//! * it was taken and the connection broke, or no answer came in time: `Unanswered`. Then the connection is *reset*,
+//!   not closed: a reset makes the server throw away what it has not read yet, so that a late request cannot
+//!   be carried out after the caller gave up;
+//! * its caller went away: the answer is read and dropped, and the connection goes on.
+
+use std::{
+    future::Future,
+    io::{self, Read, Write},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::Value;
+use socket2::{SockRef, Socket};
+use tokio::{
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
+    sync::{Notify, oneshot},
+};
+
+use super::{
+    call::{CallError, Reply},
+    link::{Link, Received},
+};
+use crate::{
+    clock::Instant,
+    engine::{
+        driver::{Driver, Kind},
+        reactor::{Reactor, Source, SourceKey},
+        runtime,
+        timer::{Alarm, AlarmKey},
+    },
+};
+
+/// A connection that has not been used for this long is looked at before it is.
+const STALE_AFTER: Duration = Duration::from_millis(500);
+
+/// What a connection does with messages that nobody asked for.
+pub(super) type OnPush = Box<dyn Fn(Value) + Send + Sync>;
+
+pub(super) struct Connection {
+    /// What errors call the server.
+    peer: String,
+    state: Mutex<State>,
+    attached: OnceLock<Attached>,
+    on_push: Option<OnPush>,
+    /// What to add to [`Instant::since_boot`] to get the server's clock, in ms, at the latest.
+    server_clock: AtomicI64,
+}
+
+struct State {
+    /// `None` once the connection is broken.
+    socket: Option<Arc<Socket>>,
+    tls: Option<Box<rustls::ClientConnection>>,
+    link: Link,
+    /// The socket took less than there was: it is watched for becoming writable.
+    blocked: bool,
+    /// A flush has been asked for.
+    flush_due: bool,
+    broken: Option<String>,
+    on_broken: Option<Arc<Notify>>,
+    last_used: Instant,
+    watchdog: Option<AlarmKey>,
+    watchdog_at: Option<Instant>,
+}
+
+/// Who drives the connection.
+enum Attached {
+    Reactor(Weak<Reactor>, SourceKey),
+    /// A task; this wakes it to flush, or to go away.
+    Task(Arc<Notify>),
+}
+
+impl Connection {
+    /// Takes over a connected, non-blocking socket.
+    pub(super) fn new(
+        peer: &str,
+        socket: Socket,
+        tls: Option<Box<rustls::ClientConnection>>,
+        on_push: Option<OnPush>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            peer: peer.to_owned(),
+            state: Mutex::new(State {
+                socket: Some(Arc::new(socket)),
+                tls,
+                link: Link::default(),
+                blocked: false,
+                flush_due: false,
+                broken: None,
+                on_broken: None,
+                last_used: Instant::now(),
+                watchdog: None,
+                watchdog_at: None,
+            }),
+            attached: OnceLock::new(),
+            on_push,
+            server_clock: AtomicI64::new(0),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `driver` drive it from now on. Once.
+    pub(super) fn attach(self: &Arc<Self>, driver: &Driver) -> io::Result<()> {
+        let socket = self.state().socket.clone().ok_or(io::ErrorKind::NotConnected)?;
+        let notify = Arc::new(Notify::new());
+        let task = drive(Arc::clone(self), Arc::clone(&socket), Arc::clone(&notify));
+        let attached = match &driver.0 {
+            Kind::Reactor(reactor) => {
+                let source = Arc::downgrade(self) as Weak<dyn Source>;
+                Attached::Reactor(Arc::downgrade(reactor), reactor.add(&*socket, source)?)
+            }
+            Kind::Tokio(handle) => {
+                drop(handle.spawn(task));
+                Attached::Task(notify)
+            }
+            Kind::Engine => {
+                runtime::spawn(task);
+                Attached::Task(notify)
+            }
+        };
+        let _ = self.attached.set(attached);
+        Ok(())
+    }
+
+    /// Sends a request and waits for its answer. Dropping the future drops the answer, not the request.
+    pub(super) async fn call(self: &Arc<Self>, request: &[u8], expires: Instant) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        self.send(request, reply, expires);
+        match answer.await {
+            Ok(reply) => reply.and_then(|value| CallError::check(&self.peer, value)),
+            Err(_) => Err(CallError::unanswered(&self.peer, "the connection went away")),
+        }
+    }
+
+    fn send(self: &Arc<Self>, request: &[u8], reply: oneshot::Sender<Reply>, expires: Instant) {
+        let mut state = self.state();
+        if let Some(why) = &state.broken {
+            let error = CallError::not_sent(&self.peer, why);
+            drop(state);
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let idle = state.link.is_idle();
+        state.link.request(request, reply, expires);
+        self.watch_for(&mut state, expires);
+        self.write_soon(state, idle);
+    }
+
+    /// Sends a request whose answers come as pushes.
+    pub(super) fn command(self: &Arc<Self>, request: &[u8]) {
+        let mut state = self.state();
+        if state.broken.is_none() {
+            state.link.command(request);
+            self.write_soon(state, true);
+        }
+    }
+
+    /// Writes now, or at the end of the driver's turn.
+    fn write_soon(&self, mut state: MutexGuard<'_, State>, now: bool) {
+        if now {
+            self.write(state);
+        } else if !state.flush_due && !state.blocked {
+            state.flush_due = true;
+            drop(state);
+            match self.attached.get() {
+                Some(Attached::Task(notify)) => notify.notify_one(),
+                Some(Attached::Reactor(reactor, key)) => {
+                    if let Some(reactor) = reactor.upgrade() {
+                        reactor.flush_later(*key);
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Rings when the answer that is due first has not come.
+    fn watch_for(self: &Arc<Self>, state: &mut State, expires: Instant) {
+        if state.watchdog_at.is_some_and(|at| at <= expires) {
+            return;
+        }
+        if let Ok(engine) = runtime::engine() {
+            let alarm = Arc::clone(self) as Arc<dyn Alarm>;
+            let earlier = state.watchdog.replace(engine.timer.set(expires, alarm));
+            state.watchdog_at = Some(expires);
+            if let Some(earlier) = earlier {
+                engine.timer.cancel(earlier);
+            }
+        }
+    }
+
+    /// Writes as much as the socket takes.
+    fn write(&self, mut state: MutexGuard<'_, State>) {
+        state.flush_due = false;
+        state.last_used = Instant::now();
+        match state.write() {
+            Ok(()) => self.watch_writable(state),
+            Err(error) => self.break_off(state, &format!("writing failed: {error}")),
+        }
+    }
+
+    fn watch_writable(&self, mut state: MutexGuard<'_, State>) {
+        let blocked = state.wants_write();
+        if blocked == state.blocked {
+            return;
+        }
+        state.blocked = blocked;
+        match self.attached.get() {
+            Some(Attached::Reactor(reactor, key)) => {
+                if let (Some(reactor), Some(socket)) = (reactor.upgrade(), &state.socket) {
+                    let _ = reactor.watch_writable(&**socket, *key, blocked);
+                }
+            }
+            Some(Attached::Task(notify)) => notify.notify_one(),
+            None => {}
+        }
+    }
+
+    /// Reads what has come and hands it out.
+    fn read(&self) {
+        let mut state = self.state();
+        let mut received = Vec::new();
+        let outcome = state.read(&mut received);
+        state.last_used = Instant::now();
+        match outcome {
+            Ok(()) if state.link.is_idle() && state.tls.is_none() => drop(state),
+            Ok(()) => self.write(state), // TLS may have something to say; requests may have been left
+            Err(why) => self.break_off(state, &why),
+        }
+        for message in received {
+            match message {
+                Received::Reply(reply, value) => drop(reply.send(Ok(value))),
+                Received::Push(value) => match &self.on_push {
+                    Some(on_push) => on_push(value),
+                    None => tracing::debug!(peer = self.peer, "an unexpected message"),
+                },
+            }
+        }
+    }
+
+    /// Gives the connection up; a reset if a request is on its way.
+    fn break_off(&self, mut state: MutexGuard<'_, State>, why: &str) {
+        if state.broken.is_some() {
+            return;
+        }
+        state.broken = Some(why.to_owned());
+        if let Some(broken) = state.on_broken.take() {
+            broken.notify_one();
+        }
+        let socket = state.socket.take();
+        if let Some(socket) = &socket
+            && !state.link.is_idle()
+        {
+            let _ = SockRef::from(&**socket).set_linger(Some(Duration::ZERO));
+        }
+        let mut failed = Vec::new();
+        state.link.fail(&CallError::unanswered(&self.peer, why), &mut failed);
+        drop(state);
+        drop(socket);
+        if let Some(Attached::Task(notify)) = self.attached.get() {
+            notify.notify_one(); // it holds the socket, too
+        }
+        for (reply, error) in failed {
+            let _ = reply.send(error);
+        }
+    }
+
+    /// Has `broken` notified when it breaks, or now if it has.
+    pub(super) fn on_broken(&self, broken: Arc<Notify>) {
+        let mut state = self.state();
+        if state.broken.is_some() {
+            broken.notify_one();
+        } else {
+            state.on_broken = Some(broken);
+        }
+    }
+
+    /// Closes it; what is on its way is `Unanswered`.
+    pub(super) fn close(&self, why: &str) {
+        self.break_off(self.state(), why);
+    }
+
+    /// Whether it can be used; one that was idle for long is looked at.
+    pub(super) fn is_alive(&self) -> bool {
+        let state = self.state();
+        if state.broken.is_some() {
+            return false;
+        }
+        let stale = state.link.is_idle() && Instant::now().since(state.last_used) > STALE_AFTER;
+        drop(state);
+        if stale {
+            // The server may have closed it while nobody was looking.
+            self.read();
+        }
+        self.state().broken.is_none()
+    }
+
+    fn wants_write(&self) -> bool {
+        let state = self.state();
+        state.broken.is_none() && state.wants_write()
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.state().broken.is_some()
+    }
+
+    /// Drives it from here while `work` runs; nobody drives it afterwards.
+    pub(super) async fn drive_here<F: Future>(self: &Arc<Self>, work: F) -> F::Output {
+        let socket = self.state().socket.clone();
+        let mut work = std::pin::pin!(work);
+        let Some(socket) = socket else { return work.await };
+        // Both ends are seen by polling in turn: first the work (which sends), then the socket (which answers).
+        let watched = watch(socket);
+        let Ok(fd) = watched else {
+            self.close("it cannot be watched");
+            return work.await;
+        };
+        loop {
+            let interest =
+                if self.wants_write() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            tokio::select! {
+                biased;
+                output = &mut work => return output,
+                ready = fd.ready(interest) => self.serve(ready),
+            }
+            if self.is_broken() {
+                return work.await;
+            }
+        }
+    }
+
+    /// Reads and writes what the socket is ready for.
+    fn serve(&self, ready: io::Result<AsyncFdReadyGuard<'_, Arc<Socket>>>) {
+        let Ok(mut ready) = ready else { return self.close("it cannot be watched") };
+        let readiness = ready.ready();
+        if readiness.is_writable() {
+            self.flush();
+            if self.wants_write() {
+                ready.clear_ready_matching(tokio::io::Ready::WRITABLE);
+            }
+        }
+        if readiness.is_readable() || readiness.is_read_closed() {
+            self.read();
+            ready.clear_ready_matching(tokio::io::Ready::READABLE);
+        }
+    }
+
+    /// Notes the server's clock: it showed `server_ms` at some point after `asked`.
+    pub(super) fn set_server_clock(&self, server_ms: i64, asked: Instant) {
+        // Counted from the asking, the estimate is at most one round trip ahead of the server: a request is
+        // given that much more time, never less.
+        let asked = i64::try_from(asked.since_boot().as_millis()).unwrap_or(0);
+        self.server_clock.store(server_ms - asked, Ordering::Relaxed);
+    }
+
+    /// What the server's clock will show at `at`, in ms.
+    pub(super) fn server_time(&self, at: Instant) -> i64 {
+        let at = i64::try_from(at.since_boot().as_millis()).unwrap_or(i64::MAX / 2);
+        at.saturating_add(1).saturating_add(self.server_clock.load(Ordering::Relaxed))
+    }
+}
+
+impl State {
+    fn wants_write(&self) -> bool {
+        !self.link.output().is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
+        let mut socket: &Socket = socket;
+        if let Some(tls) = &mut self.tls {
+            while !self.link.output().is_empty() {
+                let written = tls.writer().write(self.link.output())?;
+                if written == 0 {
+                    break; // its buffer is full
+                }
+                self.link.wrote(written);
+            }
+            while tls.wants_write() {
+                match tls.write_tls(&mut socket) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(());
+        }
+        while !self.link.output().is_empty() {
+            match socket.write(self.link.output()) {
+                Ok(written) => self.link.wrote(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, received: &mut Vec<Received>) -> Result<(), String> {
+        let mut buffer = [0; 8 * 1024];
+        loop {
+            let Some(socket) = &self.socket else { return Err("the connection is closed".into()) };
+            let mut socket: &Socket = socket;
+            let read = match &mut self.tls {
+                None => socket.read(&mut buffer),
+                Some(tls) => match tls.read_tls(&mut socket) {
+                    Ok(0) => Ok(0),
+                    Ok(_) => {
+                        tls.process_new_packets().map_err(|error| format!("TLS: {error}"))?;
+                        loop {
+                            match tls.reader().read(&mut buffer) {
+                                Ok(0) => return Err("the server closed the connection".into()),
+                                Ok(read) => self.link.receive(&buffer[..read], received)?,
+                                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                                Err(error) => return Err(format!("TLS: {error}")),
+                            }
+                        }
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match read {
+                Ok(0) => return Err("the server closed the connection".into()),
+                Ok(read) => {
+                    self.link.receive(&buffer[..read], received)?;
+                    if read < buffer.len() {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("reading failed: {error}")),
+            }
+        }
+    }
+}
+
+impl Source for Connection {
+    fn ready(&self) {
+        if self.state().blocked {
+            self.write(self.state());
+        }
+        self.read();
+    }
+
+    fn flush(&self) {
+        self.write(self.state());
+    }
+}
+
+/// Looks whether an answer is overdue.
+impl Alarm for Connection {
+    fn ring(self: Arc<Self>) {
+        {
+            let mut state = self.state();
+            (state.watchdog, state.watchdog_at) = (None, None);
+            if state.broken.is_some() || state.link.next_expiry().is_none_or(|at| at > Instant::now()) {
+                if state.broken.is_none()
+                    && let Some(next) = state.link.next_expiry()
+                {
+                    self.watch_for(&mut state, next);
+                }
+                return;
+            }
+        }
+        // The answer may be there already, with nobody at hand to read it.
+        self.read();
+        let mut state = self.state();
+        match state.link.next_expiry() {
+            Some(at) if at <= Instant::now() => self.break_off(state, "no answer in time"),
+            Some(at) => self.watch_for(&mut state, at),
+            None => {}
+        }
+    }
+}
+
+/// Registers the socket with the tokio runtime that this is called on.
+#[allow(deprecated)] // its successor is unsafe for types whose descriptor may change; an Arc'd socket's cannot
+fn watch(socket: Arc<Socket>) -> io::Result<AsyncFd<Arc<Socket>>> {
+    AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Drives a connection on a tokio runtime until it breaks.
+async fn drive(connection: Arc<Connection>, socket: Arc<Socket>, notify: Arc<Notify>) {
+    /// The runtime may go away under the task.
+    struct Driving(Arc<Connection>);
+    impl Drop for Driving {
+        fn drop(&mut self) {
+            self.0.close("the runtime that drove it has ended");
+        }
+    }
+    let driving = Driving(connection);
+    let connection = &driving.0;
+    let fd = match watch(socket) {
+        Ok(fd) => fd,
+        Err(error) => return connection.close(&format!("it cannot be watched: {error}")),
+    };
+    while !connection.is_broken() {
+        let interest =
+            if connection.wants_write() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        tokio::select! {
+            biased;
+            () = notify.notified() => connection.flush(),
+            ready = fd.ready(interest) => connection.serve(ready),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Opening a connection: address, socket, TLS, log-in, and a look at the server's clock.
+//!
+//! All of it runs on the engine, so that an attempt that is decided without this server, or a caller that
+//! goes away, does not keep the connection from coming about for the next one.
+
+use std::{io, sync::Arc, time::Duration};
+
+use redis::Value;
+use socket2::{Socket, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::{
+    call::{CallError, Reply},
+    config::{Address, NodeConfig},
+    connection::{Connection, OnPush},
+    tls,
+};
+use crate::{Error, ErrorKind, clock::Instant, engine::driver::Driver};
+
+/// How long opening may take in all.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Opens a connection, logged in and driven by `driver`. To be awaited on the engine.
+pub(super) async fn open(
+    config: &NodeConfig,
+    driver: &Driver,
+    on_push: Option<OnPush>,
+) -> Result<Arc<Connection>, CallError> {
+    let expires = Instant::now().after(OPEN_TIMEOUT);
+    let socket = match tokio::time::timeout(OPEN_TIMEOUT, connect(&config.address)).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => return Err(CallError::not_sent(&config.name, error)),
+        Err(_) => return Err(CallError::not_sent(&config.name, "no connection in time")),
+    };
+    let tls = match (&config.address, config.tls) {
+        (Address::Tcp(host, _), true) => Some(tls::client(host).map_err(CallError::NotSent)?),
+        _ => None,
+    };
+    let connection = Connection::new(&config.name, socket, tls, on_push);
+    // The log-in is driven here, and only then handed over: nobody may be at hand at the driver's.
+    let log_in = log_in(config, &connection, expires);
+    let driven = connection.drive_here(log_in).await;
+    if let Err(error) = driven {
+        connection.close("the log-in failed");
+        // Nothing of a caller's was sent.
+        return Err(CallError::NotSent(error.into_error()));
+    }
+    connection.attach(driver).map_err(|error| CallError::not_sent(&config.name, error))?;
+    Ok(connection)
+}
+
+async fn connect(address: &Address) -> io::Result<Socket> {
+    let socket = match address {
+        Address::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            let socket = Socket::from(stream.into_std()?);
+            socket.set_tcp_nodelay(true)?;
+            // A peer that vanished without a word is noticed within half a minute, even with nothing on the way.
+            let keepalive =
+                TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+            socket.set_tcp_keepalive(&keepalive)?;
+            socket
+        }
+        Address::Unix(path) => Socket::from(UnixStream::connect(path).await?.into_std()?),
+    };
+    Ok(socket)
+}
+
+async fn log_in(config: &NodeConfig, connection: &Arc<Connection>, expires: Instant) -> Result<(), CallError> {
+    let login = config.login();
+    let asked = Instant::now();
+    let steps = login.iter().map(|(_, request)| connection.call(request, expires));
+    let time = redis::cmd("TIME").get_packed_command();
+    let (steps, time) =
+        futures_util::future::join(futures_util::future::join_all(steps), connection.call(&time, expires)).await;
+    for ((step, _), outcome) in login.iter().zip(steps) {
+        if let Err(error) = outcome {
+            return Err(name_step(config, step, error));
+        }
+    }
+    connection.set_server_clock(server_ms(&config.name, time)?, asked);
+    Ok(())
+}
+
+/// What a failed step of the log-in means.
+fn name_step(config: &NodeConfig, step: &str, error: CallError) -> CallError {
+    match (step, error) {
+        ("SELECT", CallError::Refused(error)) if error.kind() == ErrorKind::Unavailable => {
+            let why = format!("names the database {} that the server does not have", config.database);
+            CallError::Refused(Error::invalid("url", why).caused_by(error))
+        }
+        (_, error) => error,
+    }
+}
+
+/// The reply of TIME in ms.
+fn server_ms(peer: &str, reply: Reply) -> Result<i64, CallError> {
+    let number = |value: &Value| match value {
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i64>().ok()),
+        Value::Int(number) => Some(*number),
+        _ => None,
+    };
+    if let Value::Array(parts) = reply?
+        && let [seconds, micros] = &parts[..]
+        && let (Some(seconds), Some(micros)) = (number(seconds), number(micros))
+    {
+        return Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000));
+    }
+    Err(CallError::unanswered(peer, "TIME gave no time"))
+}

@@ -1,0 +1,224 @@
+//! What a number of answers from independent servers amounts to: Redlock without its I/O.
+//!
+//! A majority is `floor(N/2) + 1` of the N nodes. An attempt is won with a majority of grants, and lost as soon as
+//! the nodes that have not answered cannot make it one (which for an even N is at N/2 refusals already). One node
+//! is the case N = 1.
+//!
+//! # Fencing
+//!
+//! Each grant comes with the node's counter, already raised by the grant. If a majority shows one number, that is the
+//! token. Otherwise the token is the largest, and it is written back ([`Ballot::to_raise`]) where the lock is still
+//! ours and the counter not above; the nodes that confirm that must be a majority. Two successes share a node
+//! at which both confirmed their token while holding, and the later one's grant raised that node's counter: so
+//! tokens are unique and grow, whatever the clocks do.
+
+use std::time::Duration;
+
+use crate::Error;
+
+/// One node's answer to an attempt.
+#[derive(Debug)]
+pub(super) enum Vote {
+    Granted {
+        counter: u64,
+    },
+    Busy {
+        free_in: Option<Duration>,
+        foreign: bool,
+    },
+    /// It was certainly not granted.
+    Failed(Error),
+    /// It may have been granted, or may yet be.
+    Unknown(Error),
+}
+
+/// The answers to one attempt, as they come in.
+#[derive(Debug)]
+pub(super) struct Ballot {
+    nodes: usize,
+    votes: Vec<(usize, Vote)>,
+}
+
+/// What the answers so far amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Open,
+    Won,
+    Lost,
+}
+
+/// The smallest number of nodes any two sets of which have one in common.
+pub(super) fn majority(nodes: usize) -> usize {
+    nodes / 2 + 1
+}
+
+/// What `yes` and `no` answers out of `nodes` amount to.
+pub(super) fn verdict(nodes: usize, yes: usize, no: usize) -> Verdict {
+    if yes >= majority(nodes) {
+        Verdict::Won
+    } else if nodes - no < majority(nodes) {
+        Verdict::Lost
+    } else {
+        Verdict::Open
+    }
+}
+
+impl Ballot {
+    pub(super) fn new(nodes: usize) -> Self {
+        Self { nodes, votes: Vec::with_capacity(nodes) }
+    }
+
+    pub(super) fn cast(&mut self, node: usize, vote: Vote) -> Verdict {
+        self.votes.push((node, vote));
+        let granted = self.granted().count();
+        verdict(self.nodes, granted, self.votes.len() - granted)
+    }
+
+    fn granted(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.votes.iter().filter_map(|(node, vote)| match vote {
+            Vote::Granted { counter } => Some((*node, *counter)),
+            _ => None,
+        })
+    }
+
+    /// The nodes that granted.
+    pub(super) fn holders(&self) -> Vec<usize> {
+        self.granted().map(|(node, _)| node).collect()
+    }
+
+    /// The token that a majority shows already, if there is one.
+    pub(super) fn agreed_token(&self) -> Option<u64> {
+        let counters: Vec<u64> = self.granted().map(|(_, counter)| counter).collect();
+        let agreed = |token: &u64| counters.iter().filter(|other| *other == token).count() >= majority(self.nodes);
+        counters.iter().copied().find(agreed)
+    }
+
+    /// The token to write back, if the nodes do not agree.
+    pub(super) fn to_raise(&self) -> u64 {
+        self.granted().map(|(_, counter)| counter).max().unwrap_or(0)
+    }
+
+    /// Whether any node holds, or may come to hold, the lock for an attempt that was lost.
+    pub(super) fn leaves_residue(&self) -> bool {
+        // A node that has not answered may have granted.
+        self.votes.len() < self.nodes
+            || self.votes.iter().any(|(_, vote)| matches!(vote, Vote::Granted { .. } | Vote::Unknown(_)))
+    }
+
+    /// Why a lost attempt was lost.
+    pub(super) fn refusal(self) -> Refusal {
+        let (nodes, majority) = (self.nodes, majority(self.nodes));
+        let (mut busy, mut foreign, mut frees) = (0, 0, Vec::new());
+        let mut errors = Vec::new();
+        for (_, vote) in self.votes {
+            match vote {
+                Vote::Granted { .. } => {}
+                Vote::Busy { free_in, foreign: is_foreign } => {
+                    busy += 1;
+                    foreign += usize::from(is_foreign);
+                    frees.push(free_in.unwrap_or(Duration::MAX));
+                }
+                Vote::Failed(error) | Vote::Unknown(error) => errors.push(error),
+            }
+        }
+        // Without the nodes that are out of reach: could the rest have made it?
+        if nodes - errors.len() < majority {
+            return Refusal::OutOfReach(errors);
+        }
+        frees.sort();
+        Refusal::Busy {
+            // Free when enough of those that refused are.
+            free_in: frees
+                .get(majority.saturating_sub(nodes - busy + 1))
+                .copied()
+                .filter(|free| *free < Duration::MAX),
+            foreign: foreign > nodes - majority,
+            contended: busy < majority,
+        }
+    }
+}
+
+/// Why an attempt was lost.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Busy {
+        free_in: Option<Duration>,
+        foreign: bool,
+        /// Nobody has a majority: several attempts stood in each other's way.
+        contended: bool,
+    },
+    OutOfReach(Vec<Error>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vote(kind: u32) -> Vote {
+        match kind {
+            0 => Vote::Granted { counter: 7 },
+            1 => Vote::Busy { free_in: Some(Duration::from_millis(10)), foreign: false },
+            2 => Vote::Failed(Error::unavailable("refused")),
+            _ => Vote::Unknown(Error::unavailable("no answer")),
+        }
+    }
+
+    /// Every mask of four kinds of answers for N = 1..=7: won exactly with a majority of grants, lost exactly when
+    /// that cannot be reached any more, and never both.
+    #[test]
+    fn every_mask_of_answers() {
+        for nodes in 1..=7_usize {
+            for mask in 0..4_u32.pow(nodes as u32) {
+                let mut ballot = Ballot::new(nodes);
+                let (mut granted, mut refused) = (0, 0);
+                for node in 0..nodes {
+                    let kind = mask / 4_u32.pow(node as u32) % 4;
+                    let verdict = ballot.cast(node, vote(kind));
+                    if kind == 0 {
+                        granted += 1
+                    } else {
+                        refused += 1
+                    }
+                    let can_win = granted + (nodes - granted - refused) > nodes / 2;
+                    let expected = match (granted > nodes / 2, can_win) {
+                        (true, _) => Verdict::Won,
+                        (false, false) => Verdict::Lost,
+                        (false, true) => Verdict::Open,
+                    };
+                    assert_eq!(verdict, expected, "{nodes} nodes, mask {mask:o}, after {node}");
+                }
+                if granted > nodes / 2 {
+                    assert_eq!(ballot.agreed_token(), Some(7));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_even_split_is_lost_and_not_waited_for() {
+        let mut ballot = Ballot::new(2);
+        assert_eq!(ballot.cast(0, vote(0)), Verdict::Open);
+        assert_eq!(ballot.cast(1, vote(1)), Verdict::Lost);
+        assert!(ballot.leaves_residue());
+        assert!(matches!(ballot.refusal(), Refusal::Busy { contended: true, .. }));
+    }
+
+    #[test]
+    fn disagreeing_counters_are_raised_to_the_largest() {
+        let mut ballot = Ballot::new(3);
+        ballot.cast(0, Vote::Granted { counter: 4 });
+        ballot.cast(1, Vote::Granted { counter: 9 });
+        assert_eq!((ballot.agreed_token(), ballot.to_raise()), (None, 9));
+        ballot.cast(2, Vote::Granted { counter: 4 });
+        assert_eq!(ballot.agreed_token(), Some(4));
+    }
+
+    #[test]
+    fn nodes_out_of_reach_are_named() {
+        let mut ballot = Ballot::new(3);
+        ballot.cast(0, vote(2));
+        assert_eq!(ballot.cast(1, vote(3)), Verdict::Lost);
+        let Refusal::OutOfReach(errors) = ballot.refusal() else { panic!("busy") };
+        assert_eq!(errors.len(), 2);
+    }
+}

@@ -1,0 +1,49 @@
+//! The Lua scripts: one file each, with its arguments and results on top.
+
+use std::sync::LazyLock;
+
+/// A script and what names it on the server.
+pub(super) struct Script {
+    source: &'static str,
+    sha: LazyLock<String>,
+}
+
+macro_rules! script {
+    ($name:ident, $file:literal) => {
+        pub(super) static $name: Script = Script {
+            source: include_str!($file),
+            sha: LazyLock::new(|| sha1_smol::Sha1::from(include_str!($file)).digest().to_string()),
+        };
+    };
+}
+
+script!(ACQUIRE, "scripts/acquire.lua");
+script!(RAISE, "scripts/raise.lua");
+script!(EXTEND, "scripts/extend.lua");
+script!(REPAIR, "scripts/repair.lua");
+script!(RELEASE, "scripts/release.lua");
+script!(INSPECT, "scripts/inspect.lua");
+
+impl Script {
+    /// The request that runs it by its name.
+    pub(super) fn by_name(&self, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
+        Self::request("EVALSHA", &self.sha, keys, args)
+    }
+
+    /// The request that runs it by its text, after which the server knows its name.
+    pub(super) fn by_text(&self, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
+        Self::request("EVAL", self.source, keys, args)
+    }
+
+    fn request(command: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
+        let mut request = redis::cmd(command);
+        request.arg(script).arg(keys.len());
+        for key in keys {
+            request.arg(key);
+        }
+        for arg in args {
+            request.arg(arg);
+        }
+        request.get_packed_command()
+    }
+}
