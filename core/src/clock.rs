@@ -25,6 +25,11 @@ impl Instant {
         Self(Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0)))
     }
 
+    /// The point this long after the clock's origin (boot).
+    pub(crate) fn from_boot(since_boot: Duration) -> Self {
+        Self(since_boot)
+    }
+
     /// Time since the clock's origin (boot).
     pub fn since_boot(self) -> Duration {
         self.0

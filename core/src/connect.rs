@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Error, LockManager, Result,
-    backend::{Backend, memory::MemoryBackend, redis::RedisBackend},
+    backend::{Backend, file::FileBackend, memory::MemoryBackend, redis::RedisBackend},
     lease::state::Drift,
 };
 
@@ -103,6 +103,7 @@ impl Connect {
             }
             _ if !more.is_empty() => Err(Error::invalid("url", "may be a list for Redis servers only")),
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
+            "file" => Ok(Box::new(FileBackend::new(url)?)),
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
             other => {
                 let why =

@@ -52,7 +52,7 @@ pub use token::OwnerToken;
 pub mod host {
     pub use crate::completion::{CompletionQueue, OperationId, Started};
     pub use crate::engine::driver::Driver;
-    pub use crate::engine::process::generation;
+    pub use crate::engine::process::{generation, inherited_fds};
     pub use crate::options::duration;
 }
 

@@ -4,6 +4,7 @@
 //! and says honestly when it does not know what happened. Everything else (waiting, renewal, deadlines, the
 //! signal of loss, undoing) is the engine's and the same for all backends.
 
+pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod redis;
 

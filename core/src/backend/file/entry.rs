@@ -1,0 +1,317 @@
+//! One resource as one process knows it: the open file, and the lease that is held through it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch::Receiver;
+
+use super::{
+    directory::{Directory, error_at},
+    lock_file::LockFile,
+    notices::{self, Bell},
+    record::{self, Record},
+};
+use crate::{
+    Error, ErrorKind, Holder, OwnerToken, Release, Result,
+    backend::{Attempt, Claim, Extension},
+    clock::{self, Instant},
+};
+
+/// How often a lock file may turn out to have been replaced under our hands.
+const REPLACED: u32 = 16;
+
+/// How often a holder whose record is not there yet is looked at again.
+const LOOKS: u32 = 20;
+
+/// Tokens stay integers in a double.
+const LAST_TOKEN: u64 = (1 << 53) - 1;
+
+pub(super) struct Entry {
+    path: PathBuf,
+    state: Mutex<State>,
+    /// Rings when the resource may have become free.
+    bell: Arc<Bell>,
+}
+
+#[derive(Default)]
+struct State {
+    file: Option<LockFile>,
+    held: Option<Held>,
+    watchers: usize,
+    watching: Option<notices::Watching>,
+}
+
+/// The lease that is held through the open file.
+struct Held {
+    owner: OwnerToken,
+    expires: Instant,
+    record: Record,
+}
+
+impl Entry {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, state: Mutex::default(), bell: Arc::new(Bell::new(0)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing would be lost with it. The caller has the only reference.
+    pub(super) fn is_idle(&mut self) -> bool {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).held.is_none()
+    }
+
+    /// See [`Backend::try_acquire`](crate::backend::Backend::try_acquire).
+    pub(super) fn take(&self, directory: &Directory, claim: &Claim) -> Attempt {
+        let since = Instant::now();
+        let mut state = self.state();
+        if let Some(held) = state.held.as_ref().filter(|held| held.expires > since) {
+            return if held.owner == claim.owner {
+                Attempt::Granted { fencing_token: held.record.fencing_token, since }
+            } else {
+                Attempt::held_for(Some(held.expires.since(since)))
+            };
+        }
+        // A lease of this process that expired is taken over: the file is locked still, by this very descriptor.
+        state.held = None;
+        match self.lock(&mut state, directory) {
+            Ok(true) => {}
+            Ok(false) => return Attempt::held_for(None),
+            Err(error) => {
+                state.give_up();
+                return Attempt::Refused(error);
+            }
+        }
+        match self.enter(&mut state, claim, since) {
+            Ok(held) => {
+                let fencing_token = held.record.fencing_token;
+                state.held = Some(held);
+                Attempt::Granted { fencing_token, since }
+            }
+            Err(error) => {
+                state.give_up();
+                Attempt::Refused(error)
+            }
+        }
+    }
+
+    /// Locks the file that is at the path now; `false` if another process holds it.
+    fn lock(&self, state: &mut State, directory: &Directory) -> Result<bool> {
+        let at_path = |error| error_at(&self.path, error);
+        for _ in 0..REPLACED {
+            let file = self.open(state, directory)?;
+            let locked = file.try_lock().map_err(at_path)?;
+            if file.is_at(&self.path).map_err(|error| {
+                file.unlock();
+                at_path(error)
+            })? {
+                return Ok(locked);
+            }
+            // Deleted or replaced: a lock of this file excludes nobody.
+            if locked {
+                file.unlock();
+            }
+            state.file = None;
+        }
+        Err(error_at(&self.path, std::io::Error::other("it is being replaced again and again")))
+    }
+
+    /// The open file.
+    fn open<'a>(&self, state: &'a mut State, directory: &Directory) -> Result<&'a LockFile> {
+        if state.file.is_none() {
+            directory.make_ready()?;
+            let file = match LockFile::open(&self.path, true) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    directory.make_parents(&self.path)?;
+                    LockFile::open(&self.path, true)
+                }
+                opened => opened,
+            };
+            state.file = Some(file.map_err(|error| error_at(&self.path, error))?);
+            if state.watchers > 0 {
+                self.listen(state);
+            }
+        }
+        match &state.file {
+            Some(file) => Ok(file),
+            None => unreachable!("opened above"),
+        }
+    }
+
+    /// Writes the new holder into the locked file.
+    fn enter(&self, state: &mut State, claim: &Claim, since: Instant) -> Result<Held> {
+        let at_path = |error| error_at(&self.path, error);
+        let Some(file) = &mut state.file else { unreachable!("locked by the caller") };
+        let contents = file.read().map_err(at_path)?;
+        if contents.foreign {
+            return Err(at_path(std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let (last, now) = (contents.last_token(), clock::unix_micros());
+        let fencing_token = last.saturating_add(1).max(now);
+        if fencing_token > LAST_TOKEN {
+            return Err(Error::new(ErrorKind::Unsupported, "its fencing tokens are used up"));
+        }
+        let record = Record {
+            fencing_token,
+            owner: claim.owner.to_string(),
+            pid: std::process::id(),
+            host: HOST.clone(),
+            since: now,
+            ttl: claim.ttl,
+            until: since.after(claim.ttl),
+            label: claim.label.as_deref().map(str::to_owned),
+        };
+        if contents.is_new() {
+            record::write_name(file.file(), &claim.resource).map_err(at_path)?;
+        }
+        let mut slot = file.slot;
+        slot.write(file.file(), &record).map_err(at_path)?;
+        file.slot = slot;
+        if fencing_token > now {
+            // The clock was set back, so after a crash of the machine it could not stand in for a lost record.
+            file.file().sync_data().map_err(at_path)?;
+        }
+        Ok(Held { owner: claim.owner, expires: since.after(claim.ttl), record })
+    }
+
+    /// See [`Backend::extend`](crate::backend::Backend::extend).
+    pub(super) fn extend(&self, claim: &Claim, ttl: Duration) -> Extension {
+        let since = Instant::now();
+        let mut state = self.state();
+        let State { file: Some(file), held: Some(held), .. } = &mut *state else { return Extension::Lost };
+        if held.owner != claim.owner || held.expires <= since {
+            return Extension::Lost;
+        }
+        match file.is_at(&self.path) {
+            Ok(true) => {}
+            Ok(false) => {
+                state.give_up();
+                drop(state);
+                self.ring();
+                return Extension::Lost;
+            }
+            Err(error) => return Extension::Unknown(error_at(&self.path, error)),
+        }
+        held.expires = since.after(ttl);
+        (held.record.ttl, held.record.until) = (ttl, held.expires);
+        let mut slot = file.slot;
+        match slot.write(file.file(), &held.record) {
+            Ok(()) => file.slot = slot,
+            // It is for inspection alone: the lock is held all the same.
+            Err(error) => tracing::debug!(%error, "an extension is not in the lock file"),
+        }
+        Extension::Extended { since }
+    }
+
+    /// See [`Backend::release`](crate::backend::Backend::release).
+    pub(super) fn give_back(&self, claim: &Claim) -> Release {
+        let mut state = self.state();
+        let Some(held) = state.held.take_if(|held| held.owner == claim.owner) else { return Release::NotHeld };
+        let Some(file) = &state.file else { return Release::NotHeld };
+        let ours = file.is_at(&self.path).unwrap_or(true);
+        if let Err(error) = record::write_released(file.file(), &held.owner) {
+            tracing::debug!(%error, "a release is not in the lock file");
+        }
+        file.unlock();
+        if !ours {
+            state.file = None;
+        }
+        drop(state);
+        self.ring();
+        if ours && held.expires > Instant::now() { Release::Released } else { Release::NotHeld }
+    }
+
+    /// See [`Backend::inspect`](crate::backend::Backend::inspect). Makes nothing that is not there.
+    pub(super) fn holder(&self) -> Result<Option<Holder>> {
+        let at_path = |error| error_at(&self.path, error);
+        let state = self.state();
+        if let Some(held) = state.held.as_ref().filter(|held| held.expires > Instant::now()) {
+            return Ok(Some(held.record.to_holder()));
+        }
+        if state.held.is_some() {
+            return Ok(None); // expired, and about to be given back
+        }
+        // Only to look: closing a file that could be written would wake everybody who waits for it.
+        let file = match LockFile::open(&self.path, false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at_path(error)),
+        };
+        drop(state);
+        for _ in 0..LOOKS {
+            if !file.is_locked().map_err(at_path)? {
+                return Ok(None);
+            }
+            let contents = record::Contents::read(file.file()).map_err(at_path)?;
+            if let Some(record) = contents.holder() {
+                return Ok(Some(record.to_holder()));
+            }
+            // Locked, and no record yet.
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        // By a tool that does not write records, flock(1) perhaps.
+        Ok(Some(Holder {
+            owner: String::new(),
+            fencing_token: None,
+            expires_in: None,
+            since: None,
+            host: Some(HOST.clone()),
+            pid: None,
+            label: None,
+        }))
+    }
+
+    /// Joins those who want to hear when it may be free.
+    pub(super) fn watch(&self) -> Receiver<u64> {
+        let mut state = self.state();
+        state.watchers += 1;
+        if state.watchers == 1 {
+            self.listen(&mut state);
+        }
+        let mut changes = self.bell.subscribe();
+        // It may have been freed since the caller last looked.
+        changes.mark_changed();
+        changes
+    }
+
+    /// Ends a [`watch`](Self::watch).
+    pub(super) fn unwatch(&self) {
+        let mut state = self.state();
+        state.watchers = state.watchers.saturating_sub(1);
+        if state.watchers == 0 {
+            state.watching = None;
+        }
+    }
+
+    /// Has the bell ring for what other processes do with the file that is at the path now.
+    fn listen(&self, state: &mut State) {
+        match notices::watch(&self.path, &self.bell) {
+            Ok(watching) => state.watching = Some(watching),
+            Err(error) => tracing::debug!(%error, "waiting for a lock file goes without notices"),
+        }
+    }
+
+    fn ring(&self) {
+        self.bell.send_modify(|changes| *changes += 1);
+    }
+}
+
+impl State {
+    /// Unlocks the file and forgets it.
+    fn give_up(&mut self) {
+        self.held = None;
+        if let Some(file) = self.file.take() {
+            file.unlock();
+        }
+    }
+}
+
+/// The name of this host, cut to what a record takes.
+static HOST: LazyLock<String> = LazyLock::new(|| {
+    let uname = rustix::system::uname();
+    uname.nodename().to_string_lossy().chars().filter(char::is_ascii).take(64).collect()
+});
