@@ -19,6 +19,7 @@ use crate::{
 /// |---|---|
 /// | `memory:`, `memory:NAME` | in this process; NAME shares a store among managers |
 /// | `file:///var/lock/app` | in files of that directory: among the processes of this host |
+/// | several Redis URLs, as a list or separated by commas | in a majority of these independent servers (Redlock) |
 /// | `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS), `redis+unix:///path` | in one Redis or Valkey |
 ///
 /// Awaiting it opens the first connection, so that a wrong address or password shows at once; [`lazy`](Self::lazy)
@@ -45,7 +46,7 @@ impl Default for Options {
 
 impl Connect {
     pub(crate) fn new(urls: Vec<String>) -> Self {
-        Self { urls, options: Options::default() }
+        Self { urls: urls.iter().flat_map(|url| split(url)).collect(), options: Options::default() }
     }
 
     /// Put before each resource's name to make the Redis key. Default: nothing, so that other libraries' locks
@@ -131,6 +132,51 @@ impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The URLs may hold passwords.
         f.debug_struct("Connect").field("urls", &self.urls.len()).field("options", &self.options).finish()
+    }
+}
+
+/// The URLs in a list that is one string: separated by commas, where a scheme follows.
+fn split(list: &str) -> Vec<String> {
+    let mut urls: Vec<String> = Vec::new();
+    for part in list.split(',') {
+        // A comma that no scheme follows is a part of the URL, say of its password.
+        let starts = part.split_once("://").is_some_and(|(scheme, _)| {
+            !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+        });
+        match urls.last_mut() {
+            Some(last) if !starts => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => urls.push(part.to_owned()),
+        }
+    }
+    urls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_may_be_one_string() {
+        assert_eq!(split("redis://a,rediss://b:1/2"), ["redis://a", "rediss://b:1/2"]);
+        assert_eq!(split("redis://:se,cret@a"), ["redis://:se,cret@a"]);
+        assert_eq!(split("memory:"), ["memory:"]);
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_url() {
+        for url in ["", "localhost", "nosuch://x", "redis://h:notaport", ":"] {
+            let error = connect_error(vec![url]);
+            assert_eq!(error.argument(), Some("url"), "{url}: {error}");
+        }
+        assert_eq!(connect_error(Vec::<String>::new()).argument(), Some("url"));
+        assert_eq!(connect_error(vec!["redis://a", "redis://a:6379"]).to_string(), "url lists a:6379 twice");
+    }
+
+    fn connect_error(urls: impl IntoUrls) -> Error {
+        Connect::new(urls.into_urls()).lazy().expect_err("a wrong URL")
     }
 }
 

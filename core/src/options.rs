@@ -47,9 +47,9 @@ impl Acquire {
         Self { ttl, ..Self::default() }
     }
 
-    /// Waits at most this long.
+    /// Waits at most this long; zero tries once.
     pub fn wait(mut self, wait: Duration) -> Self {
-        self.wait = Wait::For(wait);
+        self.wait = if wait.is_zero() { Wait::No } else { Wait::For(wait) };
         self
     }
 

@@ -45,12 +45,13 @@ def start(stack: contextlib.ExitStack) -> dict[str, str]:
     auth = stack.enter_context(RedisServer(password=secrets.token_hex(8)))
     redlock = [stack.enter_context(RedisServer()) for _ in range(REDLOCK_NODES)]
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="polylock-locks-"))
+    nodes = ",".join(node.url for node in redlock)
     return {
         "POLYLOCK_TEST_REDIS": redis.url,
         "POLYLOCK_TEST_REDIS_AUTH": auth.url,
-        "POLYLOCK_TEST_REDLOCK": ",".join(node.url for node in redlock),
+        "POLYLOCK_TEST_REDLOCK": nodes,
         "POLYLOCK_TEST_FILE": f"file://{directory}",
-        "POLYLOCK_TEST_URLS": f"memory: file://{directory} {redis.url}",
+        "POLYLOCK_TEST_URLS": f"memory: file://{directory} {redis.url} {nodes}",
         "POLYLOCK_TEST_BREAK": str(HERE / "break_lock.py"),
     }
 
