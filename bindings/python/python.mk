@@ -1,0 +1,31 @@
+# The Python package: python-build, python-test, python-lint. Included by the Makefile at the root.
+
+PYTHON ?= python3
+VENV ?= $(CURDIR)/.venv
+VENV_TOOLS := $(VENV)/.polylock-tools
+PYTHON_TOOLS := bindings/python/requirements-dev.txt
+
+$(VENV_TOOLS): $(PYTHON_TOOLS)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(PYTHON_TOOLS)
+	touch $@
+
+.PHONY: python-venv python-build python-test python-lint
+
+# The tools alone, without the package.
+python-venv: $(VENV_TOOLS)
+
+# Cargo knows better than make what has changed.
+python-build: $(VENV_TOOLS)
+	cd bindings/python && VIRTUAL_ENV=$(VENV) $(VENV)/bin/maturin develop --quiet --release
+
+# Where the servers are is in the environment: run it by tests/servers/with_servers.py to have more than memory:.
+python-test: python-build
+	$(VENV)/bin/python -m pytest -c bindings/python/pyproject.toml --rootdir bindings/python bindings/python/tests
+
+python-lint: python-build
+	$(VENV)/bin/ruff check bindings/python examples/python
+	$(VENV)/bin/ruff format --check bindings/python examples/python
+	cd bindings/python && $(VENV)/bin/mypy
+	cd bindings/python && $(VENV)/bin/python -m mypy.stubtest --concise polylock._native
+	cargo clippy --quiet -p polylock-python -- -D warnings

@@ -1,0 +1,129 @@
+"""The errors: one class for each kind that the engine knows, with the same names and numbers in every language."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """What every error of polylock derives from.
+
+    Attributes:
+        kind: The stable name, the same in every language, as in ``"Timeout"``.
+        code: The stable number.
+        resource: What the operation was about, if it was about one resource.
+        argument: Which argument was wrong, for `InvalidArgument`.
+        causes: What each server said, or what the last try failed with.
+    """
+
+    kind: str = "Internal"
+    code: int = 11
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        resource: str | None = None,
+        argument: str | None = None,
+        causes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.argument = argument
+        self.causes = causes
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later without any change."""
+        return isinstance(self, (AcquireTimeout, Unavailable))
+
+
+class AcquireTimeout(Error, TimeoutError):
+    """The resource stayed in use for as long as the caller wanted to wait."""
+
+    kind = "Timeout"
+    code = 1
+
+
+class LockLost(Error):
+    """The lease is not held any more: its deadline passed, or somebody else took or deleted it."""
+
+    kind = "Lost"
+    code = 2
+
+
+class Unavailable(Error, ConnectionError):
+    """The server could not be reached, or not enough of them answered; `causes` says what each said."""
+
+    kind = "Unavailable"
+    code = 3
+
+
+class InvalidArgument(Error, ValueError):
+    """An argument has no meaning; `argument` names it."""
+
+    kind = "InvalidArgument"
+    code = 4
+
+
+class Conflict(Error):
+    """The resource is in use as something else than this kind of lock."""
+
+    kind = "Conflict"
+    code = 5
+
+
+class Unsupported(Error):
+    """The backend cannot do this."""
+
+    kind = "Unsupported"
+    code = 6
+
+
+class AuthError(Error):
+    """The server refused the user, the password or a permission."""
+
+    kind = "Auth"
+    code = 7
+
+
+class Closed(Error):
+    """The manager, or the event loop that the operation ran on, was closed."""
+
+    kind = "Closed"
+    code = 8
+
+
+class Forked(Error):
+    """The object belongs to the process that this one was forked from. Make a new manager after the fork."""
+
+    kind = "Forked"
+    code = 9
+
+
+class InternalError(Error):
+    """A bug in polylock."""
+
+    kind = "Internal"
+    code = 11
+
+
+_BY_KIND: dict[str, type[Error]] = {
+    error.kind: error
+    for error in (
+        AcquireTimeout,
+        LockLost,
+        Unavailable,
+        InvalidArgument,
+        Conflict,
+        Unsupported,
+        AuthError,
+        Closed,
+        Forked,
+        InternalError,
+    )
+}
+
+
+def from_native(kind: str, message: str, resource: str | None, argument: str | None, causes: list[str]) -> Error:
+    """The exception for an error of the engine. Called by the native module."""
+    error = _BY_KIND.get(kind, InternalError)
+    return error(message, resource=resource, argument=argument, causes=tuple(causes))

@@ -1,0 +1,43 @@
+"""The resource of a decorated function: a template, filled in from the call's arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def namer(template: str, function: Callable[..., Any]) -> Callable[..., str]:
+    """A function that makes the name from the arguments of a call of `function`.
+
+    Raises:
+        InvalidArgument: The template names something that is no parameter of `function`.
+    """
+    # Slow to import, and of use only here.
+    import inspect  # noqa: PLC0415
+    import re  # noqa: PLC0415
+    from string import Formatter  # noqa: PLC0415
+
+    signature = inspect.signature(function)
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise InvalidArgument(f"resource {error}", argument="resource") from None
+    for field in fields:
+        root = re.split(r"[.\[]", field, maxsplit=1)[0]
+        if root not in signature.parameters:
+            why = f"resource names {field!r}, which is no parameter of {function.__qualname__}"
+            raise InvalidArgument(why, argument="resource")
+    if not fields:
+        name = template.format()
+        return lambda *_args, **_kwargs: name
+
+    def name_of(*args: Any, **kwargs: Any) -> str:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return template.format(**bound.arguments)
+
+    return name_of

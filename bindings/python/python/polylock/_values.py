@@ -1,0 +1,69 @@
+"""What operations answer with: plain values."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal, NamedTuple
+
+LossReason = Literal["expired", "taken", "max_hold"]
+"""Why a lease was lost: its deadline passed, the backend said that it is not ours, or `max_hold` was over."""
+
+
+class Released(str, Enum):
+    """What became of a lease that was released.
+
+    >>> Released.RELEASED == "released"
+    True
+    """
+
+    RELEASED = "released"
+    """It was ours and is free now."""
+    NOT_HELD = "not_held"
+    """It was not ours any more; nothing was changed."""
+    UNKNOWN = "unknown"
+    """The server did not answer. It is being released in the background, and expires by its ttl at the latest."""
+
+
+class Guarantee(str, Enum):
+    """How far exclusion can be relied on."""
+
+    BEST_EFFORT = "best_effort"
+    """Mostly; a failure of the server may give a lock to two."""
+    LEASE = "lease"
+    """While clocks run at one speed and servers keep their memory."""
+    FENCED = "fenced"
+    """Always, where the resource checks the fencing token."""
+
+
+class Holder(NamedTuple):
+    """Who holds a resource."""
+
+    owner: str
+    """The holder's owner token; any text if another library holds it."""
+    fencing_token: int | None
+    """Its fencing token, if it has one."""
+    expires_in: float | None
+    """Seconds until it expires unless it is extended, if ever."""
+    since: float | None
+    """When it was acquired, in Unix seconds by the holder's clock."""
+    host: str | None
+    """Where its process runs."""
+    pid: int | None
+    """Its process id there."""
+    label: str | None
+    """What the holder called itself."""
+
+
+class Capabilities(NamedTuple):
+    """What a backend can do and promise."""
+
+    guarantee: Guarantee
+    """What it promises as deployed."""
+    fencing: bool
+    """Each lease has a fencing token."""
+    across_processes: bool
+    """Processes other than this one are excluded."""
+    across_hosts: bool
+    """Other hosts are excluded."""
+    inspection: bool
+    """`inspect` works."""

@@ -1,0 +1,159 @@
+"""Operations of the engine on one event loop.
+
+The loop watches one descriptor. When that is readable the engine reads the replies, moves its operations on, and
+returns all that has finished, so one wake-up serves a whole batch and no other thread takes part.
+
+A result can be lost to a cancellation in three places, and each gives it back:
+
+* The operation is still on its way: it is cancelled in the queue, and the engine undoes it.
+* It has finished, but its future was cancelled: whoever hands the results out gives it back (`Bridge._turn`).
+* Its future has the result, but the task was cancelled before it ran again: the coroutine that waited does
+  (`Bridge.finish`).
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, Future, get_running_loop
+from contextvars import Context
+from threading import local
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, ref
+
+from .. import _native
+from .._errors import Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._values import LossReason
+
+
+class Bridge:
+    """The operations and listeners of one event loop."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        # Weak, because the registry must not keep a loop alive.
+        self._loop = ref(loop)
+        self._futures: dict[int, Future[object]] = {}
+        self.callbacks: dict[int, Callable[[LossReason], object]] = {}
+        self.queue = _native.Queue()
+        self.closed = False
+        try:
+            # Nothing but the loop keeps the reader: when it goes, the loop was closed. In a context of its own,
+            # because the reader would keep the caller's alive.
+            Context().run(loop.add_reader, self.queue.fileno(), _Reader(self))
+        except NotImplementedError:
+            raise Unsupported(
+                f"{type(loop).__name__} has no add_reader, which polylock needs: use a selector event loop"
+            ) from None
+
+    async def finish(self, number: int) -> object:
+        """Waits for an operation. If the waiting is cancelled, what the operation won is given back."""
+        loop = self._loop()
+        assert loop is not None, "the caller runs on it"
+        future: Future[object] = loop.create_future()
+        self._futures[number] = future
+        try:
+            return await future
+        except BaseException:
+            finished = future.done() and not future.cancelled()
+            if not finished:
+                self._futures.pop(number, None)
+                self.queue.cancel(number)
+            elif future.exception() is None:
+                _give_back(future.result())
+            raise
+
+    def close(self) -> None:
+        """Ends what is on its way, and releases in the background the leases that were acquired here."""
+        self.closed = True
+        self.callbacks.clear()
+        self._futures.clear()
+        self.queue.close()
+        loop = self._loop()
+        if loop is not None and _bridges.get(loop) is self:
+            del _bridges[loop]
+
+    def _turn(self) -> None:
+        try:
+            results = self.queue.turn()
+        except Exception as error:  # a bug: nobody shall wait for ever because of it
+            for future in self._futures.values():
+                if not future.done():
+                    future.set_exception(error)
+            self._futures.clear()
+            raise
+        for number, value in results:
+            waiting = self._futures.pop(number, None)
+            callback = self.callbacks.pop(number, None)
+            if callback is not None:
+                self._call(callback, value)
+            elif waiting is None or waiting.done():
+                _give_back(value)
+            elif isinstance(value, Exception):
+                waiting.set_exception(value)
+            else:
+                waiting.set_result(value)
+
+    def _call(self, callback: Callable[[LossReason], object], reason: object) -> None:
+        try:
+            callback(reason)  # type: ignore[arg-type]
+        except Exception as error:
+            loop = self._loop()
+            if loop is not None:
+                context = {"message": "a listener of a lost lease failed", "exception": error}
+                loop.call_exception_handler(context)
+
+
+class _Reader:
+    """What the loop calls when the descriptor is readable."""
+
+    __slots__ = ("_bridge",)
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    def __call__(self) -> None:
+        self._bridge._turn()
+
+    def __del__(self) -> None:
+        self._bridge.close()
+
+
+def _give_back(value: object) -> None:
+    if isinstance(value, _native.Lease):
+        value.release_soon()
+
+
+_bridges: WeakKeyDictionary[AbstractEventLoop, Bridge] = WeakKeyDictionary()
+
+
+class _Last(local):
+    """The bridge that this thread used last: looking it up in the registry costs a microsecond."""
+
+    loop: ref[AbstractEventLoop] | None = None
+    bridge: Bridge | None = None
+
+
+_last = _Last()
+
+
+def bridge() -> Bridge:
+    """The bridge of the running loop.
+
+    Raises:
+        RuntimeError: No asyncio event loop runs here.
+        Unsupported: The loop cannot watch a descriptor.
+    """
+    try:
+        loop = get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("polylock.asyncio works inside a running asyncio event loop only") from None
+    found = _last.bridge
+    if found is not None and not found.closed and _last.loop is not None and _last.loop() is loop:
+        return found
+    found = _bridges.get(loop)
+    if found is None:
+        found = _bridges[loop] = Bridge(loop)
+    _last.loop, _last.bridge = ref(loop), found
+    return found

@@ -1,0 +1,76 @@
+//! Python arguments as the engine takes them.
+//!
+//! A value of the wrong type is a `TypeError`, as Python's own functions have it; one of the right type without
+//! meaning is `InvalidArgument` and names the argument.
+
+use std::time::Duration;
+
+use polylock::{Acquire, Error};
+use pyo3::{
+    exceptions::{PyOverflowError, PyTypeError},
+    prelude::*,
+    types::PyString,
+};
+
+use crate::boundary::to_python;
+
+/// Text of `argument`. A `str` can hold what is not UTF-8 (lone surrogates); the engine's names cannot.
+pub(crate) fn text(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<String> {
+    let Ok(value) = value.cast::<PyString>() else {
+        return Err(wrong_type(argument, "str", value));
+    };
+    match value.to_str() {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(to_python(Error::invalid(argument, "must be UTF-8"))),
+    }
+}
+
+/// Seconds as a float or an int.
+pub(crate) fn seconds(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    let number = number(argument, value)?;
+    polylock::host::duration(argument, number, Duration::from_secs(1)).map_err(to_python)
+}
+
+/// Seconds, or `None`.
+pub(crate) fn optional_seconds(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
+    if value.is_none() { Ok(None) } else { seconds(argument, value).map(Some) }
+}
+
+/// A float or an int.
+pub(crate) fn number(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    value.extract::<f64>().map_err(|error| {
+        if error.is_instance_of::<PyOverflowError>(value.py()) {
+            to_python(Error::invalid(argument, "is too large"))
+        } else {
+            wrong_type(argument, "a number", value)
+        }
+    })
+}
+
+fn wrong_type(argument: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
+    let given = value.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("{argument} must be {wanted}, not {given}"))
+}
+
+/// How to acquire, from Python's arguments. `wait`: `None` waits for ever, 0 tries once.
+pub(crate) fn options(
+    ttl: &Bound<'_, PyAny>,
+    wait: &Bound<'_, PyAny>,
+    auto_extend: bool,
+    max_hold: &Bound<'_, PyAny>,
+    label: &Bound<'_, PyAny>,
+) -> PyResult<Acquire> {
+    let mut options = Acquire::ttl(seconds("ttl", ttl)?).auto_extend(auto_extend);
+    match optional_seconds("wait", wait)? {
+        Some(Duration::ZERO) => options = options.no_wait(),
+        Some(wait) => options = options.wait(wait),
+        None => {}
+    }
+    if let Some(max_hold) = optional_seconds("max_hold", max_hold)? {
+        options = options.max_hold(max_hold);
+    }
+    if !label.is_none() {
+        options = options.label(&text("label", label)?);
+    }
+    Ok(options)
+}

@@ -1,0 +1,59 @@
+//! The native half of the Python package `polylock`: convert, call, convert back.
+//!
+//! Private: the public classes, their types and documentation are Python files in `python/polylock`, and the names
+//! here may change. There is no lock logic here, and no Python object is ever held by the engine: what the engine
+//! finishes is pushed to a queue as a Rust value under a number, and the number is looked up with the GIL held.
+
+// The classes of this module are not Rust API.
+#![allow(missing_docs)]
+
+mod arguments;
+mod boundary;
+mod lease;
+mod manager;
+mod outcome;
+mod queue;
+mod waiting;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {
+    use std::time::Duration;
+
+    use pyo3::prelude::*;
+
+    use crate::{arguments, boundary, waiting};
+    #[pymodule_export]
+    use crate::{lease::Lease, manager::Manager, queue::Queue};
+
+    /// Releases every lease of this process and stops the engine; returns within about `timeout` seconds.
+    #[pyfunction]
+    fn shutdown(py: Python<'_>, timeout: &Bound<'_, PyAny>) -> PyResult<()> {
+        let timeout = arguments::seconds("timeout", timeout)?;
+        waiting::process_ends();
+        py.detach(|| boundary::guard(|| polylock::shutdown(timeout)))?;
+        Ok(())
+    }
+
+    /// Numbers and names of the kinds of errors.
+    #[pyfunction]
+    fn error_kinds() -> Vec<(u32, &'static str)> {
+        polylock::ErrorKind::ALL.into_iter().map(|kind| (kind.code(), kind.name())).collect()
+    }
+
+    /// Panics inside the boundary, so that a test can see what a panic becomes.
+    #[pyfunction]
+    fn panic_for_test(message: String) -> PyResult<()> {
+        boundary::guard(|| std::panic::resume_unwind(Box::new(message)))
+    }
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // The longest slice of a wait before Ctrl-C is looked for.
+        module.add("SIGNAL_TICK", waiting::TICK.as_secs_f64())?;
+        debug_assert!(waiting::TICK < Duration::from_millis(100));
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! A manager.
+
+use polylock::{Guarantee, LockManager};
+use pyo3::prelude::*;
+
+use crate::{
+    arguments,
+    boundary::{self, to_python},
+    lease::Lease,
+    outcome::{HolderFields, Outcome, holder_fields},
+    queue::Queue,
+    waiting,
+};
+
+/// Makes locks on one backend.
+#[pyclass(frozen, module = "polylock._native")]
+pub(crate) struct Manager {
+    locks: LockManager,
+    /// For `repr`: nothing of the URL that could be secret.
+    schemes: String,
+}
+
+#[pymethods]
+impl Manager {
+    /// Touches no server and starts no thread.
+    #[new]
+    fn new(
+        urls: Vec<Bound<'_, PyAny>>,
+        prefix: &Bound<'_, PyAny>,
+        drift_factor: &Bound<'_, PyAny>,
+        node_timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let urls = urls.iter().map(|url| arguments::text("url", url)).collect::<PyResult<Vec<_>>>()?;
+        let schemes: Vec<_> = urls.iter().filter_map(|url| url.split_once(':')).map(|(scheme, _)| scheme).collect();
+        let schemes = schemes.join(", ");
+        let mut connect = polylock::connect(urls)
+            .prefix(arguments::text("prefix", prefix)?)
+            .drift_factor(arguments::number("drift_factor", drift_factor)?);
+        if let Some(timeout) = arguments::optional_seconds("node_timeout", node_timeout)? {
+            connect = connect.node_timeout(timeout);
+        }
+        let locks = boundary::guard(|| connect.lazy())?.map_err(to_python)?;
+        Ok(Self { locks, schemes })
+    }
+
+    fn __repr__(&self) -> String {
+        format!("LockManager {}", self.schemes)
+    }
+
+    #[pyo3(signature = (resource, ttl, wait, auto_extend, max_hold, label))]
+    #[allow(clippy::too_many_arguments)] // positional, for the sake of the call's cost; Python's classes name them
+    fn acquire(
+        &self,
+        py: Python<'_>,
+        resource: &Bound<'_, PyAny>,
+        ttl: &Bound<'_, PyAny>,
+        wait: &Bound<'_, PyAny>,
+        auto_extend: bool,
+        max_hold: &Bound<'_, PyAny>,
+        label: &Bound<'_, PyAny>,
+    ) -> PyResult<Lease> {
+        let resource = arguments::text("resource", resource)?;
+        let options = arguments::options(ttl, wait, auto_extend, max_hold, label)?;
+        let lease =
+            waiting::wait(py, |driver| async move { self.locks.acquire_by(&resource, options, &driver).await })?;
+        Ok(Lease::blocking(lease))
+    }
+
+    #[allow(clippy::too_many_arguments)] // as above
+    fn acquire_start(
+        &self,
+        py: Python<'_>,
+        queue: &Queue,
+        resource: &Bound<'_, PyAny>,
+        ttl: &Bound<'_, PyAny>,
+        wait: &Bound<'_, PyAny>,
+        auto_extend: bool,
+        max_hold: &Bound<'_, PyAny>,
+        label: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let resource = arguments::text("resource", resource)?;
+        let options = arguments::options(ttl, wait, auto_extend, max_hold, label)?;
+        let locks = self.locks.clone();
+        queue.start(
+            py,
+            |driver| async move { Ok(Outcome::Lease(locks.acquire_by(&resource, options, &driver).await?)) },
+        )
+    }
+
+    #[allow(clippy::too_many_arguments)] // as above
+    fn try_acquire(
+        &self,
+        py: Python<'_>,
+        resource: &Bound<'_, PyAny>,
+        ttl: &Bound<'_, PyAny>,
+        auto_extend: bool,
+        max_hold: &Bound<'_, PyAny>,
+        label: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Lease>> {
+        let resource = arguments::text("resource", resource)?;
+        let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label)?;
+        let lease =
+            waiting::wait(py, |driver| async move { self.locks.try_acquire_by(&resource, options, &driver).await })?;
+        Ok(lease.map(Lease::blocking))
+    }
+
+    #[allow(clippy::too_many_arguments)] // as above
+    fn try_acquire_start(
+        &self,
+        py: Python<'_>,
+        queue: &Queue,
+        resource: &Bound<'_, PyAny>,
+        ttl: &Bound<'_, PyAny>,
+        auto_extend: bool,
+        max_hold: &Bound<'_, PyAny>,
+        label: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let resource = arguments::text("resource", resource)?;
+        let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label)?;
+        let locks = self.locks.clone();
+        queue.start(py, |driver| async move {
+            let lease = locks.try_acquire_by(&resource, options, &driver).await?;
+            Ok(lease.map_or(Outcome::Busy, Outcome::Lease))
+        })
+    }
+
+    fn inspect(&self, py: Python<'_>, resource: &Bound<'_, PyAny>) -> PyResult<Option<HolderFields>> {
+        let resource = arguments::text("resource", resource)?;
+        let holder = waiting::wait(py, |driver| async move { self.locks.inspect_by(&resource, &driver).await })?;
+        Ok(holder.map(holder_fields))
+    }
+
+    fn inspect_start(&self, py: Python<'_>, queue: &Queue, resource: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let resource = arguments::text("resource", resource)?;
+        let locks = self.locks.clone();
+        queue.start(py, |driver| async move { Ok(Outcome::Holder(locks.inspect_by(&resource, &driver).await?)) })
+    }
+
+    fn waiting(&self, resource: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let resource = arguments::text("resource", resource)?;
+        boundary::guard(|| self.locks.waiting(&resource))?.map_err(to_python)
+    }
+
+    /// Guarantee, fencing, across processes, across hosts, inspection.
+    fn capabilities(&self) -> (&'static str, bool, bool, bool, bool) {
+        let can = self.locks.capabilities();
+        let guarantee = match can.guarantee {
+            Guarantee::BestEffort => "best_effort",
+            Guarantee::Lease => "lease",
+            Guarantee::Fenced => "fenced",
+        };
+        (guarantee, can.fencing, can.across_processes, can.across_hosts, can.inspection)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        waiting::wait(py, |_| async move {
+            self.locks.close().await;
+            Ok(())
+        })
+    }
+
+    fn close_start(&self, py: Python<'_>, queue: &Queue) -> PyResult<Py<PyAny>> {
+        let locks = self.locks.clone();
+        queue.start(py, |_| async move {
+            locks.close().await;
+            Ok(Outcome::Nothing)
+        })
+    }
+}

@@ -1,0 +1,66 @@
+//! What an operation on an event loop comes to.
+
+use std::{future::Future, panic::AssertUnwindSafe};
+
+use futures_util::FutureExt;
+use polylock::{Error, Holder, LossReason, Release};
+use pyo3::{IntoPyObjectExt, prelude::*, types::PyString};
+
+use crate::{boundary, lease, queue::Held};
+
+/// The result of an operation, before it meets Python.
+pub(crate) enum Outcome {
+    Nothing,
+    Lease(polylock::Lease),
+    Busy,
+    Released(Release),
+    Holder(Option<Holder>),
+    Lost(LossReason),
+    Failed(Error),
+}
+
+impl Outcome {
+    /// The value in Python; an error is the exception object, not raised. A lease is entered in `held`.
+    pub(crate) fn into_python(self, py: Python<'_>, held: &Held) -> PyResult<Py<PyAny>> {
+        match self {
+            Self::Nothing | Self::Busy => Ok(py.None()),
+            Self::Lease(lease) => lease::Lease::on_loop(lease, held).into_py_any(py),
+            Self::Released(release) => Ok(PyString::intern(py, release.name()).into_any().unbind()),
+            Self::Lost(reason) => Ok(PyString::intern(py, reason.name()).into_any().unbind()),
+            Self::Holder(holder) => holder.map(holder_fields).into_py_any(py),
+            Self::Failed(error) => boundary::exception(py, &error),
+        }
+    }
+}
+
+/// `operation`, with its errors and panics as outcomes.
+pub(crate) async fn of(operation: impl Future<Output = polylock::Result<Outcome>>) -> Outcome {
+    match AssertUnwindSafe(operation).catch_unwind().await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => Outcome::Failed(error),
+        Err(panic) => Outcome::Failed(boundary::panicked(&*panic)),
+    }
+}
+
+/// Owner, fencing token, seconds to expiry, since (Unix seconds), host, process id, label.
+pub(crate) type HolderFields =
+    (String, Option<u64>, Option<f64>, Option<f64>, Option<String>, Option<u32>, Option<String>);
+
+pub(crate) fn holder_fields(holder: Holder) -> HolderFields {
+    (
+        holder.owner,
+        holder.fencing_token,
+        holder.expires_in.map(|expires_in| expires_in.as_secs_f64()),
+        holder.since.map(unix_seconds),
+        holder.host,
+        holder.pid,
+        holder.label,
+    )
+}
+
+pub(crate) fn unix_seconds(time: std::time::SystemTime) -> f64 {
+    match time.duration_since(std::time::SystemTime::UNIX_EPOCH) {
+        Ok(after) => after.as_secs_f64(),
+        Err(before) => -before.duration().as_secs_f64(),
+    }
+}

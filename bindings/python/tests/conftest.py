@@ -1,0 +1,35 @@
+"""What the tests share: where locks are kept, and names of their own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+URLS = os.environ.get("POLYLOCK_TEST_URLS", "memory:").split()
+_runs = itertools.count()
+
+
+def unique() -> str:
+    """A name that no other test, process or language uses."""
+    return f"python-{os.getpid()}-{next(_runs)}"
+
+
+@pytest.fixture(params=URLS, ids=lambda url: url.split(":", 1)[0])
+def url(request: pytest.FixtureRequest) -> str:
+    """Each place where locks are kept; managers on it share a store."""
+    found: str = request.param
+    return f"memory:{unique()}" if found == "memory:" else found
+
+
+@pytest.fixture
+def name() -> str:
+    """A resource of this test alone."""
+    return unique()
+
+
+@pytest.fixture
+def memory() -> str:
+    """A store of this test alone, that needs no server."""
+    return f"memory:{unique()}"
