@@ -1,0 +1,265 @@
+//! What TypeScript calls.
+
+use std::{future::Future, time::Duration};
+
+use napi::{
+    Env,
+    bindgen_prelude::{Either, Function},
+};
+use napi_derive::napi;
+use polylock::{
+    Acquire, Error, ErrorKind, LockManager, Result,
+    host::{Driver, duration},
+};
+
+use crate::{
+    environment::Environment,
+    reply::{CapabilitiesRecord, Outcome, Reply, epoch_ms, number},
+};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Opens the environment. `drain` is called from the loop when there is something to [`take`].
+#[napi(catch_unwind)]
+pub fn open(env: Env, drain: Function<'_, (), ()>) -> Reply {
+    Environment::open(env, drain).map_or_else(Reply::Failed, |()| Reply::Done)
+}
+
+/// Hands out what has finished: pairs of a number and a reply.
+#[napi(catch_unwind)]
+pub fn take(env: Env) -> Vec<(f64, Reply)> {
+    let taken = Environment::of(env).map(|environment| environment.take()).unwrap_or_default();
+    taken.into_iter().map(|(id, reply)| (number(id), reply)).collect()
+}
+
+/// Ends an operation; `false` if its outcome has been handed out.
+#[napi(catch_unwind)]
+pub fn cancel(env: Env, operation: f64) -> bool {
+    Environment::of(env).is_some_and(|environment| environment.cancel(id(operation)))
+}
+
+/// Makes a manager. No I/O, no thread.
+#[napi(catch_unwind)]
+pub fn connect(
+    env: Env,
+    urls: Vec<String>,
+    prefix: Option<String>,
+    drift_factor: Option<f64>,
+    node_timeout: Option<f64>,
+) -> Reply {
+    let connected = || {
+        let mut connect = polylock::connect(urls);
+        if let Some(prefix) = prefix {
+            connect = connect.prefix(prefix);
+        }
+        if let Some(factor) = drift_factor {
+            connect = connect.drift_factor(factor);
+        }
+        if let Some(timeout) = node_timeout {
+            connect = connect.node_timeout(duration("node_timeout", timeout, MILLISECOND)?);
+        }
+        opened(env)?.adopt_manager(connect.lazy()?)
+    };
+    Reply::number(connected())
+}
+
+/// How to acquire, in the order in which [`acquire`] gets it.
+struct Asked {
+    ttl: f64,
+    /// Infinity: for ever. 0: one try.
+    wait: f64,
+    auto_extend: bool,
+    max_hold: Option<f64>,
+    label: Option<String>,
+}
+
+impl Asked {
+    fn options(self) -> Result<Acquire> {
+        let mut options = Acquire::ttl(duration("ttl", self.ttl, MILLISECOND)?).auto_extend(self.auto_extend);
+        options = if self.wait == 0.0 {
+            options.no_wait()
+        } else if self.wait == f64::INFINITY {
+            options.wait_forever()
+        } else {
+            options.wait(duration("wait", self.wait, MILLISECOND)?)
+        };
+        if let Some(max_hold) = self.max_hold {
+            options = options.max_hold(duration("max_hold", max_hold, MILLISECOND)?);
+        }
+        if let Some(label) = self.label {
+            options = options.label(&label);
+        }
+        Ok(options)
+    }
+}
+
+/// Acquires; with `once`, tries once and replies `Busy` instead of a time-out.
+#[napi(catch_unwind)]
+#[expect(clippy::too_many_arguments, reason = "an object would cost more than the call")]
+pub fn acquire(
+    env: Env,
+    manager: f64,
+    resource: String,
+    ttl: f64,
+    wait: f64,
+    auto_extend: bool,
+    max_hold: Option<f64>,
+    label: Option<String>,
+    once: bool,
+) -> Reply {
+    let asked = Asked { ttl, wait, auto_extend, max_hold, label };
+    let options = match asked.options() {
+        Ok(options) => options,
+        Err(error) => return Reply::Failed(error.on(&resource)),
+    };
+    with_manager(env, manager, |locks, driver| async move {
+        if once {
+            Outcome::Tried(locks.try_acquire_by(&resource, options, &driver).await)
+        } else {
+            Outcome::Acquired(locks.acquire_by(&resource, options, &driver).await)
+        }
+    })
+}
+
+/// Who holds a resource.
+#[napi(catch_unwind)]
+pub fn inspect(env: Env, manager: f64, resource: String) -> Reply {
+    with_manager(env, manager, |locks, driver| async move {
+        Outcome::Inspected(locks.inspect_by(&resource, &driver).await)
+    })
+}
+
+/// How many wait for a resource here.
+#[napi(catch_unwind)]
+pub fn waiting(env: Env, manager: f64, resource: String) -> Reply {
+    let waiting = || opened(env)?.manager(id(manager))?.waiting(&resource);
+    Reply::number(waiting().map(|waiting| waiting as u64))
+}
+
+/// What the backend can do; a failed reply if the manager is gone.
+#[napi(catch_unwind)]
+pub fn capabilities(env: Env, manager: f64) -> Either<CapabilitiesRecord, Reply> {
+    let capabilities = || Ok(opened(env)?.manager(id(manager))?.capabilities());
+    match capabilities() {
+        Ok(capabilities) => Either::A(capabilities.into()),
+        Err(error) => Either::B(Reply::Failed(error)),
+    }
+}
+
+/// Closes a manager.
+#[napi(catch_unwind)]
+pub fn close(env: Env, manager: f64) -> Reply {
+    with_manager(env, manager, |locks, _| async move {
+        locks.close().await;
+        Outcome::Closed
+    })
+}
+
+/// Nobody has the manager any more.
+#[napi(catch_unwind)]
+pub fn forget_manager(env: Env, manager: f64) {
+    if let Some(environment) = Environment::of(env) {
+        environment.forget_manager(id(manager));
+    }
+}
+
+/// Makes a lease last longer.
+#[napi(catch_unwind)]
+pub fn extend(env: Env, lease: f64, ttl: Option<f64>) -> Reply {
+    let extension = || {
+        let environment = opened(env)?;
+        let lease = environment.lease(id(lease)).ok_or_else(not_held)?;
+        let ttl = ttl
+            .map(|ttl| duration("ttl", ttl, MILLISECOND))
+            .transpose()
+            .map_err(|error| error.on(lease.resource().as_str()))?;
+        let driver = environment.driver();
+        Ok(environment.start(async move { Outcome::Extended(lease.extend_by(ttl, &driver).await) }))
+    };
+    extension().unwrap_or_else(Reply::Failed)
+}
+
+/// Releases a lease; it keeps its number until [`forget_lease`].
+#[napi(catch_unwind)]
+pub fn release(env: Env, lease: f64) -> Reply {
+    let release = || {
+        let environment = opened(env)?;
+        let lease = environment.lease(id(lease)).ok_or_else(not_held)?;
+        let driver = environment.driver();
+        Ok(environment.start(async move { Outcome::Released(lease.release_by(&driver).await) }))
+    };
+    release().unwrap_or_else(Reply::Failed)
+}
+
+/// Nobody has the lease any more: released in the background if it is held.
+#[napi(catch_unwind)]
+pub fn forget_lease(env: Env, lease: f64) {
+    if let Some(environment) = Environment::of(env) {
+        environment.forget_lease(id(lease));
+    }
+}
+
+/// Until when the holder may act, as `Date.now()` counts; `null` for a lease that was forgotten.
+#[napi(catch_unwind)]
+pub fn deadline(env: Env, lease: f64) -> Option<f64> {
+    let lease = Environment::of(env)?.lease(id(lease))?;
+    Some(epoch_ms(lease.deadline().to_system_time()))
+}
+
+/// For how many milliseconds the holder may still act.
+#[napi(catch_unwind)]
+pub fn remaining(env: Env, lease: f64) -> f64 {
+    let lease = Environment::of(env).and_then(|environment| environment.lease(id(lease)));
+    lease.map_or(0.0, |lease| lease.remaining().as_secs_f64() * 1e3)
+}
+
+/// Whether the holder may act now.
+#[napi(catch_unwind)]
+pub fn is_held(env: Env, lease: f64) -> bool {
+    let lease = Environment::of(env).and_then(|environment| environment.lease(id(lease)));
+    lease.is_some_and(|lease| lease.is_held())
+}
+
+/// Why a lease was lost, if it was.
+#[napi(catch_unwind)]
+pub fn loss(env: Env, lease: f64) -> Option<&'static str> {
+    let lease = Environment::of(env)?.lease(id(lease))?;
+    lease.loss().map(|reason| reason.name())
+}
+
+/// Ends every operation of this environment and releases every lease of the process, within `ms`. For its end.
+#[napi(catch_unwind)]
+pub fn shutdown(env: Env, ms: u32) {
+    if let Some(environment) = Environment::of(env) {
+        environment.cancel_all();
+    }
+    polylock::shutdown(Duration::from_millis(u64::from(ms)));
+}
+
+/// Starts an operation of a manager.
+fn with_manager<F: Future<Output = Outcome> + Send + 'static>(
+    env: Env,
+    manager: f64,
+    operation: impl FnOnce(LockManager, Driver) -> F,
+) -> Reply {
+    let started = || {
+        let environment = opened(env)?;
+        let manager = environment.manager(id(manager))?;
+        Ok(environment.start(operation(manager, environment.driver())))
+    };
+    started().unwrap_or_else(Reply::Failed)
+}
+
+fn opened(env: Env) -> Result<std::rc::Rc<Environment>> {
+    Environment::of(env).ok_or_else(|| Error::new(ErrorKind::Internal, "the addon was not opened"))
+}
+
+fn not_held() -> Error {
+    Error::new(ErrorKind::Lost, "the lease is not held any more")
+}
+
+/// A number that this addon gave out. Anything else becomes one that names nothing.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; such numbers name nothing")]
+fn id(number: f64) -> u64 {
+    number as u64
+}

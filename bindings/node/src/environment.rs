@@ -1,0 +1,203 @@
+//! What belongs to one Node environment: the main thread's, or a worker thread's.
+//!
+//! It has one completion queue, whose descriptor the environment's own loop watches: an operation that is
+//! started here runs here, and no other thread is woken for it. Managers and leases have numbers, so that
+//! all of them can be let go of when the environment ends.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::HashMap,
+    future::Future,
+    os::fd::AsFd,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use napi::{
+    Env, JsValue,
+    bindgen_prelude::{Function, FunctionRef},
+};
+use polylock::{
+    Error, ErrorKind, Lease, LockManager, Result,
+    host::{CompletionQueue, OperationId, Started},
+};
+
+use crate::{
+    reply::{Outcome, Reply},
+    uv::{self, Watched, Watcher},
+};
+
+/// How long the end of the last environment may take to release what is held.
+const LONGEST_END: Duration = Duration::from_secs(2);
+
+/// Environments that have not ended.
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// See the module's text.
+pub(crate) struct Environment {
+    queue: CompletionQueue<Outcome>,
+    watcher: OnceCell<Watcher>,
+    drain: FunctionRef<(), ()>,
+    managers: RefCell<HashMap<u64, LockManager>>,
+    leases: RefCell<HashMap<u64, Arc<Lease>>>,
+    /// Finished, but not yet taken by JavaScript.
+    finished: RefCell<Vec<(OperationId, Outcome)>>,
+    /// Operations under way: while there is one, the loop stays alive.
+    under_way: Cell<usize>,
+}
+
+impl Environment {
+    /// Opens the environment that `env` is, unless it is open. `drain` is called when there is something to take.
+    ///
+    /// # Errors
+    /// `Unsupported` if the host's event loop cannot watch a descriptor; `Internal`.
+    pub(crate) fn open(env: Env, drain: Function<'_, (), ()>) -> Result<()> {
+        if Self::of(env).is_some() {
+            return Ok(());
+        }
+        let environment = Rc::new(Self {
+            queue: CompletionQueue::new()?,
+            watcher: OnceCell::new(),
+            drain: drain.create_ref().map_err(internal)?,
+            managers: RefCell::default(),
+            leases: RefCell::default(),
+            finished: RefCell::default(),
+            under_way: Cell::new(0),
+        });
+        let watched = Rc::clone(&environment) as Rc<dyn Watched>;
+        let watcher = Watcher::start(env, environment.queue.as_fd(), watched)
+            .map_err(|why| Error::new(ErrorKind::Unsupported, why))?;
+        let _ = environment.watcher.set(watcher);
+        ALIVE.fetch_add(1, Ordering::AcqRel);
+        env.set_instance_data(environment, (), |_| {}).map_err(internal)
+    }
+
+    /// The environment that `env` is, if it was opened.
+    pub(crate) fn of(env: Env) -> Option<Rc<Self>> {
+        env.get_instance_data::<Rc<Self>>().ok().flatten().map(|environment| Rc::clone(environment))
+    }
+
+    /// Keeps a manager; gives its number.
+    pub(crate) fn adopt_manager(&self, manager: LockManager) -> Result<u64> {
+        let id = self.queue.reserve()?;
+        self.managers.borrow_mut().insert(id, manager);
+        Ok(id)
+    }
+
+    pub(crate) fn manager(&self, id: u64) -> Result<LockManager> {
+        self.managers.borrow().get(&id).cloned().ok_or_else(|| Error::new(ErrorKind::Closed, "the manager is closed"))
+    }
+
+    pub(crate) fn forget_manager(&self, id: u64) {
+        let manager = self.managers.borrow_mut().remove(&id);
+        drop(manager); // not while the table is borrowed
+    }
+
+    /// Keeps a lease and has its loss reported under its number, which it gives.
+    pub(crate) fn adopt_lease(&self, lease: Lease) -> Result<u64> {
+        let id = self.queue.reserve()?;
+        let queue = self.queue.clone();
+        lease.on_lost(move |reason| {
+            // Nobody is there any more to hear of it if the queue is closed.
+            let _ = queue.push(id, Outcome::Lost(reason));
+        });
+        self.leases.borrow_mut().insert(id, Arc::new(lease));
+        Ok(id)
+    }
+
+    pub(crate) fn lease(&self, id: u64) -> Option<Arc<Lease>> {
+        self.leases.borrow().get(&id).cloned()
+    }
+
+    pub(crate) fn forget_lease(&self, id: u64) {
+        let lease = self.leases.borrow_mut().remove(&id);
+        drop(lease); // not while the table is borrowed
+    }
+
+    /// Starts an operation: replies with its outcome if that is there at once, else with its number.
+    pub(crate) fn start(&self, operation: impl Future<Output = Outcome> + Send + 'static) -> Reply {
+        match self.queue.start(operation) {
+            Ok(Started::Done(outcome)) => Reply::of(outcome, self),
+            Ok(Started::Pending(id)) => {
+                self.count(1);
+                Reply::Pending(id)
+            }
+            Err(error) => Reply::Failed(error),
+        }
+    }
+
+    /// For the `*_by` methods of operations that are started here.
+    pub(crate) fn driver(&self) -> polylock::host::Driver {
+        self.queue.driver()
+    }
+
+    /// Ends an operation. `false` if its outcome has been handed out.
+    pub(crate) fn cancel(&self, id: OperationId) -> bool {
+        let cancelled = self.queue.cancel(id);
+        if cancelled {
+            self.count(-1);
+        }
+        cancelled
+    }
+
+    /// Ends all operations, and takes no more.
+    pub(crate) fn cancel_all(&self) {
+        self.queue.close();
+        let finished = std::mem::take(&mut *self.finished.borrow_mut());
+        drop(finished); // not while the list is borrowed
+    }
+
+    /// Hands out what has finished.
+    pub(crate) fn take(&self) -> Vec<(OperationId, Reply)> {
+        let finished = std::mem::take(&mut *self.finished.borrow_mut());
+        finished.into_iter().map(|(id, outcome)| (id, Reply::of(outcome, self))).collect()
+    }
+
+    /// Counts operations under way, and keeps the loop alive while there are any.
+    fn count(&self, change: isize) {
+        let before = self.under_way.get();
+        let after = before.saturating_add_signed(change);
+        self.under_way.set(after);
+        if (before == 0) != (after == 0)
+            && let Some(watcher) = self.watcher.get()
+        {
+            watcher.keep_alive(after != 0);
+        }
+    }
+}
+
+impl Watched for Environment {
+    fn readable(&self, env: Env) {
+        let finished = self.queue.turn();
+        if finished.is_empty() {
+            return;
+        }
+        for (_, outcome) in &finished {
+            if !matches!(outcome, Outcome::Lost(_)) {
+                self.count(-1);
+            }
+        }
+        self.finished.borrow_mut().extend(finished);
+        if let Ok(drain) = self.drain.borrow_back(&env) {
+            uv::call_from_loop(env, drain.raw());
+        }
+    }
+
+    fn ending(&self) {
+        self.cancel_all();
+        let managers = std::mem::take(&mut *self.managers.borrow_mut());
+        let leases = std::mem::take(&mut *self.leases.borrow_mut());
+        drop((leases, managers)); // released in the background
+        if ALIVE.fetch_sub(1, Ordering::AcqRel) == 1 {
+            polylock::shutdown(LONGEST_END);
+        }
+    }
+}
+
+fn internal(error: napi::Error) -> Error {
+    Error::new(ErrorKind::Internal, format!("the addon cannot start: {error}"))
+}

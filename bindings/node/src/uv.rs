@@ -1,0 +1,212 @@
+//! The boundary to libuv: watches one descriptor on the loop of a Node environment.
+//!
+//! All `unsafe` of the addon that is not generated is in this file. Everything here happens on the thread of
+//! the environment: [`Watcher`] holds raw pointers and is neither `Send` nor `Sync`.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    ffi::{c_int, c_void},
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr::{self, NonNull},
+    rc::Rc,
+};
+
+use napi::{Env, sys};
+
+/// What is told of the descriptor and of the environment's end.
+pub(crate) trait Watched {
+    /// The descriptor is readable.
+    fn readable(&self, env: Env);
+    /// The environment ends; nothing is told afterwards.
+    fn ending(&self);
+}
+
+/// `uv_handle_type`: its order is part of libuv's stable interface.
+const UV_POLL: c_int = 8;
+/// `UV_READABLE` of `enum uv_poll_event`.
+const READABLE: c_int = 1;
+/// More than `max_align_t` needs, for handles whose size only libuv knows.
+const ALIGN: usize = 16;
+
+/// A `uv_poll_t`, whose layout only libuv knows.
+#[repr(C)]
+struct Poll {
+    _opaque: [u8; 0],
+}
+
+// SAFETY: the declarations of uv.h of libuv 1; Node exports these to addons.
+unsafe extern "C" {
+    fn uv_handle_size(kind: c_int) -> usize;
+    fn uv_poll_init(uv_loop: *mut sys::uv_loop_s, handle: *mut Poll, fd: c_int) -> c_int;
+    fn uv_poll_start(
+        handle: *mut Poll,
+        events: c_int,
+        callback: unsafe extern "C" fn(*mut Poll, c_int, c_int),
+    ) -> c_int;
+    fn uv_poll_stop(handle: *mut Poll) -> c_int;
+    fn uv_close(handle: *mut Poll, callback: unsafe extern "C" fn(*mut Poll));
+    fn uv_ref(handle: *mut Poll);
+    fn uv_unref(handle: *mut Poll);
+    fn uv_handle_set_data(handle: *mut Poll, data: *mut c_void);
+    fn uv_handle_get_data(handle: *const Poll) -> *mut c_void;
+}
+
+/// Watches a descriptor for as long as the environment lives.
+///
+/// The handle is freed by the environment's end, and by nothing else: so this is for things that live as long.
+pub(crate) struct Watcher {
+    handle: NonNull<Poll>,
+}
+
+/// What the handle's data points to.
+struct Context {
+    env: sys::napi_env,
+    watched: Rc<dyn Watched>,
+    hook: sys::napi_async_cleanup_hook_handle,
+}
+
+impl Watcher {
+    /// Watches `fd` on the loop of `env`; the loop does not stay alive for it until [`keep_alive`](Self::keep_alive).
+    ///
+    /// # Errors
+    /// A sentence, if the host has no libuv or its loop cannot watch the descriptor.
+    pub(crate) fn start(env: Env, fd: BorrowedFd<'_>, watched: Rc<dyn Watched>) -> Result<Self, String> {
+        let mut uv_loop = ptr::null_mut();
+        // SAFETY: `env` is live (this runs in one of its calls), and `uv_loop` is a valid place for the answer.
+        if unsafe { sys::napi_get_uv_event_loop(env.raw(), &raw mut uv_loop) } != 0 || uv_loop.is_null() {
+            return Err("this runtime has no libuv event loop".into());
+        }
+        let handle = allocate()?;
+        // SAFETY: the loop is live, the handle is of libuv's size for this kind, and the descriptor is open.
+        let status = unsafe { uv_poll_init(uv_loop, handle.as_ptr(), fd.as_raw_fd()) };
+        if status != 0 {
+            // SAFETY: libuv did not take the handle over.
+            unsafe { free(handle.as_ptr()) };
+            return Err(format!("the event loop cannot watch the engine (libuv error {status})"));
+        }
+        let context = Box::into_raw(Box::new(Context { env: env.raw(), watched, hook: ptr::null_mut() }));
+        // SAFETY: the handle is initialised; `context` and the handle live until `on_closed`, which the cleanup
+        // hook brings about. Node runs the hook on this thread while the loop still turns.
+        let status = unsafe {
+            uv_handle_set_data(handle.as_ptr(), context.cast());
+            uv_unref(handle.as_ptr());
+            let started = uv_poll_start(handle.as_ptr(), READABLE, on_readable);
+            let hooked = sys::napi_add_async_cleanup_hook(
+                env.raw(),
+                Some(on_environment_end),
+                handle.as_ptr().cast(),
+                &raw mut (*context).hook,
+            );
+            if started != 0 || hooked != 0 {
+                uv_close(handle.as_ptr(), on_closed);
+            }
+            started | hooked
+        };
+        if status != 0 {
+            return Err(format!("the event loop does not watch the engine (error {status})"));
+        }
+        Ok(Self { handle })
+    }
+
+    /// Whether the loop, and so the process, stays alive for this.
+    ///
+    /// Must not be called after [`Watched::ending`].
+    pub(crate) fn keep_alive(&self, alive: bool) {
+        // SAFETY: the handle is live until the environment ends.
+        unsafe { if alive { uv_ref(self.handle.as_ptr()) } else { uv_unref(self.handle.as_ptr()) } }
+    }
+}
+
+fn layout() -> Result<Layout, String> {
+    // SAFETY: a pure function.
+    let size = unsafe { uv_handle_size(UV_POLL) };
+    Layout::from_size_align(size, ALIGN).map_err(|error| error.to_string())
+}
+
+fn allocate() -> Result<NonNull<Poll>, String> {
+    let layout = layout()?;
+    if layout.size() == 0 {
+        return Err("this runtime's libuv has no poll handles".into());
+    }
+    // SAFETY: the size is not 0.
+    let memory = unsafe { alloc_zeroed(layout) };
+    NonNull::new(memory.cast()).ok_or_else(|| "out of memory".into())
+}
+
+/// # Safety
+/// `handle` came from [`allocate`], and nobody uses it any more.
+unsafe fn free(handle: *mut Poll) {
+    if let Ok(layout) = layout() {
+        // SAFETY: the caller's promise; the layout is the one of the allocation.
+        unsafe { dealloc(handle.cast(), layout) };
+    }
+}
+
+/// # Safety
+/// Called by libuv with a handle that [`Watcher::start`] made.
+unsafe extern "C" fn on_readable(handle: *mut Poll, _status: c_int, _events: c_int) {
+    // SAFETY: the data is the context until the handle closes, and a closing handle gets no call of this.
+    let (env, watched) = unsafe {
+        let context: *const Context = uv_handle_get_data(handle).cast();
+        ((*context).env, Rc::clone(&(*context).watched))
+    };
+    let mut scope = ptr::null_mut();
+    // SAFETY: the environment is live: its cleanup hook would have closed the handle. Values that JavaScript is
+    // called with need a scope here, because nothing of JavaScript is below us on the stack.
+    unsafe {
+        if sys::napi_open_handle_scope(env, &raw mut scope) != 0 {
+            return;
+        }
+        watched.readable(Env::from_raw(env));
+        sys::napi_close_handle_scope(env, scope);
+    }
+}
+
+/// # Safety
+/// Called by Node at the end of the environment, with the handle that [`Watcher::start`] gave it.
+unsafe extern "C" fn on_environment_end(_hook: sys::napi_async_cleanup_hook_handle, handle: *mut c_void) {
+    let handle: *mut Poll = handle.cast();
+    // SAFETY: the handle and its context are live until `on_closed`.
+    unsafe {
+        let context: *const Context = uv_handle_get_data(handle).cast();
+        let watched = Rc::clone(&(*context).watched);
+        uv_poll_stop(handle);
+        watched.ending();
+        uv_close(handle, on_closed);
+    }
+}
+
+/// # Safety
+/// Called by libuv when it is done with a handle that [`Watcher::start`] made.
+unsafe extern "C" fn on_closed(handle: *mut Poll) {
+    // SAFETY: nobody else has the context or the handle any more.
+    let context = unsafe {
+        let context: *mut Context = uv_handle_get_data(handle).cast();
+        free(handle);
+        Box::from_raw(context)
+    };
+    if !context.hook.is_null() {
+        // SAFETY: it was not removed before; the environment waits for this.
+        unsafe { sys::napi_remove_async_cleanup_hook(context.hook) };
+    }
+}
+
+/// Calls a function of JavaScript from the loop, and then lets promises go on.
+pub(crate) fn call_from_loop(env: Env, function: sys::napi_value) {
+    let env = env.raw();
+    let (mut global, mut result) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: `env` is live and a handle scope is open; the places for the answers are valid.
+    unsafe {
+        if sys::napi_get_global(env, &raw mut global) != 0 {
+            return;
+        }
+        let status = sys::napi_make_callback(env, ptr::null_mut(), global, function, 0, ptr::null(), &raw mut result);
+        if status == sys::Status::napi_pending_exception {
+            // It came out of the package's own code: a bug that nobody could catch, so the process hears of it.
+            let mut exception = ptr::null_mut();
+            if sys::napi_get_and_clear_last_exception(env, &raw mut exception) == 0 {
+                sys::napi_fatal_exception(env, exception);
+            }
+        }
+    }
+}

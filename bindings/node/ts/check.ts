@@ -1,0 +1,66 @@
+/** Checks what callers pass: a wrong type is a `TypeError` that names the argument. Values are the engine's to judge. */
+
+import { notWellFormed } from './errors.js'
+
+function kindOf(value: unknown): string {
+  if (value === null) return 'null'
+  return typeof value === 'object' ? (value.constructor?.name ?? 'object') : typeof value
+}
+
+function wrong(argument: string, wanted: string, value: unknown): TypeError {
+  return new TypeError(`${argument} must be ${wanted}, not ${kindOf(value)}`)
+}
+
+const halfPair = /\p{Surrogate}/u
+
+/** A string that UTF-8 can hold. */
+export function string(argument: string, value: unknown): string {
+  if (typeof value !== 'string') throw wrong(argument, 'a string', value)
+  if (halfPair.test(value)) throw notWellFormed(argument)
+  return value
+}
+
+export function optionalString(argument: string, value: unknown): string | undefined {
+  return value === undefined ? undefined : string(argument, value)
+}
+
+export function number(argument: string, value: unknown): number {
+  if (typeof value !== 'number') throw wrong(argument, 'a number', value)
+  return value
+}
+
+export function optionalNumber(argument: string, value: unknown): number | undefined {
+  return value === undefined ? undefined : number(argument, value)
+}
+
+export function boolean(argument: string, value: unknown): boolean {
+  if (typeof value !== 'boolean') throw wrong(argument, 'a boolean', value)
+  return value
+}
+
+export function fn(argument: string, value: unknown): void {
+  if (typeof value !== 'function') throw wrong(argument, 'a function', value)
+}
+
+export function options<T extends object>(value: T | undefined): Partial<T> {
+  if (value === undefined) return {}
+  if (typeof value !== 'object' || value === null) throw wrong('options', 'an object', value)
+  return value
+}
+
+export function optionalSignal(argument: string, value: unknown): AbortSignal | undefined {
+  if (value === undefined) return undefined
+  // Not instanceof: signals come from other realms and from polyfills.
+  const signal = value as AbortSignal
+  if (typeof value !== 'object' || value === null || typeof signal.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+    throw wrong(argument, 'an AbortSignal', value)
+  }
+  return signal
+}
+
+/** A URL or a list of them. */
+export function urls(value: unknown): string[] {
+  if (Array.isArray(value)) return value.map((url) => string('url', url))
+  if (typeof value !== 'string') throw wrong('url', 'a string or an array of strings', value)
+  return [string('url', value)]
+}

@@ -1,0 +1,196 @@
+/** The manager: makes leases on one backend. */
+
+import * as arg from './check.js'
+import { errorFrom } from './errors.js'
+import { Lease } from './lease.js'
+import { check, open, run } from './loop.js'
+import { Kind, native, type CapabilitiesRecord, type HolderRecord, type Reply, type Started } from './native.js'
+
+/** How to connect. */
+export interface ConnectOptions {
+  /** Put before each resource's name to make the Redis key. Default: nothing. */
+  prefix?: string | undefined
+  /** How far clocks may run apart, as a part of the ttl: 0 to 0.5, default 0.01. */
+  driftFactor?: number | undefined
+  /** How long one server may take to answer, in milliseconds. Default: by the ttl, at most 2 s (500 ms with several servers). */
+  nodeTimeout?: number | undefined
+}
+
+/** How to try. Times are in milliseconds. */
+export interface TryOptions {
+  /** How long the lease lasts without renewal, and so when a dead holder frees it. Default 30,000; from 3. */
+  ttl?: number | undefined
+  /** Whether the engine renews the lease until it is released. Default `true`. */
+  autoExtend?: boolean | undefined
+  /** No renewal begins later than this after the grant, so that a hung holder cannot hold for ever. Default: no bound. */
+  maxHold?: number | undefined
+  /** What `inspect` will say of the holder. At most 256 bytes. */
+  label?: string | undefined
+  /** Cancels it: rejects with the signal's reason, and gives back what was won. */
+  signal?: AbortSignal | undefined
+}
+
+/** How to acquire. Times are in milliseconds. */
+export interface AcquireOptions extends TryOptions {
+  /**
+   * How long to wait for a holder: 0 tries once. Default `Infinity` (a backend that is out of reach for 30 s ends that
+   * with `UnavailableError`).
+   */
+  wait?: number | undefined
+}
+
+/** Who holds a resource. */
+export type Holder = Readonly<HolderRecord>
+
+/** What a backend can do and promise. */
+export type Capabilities = Readonly<CapabilitiesRecord>
+
+/** Makes locks on one backend. Opens connections with the first use, and keeps no process alive while idle. */
+export class LockManager {
+  readonly #id: number
+
+  /** @internal */
+  constructor(id: number) {
+    this.#id = id
+    unused.register(this, id)
+  }
+
+  /**
+   * Acquires `resource`, waiting as `options` say. Locks are not re-entrant: a holder that asks again waits.
+   *
+   * Rejects with `AcquireTimeoutError` if it stayed in use, `ConflictError` if it is in use as something else,
+   * `UnavailableError` if the backend was out of reach, `AuthError`, `InvalidArgumentError`, `ClosedError`, or the
+   * reason of `options.signal`.
+   */
+  acquire(resource: string, options?: AcquireOptions): Promise<Lease> {
+    return this.#start(resource, options, false) as Promise<Lease>
+  }
+
+  /** Tries once; `null` if somebody else holds it. Rejects as `acquire` does, but for `AcquireTimeoutError`. */
+  tryAcquire(resource: string, options?: TryOptions): Promise<Lease | null> {
+    return this.#start(resource, options, true)
+  }
+
+  /**
+   * Runs `fn` under the lock of `resource`, and releases it.
+   *
+   * Rejects as `acquire` does, or with what `fn` threw, whatever becomes of the release; if `fn` succeeded but the
+   * lease was lost meanwhile, with `LockLostError`.
+   */
+  using<T>(resource: string, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  using<T>(resource: string, options: AcquireOptions, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  async using<T>(
+    resource: string,
+    options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
+    fn?: (lease: Lease) => T | PromiseLike<T>,
+  ): Promise<T> {
+    const body = typeof options === 'function' ? options : fn
+    arg.fn('fn', body)
+    const lease = await this.acquire(resource, typeof options === 'function' ? undefined : options)
+    let result: T
+    try {
+      result = await (body as (lease: Lease) => T | PromiseLike<T>)(lease)
+    } catch (error) {
+      await lease.release().catch(() => undefined)
+      throw error
+    }
+    const heldToTheEnd = lease.isHeld
+    const released = await lease.release()
+    if (lease.loss !== null || (heldToTheEnd && released === 'not_held')) throw lease.lostError()
+    return result
+  }
+
+  /** Who holds `resource`, or `null` if it is free. */
+  inspect(resource: string): Promise<Holder | null> {
+    try {
+      arg.string('resource', resource)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+    return run(native.inspect(this.#id, resource), (reply) => {
+      const inspected = check(reply, resource)
+      return inspected[0] === Kind.Inspected ? inspected[1] : null
+    })
+  }
+
+  /** How many wait for `resource` through this manager. */
+  waiting(resource: string): number {
+    const reply = check(native.waiting(this.#id, arg.string('resource', resource)), resource)
+    return reply[0] === Kind.Number ? reply[1] : 0
+  }
+
+  /** What the backend can do and promise. */
+  get capabilities(): Capabilities {
+    const capabilities = native.capabilities(this.#id)
+    if (Array.isArray(capabilities)) throw errorFrom(capabilities[1])
+    return capabilities
+  }
+
+  /**
+   * Ends it: waiters get `ClosedError`, leases are released, connections let go. Resolves when that is done; a server
+   * that does not answer is given up when its leases must have expired. Closing twice is harmless.
+   */
+  close(): Promise<void> {
+    return run(native.close(this.#id), (reply) => {
+      check(reply)
+    })
+  }
+
+  /** Closes it, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  #start(resource: string, options: AcquireOptions | undefined, once: boolean): Promise<Lease | null> {
+    let started: Started
+    let signal: AbortSignal | undefined
+    try {
+      const { ttl = 30_000, wait = Infinity, autoExtend = true, maxHold, label, signal: given } = arg.options(options)
+      signal = arg.optionalSignal('signal', given)
+      arg.string('resource', resource)
+      arg.number('ttl', ttl)
+      arg.number('wait', wait)
+      arg.boolean('autoExtend', autoExtend)
+      arg.optionalNumber('maxHold', maxHold)
+      arg.optionalString('label', label)
+      signal?.throwIfAborted()
+      started = native.acquire(this.#id, resource, ttl, wait, autoExtend, maxHold, label, once)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+    return run(
+      started,
+      (reply: Reply) => {
+        const granted = check(reply, resource)
+        return granted[0] === Kind.Leased ? new Lease(resource, granted[1], granted[2], granted[3]) : null
+      },
+      signal,
+    )
+  }
+}
+
+/** A manager that nobody has any more: its leases stay. */
+const unused = new FinalizationRegistry<number>((id) => native.forgetManager(id))
+
+/**
+ * Makes a manager of the locks at `url`, or at several Redis URLs (Redlock). Synchronous and without I/O: a server that does not
+ * answer shows with the first use.
+ *
+ * | URL | locks are kept |
+ * |---|---|
+ * | `memory:`, `memory:NAME` | in this process; NAME shares a store among managers |
+ * | `file:///var/lock/app` | in files of that directory: among the processes of this host |
+ * | `redis://[user:password@]host[:port][/database]`, `rediss://…`, `redis+unix:///path` | in one Redis or Valkey |
+ *
+ * Throws `InvalidArgumentError` naming `url` or the option, `UnsupportedError`.
+ */
+export function connect(url: string | readonly string[], options?: ConnectOptions): LockManager {
+  const { prefix, driftFactor, nodeTimeout } = arg.options(options)
+  const urls = arg.urls(url)
+  arg.optionalString('prefix', prefix)
+  arg.optionalNumber('driftFactor', driftFactor)
+  arg.optionalNumber('nodeTimeout', nodeTimeout)
+  open()
+  const reply = check(native.connect(urls, prefix, driftFactor, nodeTimeout))
+  return new LockManager(reply[0] === Kind.Number ? reply[1] : 0)
+}

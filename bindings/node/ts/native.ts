@@ -1,0 +1,114 @@
+/** The private addon: how it is found, and what it answers. Its calls are documented in `src/calls.rs`. */
+
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+
+import { addonFile, platform } from './platform.js'
+
+/** First element of a reply. */
+export const enum Kind {
+  Failed = 0,
+  Done = 1,
+  Leased = 2,
+  Busy = 3,
+  Released = 4,
+  Inspected = 5,
+  Lost = 6,
+  Number = 7,
+}
+
+export interface ErrorRecord {
+  number: number
+  code: string
+  message: string
+  resource?: string
+  argument?: string
+  causes: string[]
+  retryable: boolean
+}
+
+export interface HolderRecord {
+  owner: string
+  fencingToken?: bigint
+  expiresIn?: number
+  since?: number
+  host?: string
+  pid?: number
+  label?: string
+}
+
+export type FailedReply = [Kind.Failed, ErrorRecord]
+
+/** How an operation ended. */
+export type Reply =
+  | FailedReply
+  | [Kind.Done]
+  | [Kind.Leased, lease: number, ownerToken: string, fencingToken: bigint]
+  | [Kind.Busy]
+  | [Kind.Released, 'released' | 'not_held' | 'unknown']
+  | [Kind.Inspected, HolderRecord | null]
+  | [Kind.Lost, 'expired' | 'taken' | 'max_hold']
+  | [Kind.Number, number]
+
+/** A reply, or the number of the operation that it will come for. */
+export type Started = Reply | number
+
+interface Native {
+  open(drain: () => void): Reply
+  take(): [id: number, reply: Reply][]
+  cancel(operation: number): boolean
+  connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number): Reply
+  acquire(
+    manager: number,
+    resource: string,
+    ttl: number,
+    wait: number,
+    autoExtend: boolean,
+    maxHold: number | undefined,
+    label: string | undefined,
+    once: boolean,
+  ): Started
+  inspect(manager: number, resource: string): Started
+  waiting(manager: number, resource: string): Reply
+  capabilities(manager: number): CapabilitiesRecord | FailedReply
+  close(manager: number): Started
+  forgetManager(manager: number): void
+  extend(lease: number, ttl?: number): Started
+  release(lease: number): Started
+  forgetLease(lease: number): void
+  deadline(lease: number): number | null
+  remaining(lease: number): number
+  isHeld(lease: number): boolean
+  loss(lease: number): 'expired' | 'taken' | 'max_hold' | null
+  shutdown(ms: number): void
+}
+
+export interface CapabilitiesRecord {
+  guarantee: 'best_effort' | 'lease' | 'fenced'
+  fencing: boolean
+  acrossProcesses: boolean
+  acrossHosts: boolean
+  inspection: boolean
+}
+
+export const native: Native = load()
+
+function load(): Native {
+  const { bun, deno } = process.versions as Record<string, string | undefined>
+  if (bun !== undefined || deno !== undefined) {
+    throw new Error(`polylock needs the event loop of Node (libuv); ${bun === undefined ? 'Deno' : 'Bun'} is not supported yet`)
+  }
+  const built = join(__dirname, '..', addonFile())
+  const name = `@polylock/${platform()}`
+  try {
+    return require(existsSync(built) ? built : name) as Native
+  } catch (cause) {
+    const why = (cause as Error).message
+    throw new Error(
+      `polylock cannot load its addon for ${platform()} (Node ${process.versions.node}): ${why}. ` +
+        `It comes with the package ${name}, an optional dependency: install without --no-optional and without ` +
+        `a lock file that was made on another platform. In a checkout, run: npm run build`,
+      { cause },
+    )
+  }
+}
