@@ -23,7 +23,14 @@ buildTypeScript()
 buildAddon()
 
 function buildAddon() {
-  const lines = run('cargo', ['build', '-p', 'polylock-node', '--profile', profile, '--message-format=json-render-diagnostics'])
+  const lines = run('cargo', [
+    'build',
+    '-p',
+    'polylock-node',
+    '--profile',
+    profile,
+    '--message-format=json-render-diagnostics',
+  ])
   const library = lines
     .split('\n')
     .filter((line) => line.startsWith('{'))
@@ -55,7 +62,8 @@ function run(command, args) {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, npm_config_ignore_scripts: 'true' },
   })
-  if (error !== undefined) throw new Error(`${command} cannot run: ${error.message}. A checkout is built with cargo and npm.`)
+  if (error !== undefined)
+    throw new Error(`${command} cannot run: ${error.message}. A checkout is built with cargo and npm.`)
   if (status !== 0) {
     process.stderr.write(command === 'cargo' ? '' : stdout)
     process.exit(status ?? 1)

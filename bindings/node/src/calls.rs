@@ -95,7 +95,6 @@ impl Asked {
 
 /// Acquires; with `once`, tries once and replies `Busy` instead of a time-out.
 #[napi(catch_unwind)]
-#[expect(clippy::too_many_arguments, reason = "an object would cost more than the call")]
 pub fn acquire(
     env: Env,
     manager: f64,
@@ -259,7 +258,6 @@ fn not_held() -> Error {
 }
 
 /// A number that this addon gave out. Anything else becomes one that names nothing.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; such numbers name nothing")]
 fn id(number: f64) -> u64 {
     number as u64
 }

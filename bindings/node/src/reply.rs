@@ -90,7 +90,6 @@ impl ToNapiValue for Reply {
 }
 
 /// Ids and counts are far below 2^53, which a double counts exactly.
-#[expect(clippy::cast_precision_loss, reason = "see above")]
 pub(crate) fn number(id: u64) -> f64 {
     id as f64
 }

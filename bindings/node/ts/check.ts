@@ -52,7 +52,12 @@ export function optionalSignal(argument: string, value: unknown): AbortSignal | 
   if (value === undefined) return undefined
   // Not instanceof: signals come from other realms and from polyfills.
   const signal = value as AbortSignal
-  if (typeof value !== 'object' || value === null || typeof signal.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+  if (
+    typeof value !== 'object' ||
+    value === null ||
+    typeof signal.aborted !== 'boolean' ||
+    typeof signal.addEventListener !== 'function'
+  ) {
     throw wrong(argument, 'an AbortSignal', value)
   }
   return signal

@@ -122,12 +122,26 @@ export function lostError(resource: string, reason: LossReason | null): LockLost
     max_hold: 'it was held for as long as maxHold allowed',
   }
   const message = reason === null ? 'the lease is not held any more' : `the lease was lost: ${why[reason]}`
-  const record = { number: 2, code: 'Lost', message: `${JSON.stringify(resource)}: ${message}`, resource, causes: [], retryable: false }
+  const record = {
+    number: 2,
+    code: 'Lost',
+    message: `${JSON.stringify(resource)}: ${message}`,
+    resource,
+    causes: [],
+    retryable: false,
+  }
   return new LockLostError(record, reason ?? undefined)
 }
 
 /** The error for a name that UTF-8 cannot hold. */
 export function notWellFormed(argument: string): InvalidArgumentError {
   const message = `${argument} must be well-formed Unicode (it has half a surrogate pair)`
-  return new InvalidArgumentError({ number: 4, code: 'InvalidArgument', message, argument, causes: [], retryable: false })
+  return new InvalidArgumentError({
+    number: 4,
+    code: 'InvalidArgument',
+    message,
+    argument,
+    causes: [],
+    retryable: false,
+  })
 }

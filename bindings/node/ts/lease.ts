@@ -2,7 +2,7 @@
 
 import * as arg from './check.js'
 import { lostError, type LockLostError, type LossReason } from './errors.js'
-import { check, listen, run, unlisten, type LossListener } from './loop.js'
+import { check, listen, run, unlisten } from './loop.js'
 import { Kind, native, type Reply } from './native.js'
 
 /** What became of a lease that was released: `unknown` expires by its ttl at the latest. */
@@ -12,7 +12,7 @@ export type Release = 'released' | 'not_held' | 'unknown'
  * A held lock. It is renewed in the background (unless `autoExtend` is `false`) until it is released or lost,
  * also while this event loop is blocked.
  */
-export class Lease implements LossListener {
+export class Lease {
   /** What is locked. */
   readonly resource: string
   /** Proves ownership to the backend: 40 hex digits. */

@@ -96,7 +96,9 @@ export const native: Native = load()
 function load(): Native {
   const { bun, deno } = process.versions as Record<string, string | undefined>
   if (bun !== undefined || deno !== undefined) {
-    throw new Error(`polylock needs the event loop of Node (libuv); ${bun === undefined ? 'Deno' : 'Bun'} is not supported yet`)
+    throw new Error(
+      `polylock needs the event loop of Node (libuv); ${bun === undefined ? 'Deno' : 'Bun'} is not supported yet`,
+    )
   }
   const built = join(__dirname, '..', addonFile())
   const name = `@polylock/${platform()}`

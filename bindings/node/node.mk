@@ -1,0 +1,25 @@
+# The Node package: included by the top Makefile.
+
+NODE_DIR := bindings/node
+NODE_INSTALLED := $(NODE_DIR)/node_modules/.installed
+# How the addon is built for tests and the demo; `npm install` builds a release.
+NODE_PROFILE ?= dev
+node_COUNTER ?= node $(CURDIR)/examples/node/counter.mjs
+
+.PHONY: node-build
+node-build: $(NODE_INSTALLED)
+	POLYLOCK_PROFILE=$(NODE_PROFILE) node $(NODE_DIR)/scripts/build.mjs
+	mkdir -p examples/node/node_modules
+	ln -sfn ../../../$(NODE_DIR) examples/node/node_modules/polylock
+
+$(NODE_INSTALLED): $(NODE_DIR)/package.json $(NODE_DIR)/package-lock.json
+	cd $(NODE_DIR) && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+.PHONY: node-test
+node-test: node-build ## Runs the tests of the Node package.
+	cd $(NODE_DIR) && node --expose-gc --test tests/
+
+.PHONY: node-lint
+node-lint: node-build
+	cd $(NODE_DIR) && npm run --silent typecheck && npm run --silent format:check
