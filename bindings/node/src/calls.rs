@@ -95,6 +95,7 @@ impl Asked {
 
 /// Acquires; with `once`, tries once and replies `Busy` instead of a time-out.
 #[napi(catch_unwind)]
+#[allow(clippy::too_many_arguments, reason = "an object would cost more than the call")]
 pub fn acquire(
     env: Env,
     manager: f64,
