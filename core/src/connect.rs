@@ -154,32 +154,6 @@ fn split(list: &str) -> Vec<String> {
     urls
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_may_be_one_string() {
-        assert_eq!(split("redis://a,rediss://b:1/2"), ["redis://a", "rediss://b:1/2"]);
-        assert_eq!(split("redis://:se,cret@a"), ["redis://:se,cret@a"]);
-        assert_eq!(split("memory:"), ["memory:"]);
-    }
-
-    #[test]
-    fn says_what_is_wrong_with_a_url() {
-        for url in ["", "localhost", "nosuch://x", "redis://h:notaport", ":"] {
-            let error = connect_error(vec![url]);
-            assert_eq!(error.argument(), Some("url"), "{url}: {error}");
-        }
-        assert_eq!(connect_error(Vec::<String>::new()).argument(), Some("url"));
-        assert_eq!(connect_error(vec!["redis://a", "redis://a:6379"]).to_string(), "url lists a:6379 twice");
-    }
-
-    fn connect_error(urls: impl IntoUrls) -> Error {
-        Connect::new(urls.into_urls()).lazy().expect_err("a wrong URL")
-    }
-}
-
 /// One URL or several, for [`connect`](crate::connect).
 pub trait IntoUrls {
     /// The URLs in order.
@@ -219,5 +193,31 @@ impl<S: AsRef<str>> IntoUrls for &[S] {
 impl<S: Into<String>, const N: usize> IntoUrls for [S; N] {
     fn into_urls(self) -> Vec<String> {
         self.into_iter().map(Into::into).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_may_be_one_string() {
+        assert_eq!(split("redis://a,rediss://b:1/2"), ["redis://a", "rediss://b:1/2"]);
+        assert_eq!(split("redis://:se,cret@a"), ["redis://:se,cret@a"]);
+        assert_eq!(split("memory:"), ["memory:"]);
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_url() {
+        for url in ["", "localhost", "nosuch://x", "redis://h:notaport", ":"] {
+            let error = connect_error(vec![url]);
+            assert_eq!(error.argument(), Some("url"), "{url}: {error}");
+        }
+        assert_eq!(connect_error(Vec::<String>::new()).argument(), Some("url"));
+        assert_eq!(connect_error(vec!["redis://a", "redis://a:6379"]).to_string(), "url lists a:6379 twice");
+    }
+
+    fn connect_error(urls: impl IntoUrls) -> Error {
+        Connect::new(urls.into_urls()).lazy().expect_err("a wrong URL")
     }
 }
