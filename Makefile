@@ -4,8 +4,6 @@ SHELL := bash
 
 PYTHON ?= python3
 PREFIX ?= /usr/local
-# Where Python packages that the build and the tests need are installed.
-VENV := $(CURDIR)/.venv
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 SERVERS := $(CURDIR)/tests/servers/with_servers.py
 
@@ -50,9 +48,8 @@ demo: ## Four languages add to one number, without and with locks; URL= says whe
 together-test: build ## What crosses languages; needs the servers' URLs in the environment.
 	tests/together/run.py $(COUNTERS)
 
-LINT := $(CARGO_TARGET_DIR)/lint
 # Python outside of the package.
-SCRIPTS := tests/*.py tests/*/*.py $(wildcard benches/*.py)
+SCRIPTS := tests/*.py tests/*/*.py benches/*/*.py
 
 .PHONY: lint
 lint: rust-lint scripts-lint $(patsubst %,%-lint,$(filter-out c,$(LANGUAGES))) ## Checks format, warnings and documentation in every language.
@@ -61,20 +58,15 @@ lint: rust-lint scripts-lint $(patsubst %,%-lint,$(filter-out c,$(LANGUAGES))) #
 .PHONY: rust-lint
 rust-lint:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --lib --bins --tests -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	tests/licences.py
 
 .PHONY: scripts-lint
-scripts-lint: $(LINT)/.installed
-	$(LINT)/bin/ruff check --config tests/ruff.toml $(SCRIPTS)
-	$(LINT)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
-	MYPYPATH=tests/servers $(LINT)/bin/mypy --strict $(SCRIPTS)
-
-$(LINT)/.installed: Makefile
-	$(PYTHON) -m venv $(LINT)
-	$(LINT)/bin/pip install --quiet --disable-pip-version-check 'ruff==0.17.*' 'mypy==2.4.*'
-	touch $@
+scripts-lint: python-build
+	$(VENV)/bin/ruff check --config tests/ruff.toml $(SCRIPTS)
+	$(VENV)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
+	MYPYPATH=tests/servers:benches/python $(VENV)/bin/mypy --strict $(SCRIPTS)
 
 .PHONY: bench
 bench: ## Compares with the usual libraries; prints a table and writes target/bench/results.json.

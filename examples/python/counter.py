@@ -1,6 +1,7 @@
-"""Adds 1 to the number in a file N times, under a lock or without: `counter.py URL_OR_"-" FILE N`.
+"""Adds 1 to the number in a file, many times: `counter.py URL FILE COUNT [LOG]`.
 
-Prints one line of JSON: how long each acquisition waited in milliseconds, and each fencing token in order.
+With `none` for a URL it takes no lock, and loses updates when several run at once. Appends each fencing token to LOG
+while it holds the lock. Prints one line of JSON: how long each acquisition waited in milliseconds, and each token.
 """
 
 import contextlib
@@ -8,34 +9,52 @@ import json
 import pathlib
 import sys
 import time
+from typing import TextIO
 
 import polylock
 
 
-def add_one(file: pathlib.Path) -> None:
-    """Reads, sleeps a moment, writes back: an update is lost if two do that at once."""
-    number = int(file.read_text() or 0)
-    time.sleep(100e-6)
-    file.write_text(str(number + 1))
+def add_one(path: pathlib.Path) -> None:
+    """Reads, takes a moment, writes back: wrong unless nobody else does so meanwhile."""
+    with path.open("r+") as file:
+        number = int(file.read())
+        time.sleep(100e-6)
+        file.seek(0)
+        # As wide as before, so that one write replaces the whole number.
+        file.write(f"{number + 1:010}\n")
 
 
-def main(url: str, file: pathlib.Path, times: int) -> None:
+def main(url: str, path: pathlib.Path, count: int, log: TextIO | None) -> None:
     """Runs it and prints the line."""
     waits: list[float] = []
     tokens: list[int] = []
     with contextlib.ExitStack() as stack:
-        locks = None if url == "-" else stack.enter_context(polylock.connect(url))
-        for _ in range(times):
+        locks = None if url == "none" else stack.enter_context(polylock.connect(url))
+        for _ in range(count):
             if locks is None:
-                add_one(file)
+                add_one(path)
                 continue
             began = time.perf_counter()
-            with locks.acquire("demo:counter") as lease:
+            with locks.acquire("counter") as lease:
                 waits.append((time.perf_counter() - began) * 1000)
                 tokens.append(lease.fencing_token)
-                add_one(file)
-    print(json.dumps({"language": "Python", "acquisitions": times, "wait_ms": waits, "tokens": tokens}))
+                if log:
+                    log.write(f"{lease.fencing_token}\n")
+                    log.flush()
+                add_one(path)
+    print(
+        json.dumps(
+            {
+                "language": "python",
+                "acquisitions": count,
+                "wait_ms": waits,
+                "tokens": tokens,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]))
+    with contextlib.ExitStack() as files:
+        log = files.enter_context(open(sys.argv[4], "a")) if len(sys.argv) > 4 else None
+        main(sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), log)
