@@ -219,9 +219,12 @@ impl Manager {
     /// The future's output, or `Closed` as soon as the manager is closed.
     async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output> {
         let closing = std::pin::pin!(self.closing());
-        match futures_util::future::select(std::pin::pin!(future), closing).await {
-            futures_util::future::Either::Left((output, _)) => Ok(output),
-            futures_util::future::Either::Right(_) => Err(Error::closed()),
+        // Looks at `closing` first: the leases that closing releases must not go to the manager's own waiters.
+        match futures_util::future::select(closing, std::pin::pin!(future)).await {
+            futures_util::future::Either::Left(_) => Err(Error::closed()),
+            // Closed between the two looks, maybe after its leases were released: dropping this one gives it back.
+            futures_util::future::Either::Right(_) if self.is_closed() => Err(Error::closed()),
+            futures_util::future::Either::Right((output, _)) => Ok(output),
         }
     }
 }

@@ -79,7 +79,7 @@ impl LockManager {
     fn open(&self) -> Result<&Arc<Manager>> {
         let manager = self.manager();
         manager.check_process()?;
-        if *manager.closed.borrow() {
+        if manager.is_closed() {
             return Err(Error::closed());
         }
         if !manager.enrolled.swap(true, Ordering::AcqRel) {
@@ -186,6 +186,10 @@ impl Manager {
     /// Whether this process made it.
     pub(crate) fn check_process(&self) -> Result<()> {
         if self.generation == process::generation() { Ok(()) } else { Err(Error::forked()) }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
     }
 
     /// Resolves when the manager is closed.
