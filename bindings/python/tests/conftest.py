@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
+from collections.abc import Callable
 
+import polylock
 import pytest
 
 URLS = os.environ.get("POLYLOCK_TEST_URLS", "memory:").split()
@@ -33,3 +36,17 @@ def name() -> str:
 def memory() -> str:
     """A store of this test alone, that needs no server."""
     return f"memory:{unique()}"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Returns once `condition` holds; fails if that takes too long even for a loaded machine."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it does not come to that"
+        time.sleep(0.005)
+
+
+def assert_free(url: str, name: str) -> None:
+    """Nobody holds `name`, at the latest when releases in the background are done."""
+    with polylock.connect(url) as locks:
+        wait_until(lambda: locks.inspect(name) is None)

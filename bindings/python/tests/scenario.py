@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import polylock
+import pytest
 from conftest import unique
 
 DIRECTORY = Path(__file__).resolve().parents[3] / "tests" / "scenarios"

@@ -1,0 +1,313 @@
+"""The blocking API, beyond what the scenarios say."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import pickle
+import signal
+import threading
+import time
+from typing import Any
+
+import polylock
+import polylock.asyncio
+import pytest
+from conftest import assert_free, unique, wait_until
+
+
+def test_with_gives_the_lease_and_releases_it(url: str, name: str) -> None:
+    with polylock.connect(url) as locks, locks.lock(name, ttl=5, wait=5, label="night shift") as lease:
+        assert (lease.resource, lease.is_held, lease.lost, lease.loss) == (name, True, False, None)
+        assert 0 < lease.remaining <= 5
+        assert time.time() < lease.deadline <= time.time() + 5
+        assert len(lease.owner_token) == 40
+        holder = locks.inspect(name)
+        assert holder is not None
+        assert (holder.owner, holder.label) == (lease.owner_token, "night shift")
+        assert holder.expires_in is not None
+        assert 0 < holder.expires_in <= 5
+        assert locks.try_acquire(name) is None
+    assert_free(url, name)
+
+
+def test_the_error_of_the_body_is_never_masked(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    with pytest.raises(ZeroDivisionError), locks.lock(name, ttl=0.3, auto_extend=False) as lease:
+        wait_until(lambda: lease.lost)
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), locks.lock(name):
+        locks.close()
+        raise ZeroDivisionError
+
+
+def test_leaving_with_a_lost_lease_raises(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    with (
+        pytest.raises(polylock.LockLost, match="deadline") as caught,
+        locks.lock(name, ttl=0.3, auto_extend=False) as lease,
+    ):
+        wait_until(lambda: lease.lost)
+        assert (lease.loss, lease.remaining) == ("expired", 0)
+    assert caught.value.resource == name
+    # What was given up on purpose is not lost.
+    with locks.lock(name) as lease:
+        assert lease.release() is polylock.Released.RELEASED
+    with locks.lock(name):
+        locks.close()
+
+
+def test_one_lock_object_serves_many_threads(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    lock = locks.lock(name, ttl=10, wait=60)
+    inside, most, tokens = 0, 0, list[int]()
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with lock as lease:
+                inside += 1
+                most = max(most, inside)
+                tokens.append(lease.fencing_token)
+                time.sleep(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert len(tokens) == 160
+    assert tokens == sorted(set(tokens))
+    assert lock.release() is polylock.Released.NOT_HELD
+
+
+def test_a_held_gil_does_not_lose_the_lease(url: str, name: str) -> None:
+    with polylock.connect(url) as locks, locks.lock(name, ttl=0.6) as lease:
+        began = time.monotonic()
+        # A PyDLL keeps the GIL while it calls: no Python code runs for three ttls.
+        ctypes.PyDLL(None).usleep(ctypes.c_uint(1_900_000))
+        assert time.monotonic() - began > 3 * 0.6
+        assert lease.is_held
+        holder = locks.inspect(name)
+        assert holder is not None
+        assert holder.owner == lease.owner_token
+
+
+def test_a_waiter_does_not_hold_the_gil(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    lease = locks.acquire(name)
+    got = threading.Event()
+
+    def wait() -> None:
+        with locks.acquire(name, wait=60):
+            got.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_until(lambda: locks.waiting(name) == 1)
+    lease.release()
+    assert got.wait(30)
+    thread.join()
+
+
+def test_ctrl_c_ends_a_wait_and_leaves_nothing(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    took = []
+    with locks.lock(name, ttl=30):
+        for _ in range(5):
+            sent = 0.0
+
+            def interrupt() -> None:
+                nonlocal sent
+                wait_until(lambda: locks.waiting(name) == 1)
+                time.sleep(0.03)
+                sent = time.monotonic()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+            thread = threading.Thread(target=interrupt)
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                locks.acquire(name)
+            took.append(time.monotonic() - sent)
+            thread.join()
+            assert locks.waiting(name) == 0
+    assert min(took) < 0.1
+    assert max(took) < 5
+    assert_free(url, name)
+
+
+def test_signal_handlers_run_during_a_wait(memory: str, name: str) -> None:
+    locks = polylock.connect(memory)
+    lease = locks.acquire(name)
+    # The handler may use the same manager.
+    before = signal.signal(signal.SIGALRM, lambda *_: lease.release())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        assert locks.acquire(name, wait=30).release() == "released"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_listeners_are_called_once_and_survive_one_that_fails(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    locks = polylock.connect(url)
+    told: list[str] = []
+    lease = locks.acquire(name, ttl=0.3, auto_extend=False)
+    lease.on_lost(lambda _: 1 / 0)
+    lease.on_lost(told.append)
+    wait_until(lambda: told == ["expired"])
+    assert failed[0].exc_type is ZeroDivisionError
+    lease.on_lost(told.append)  # lost already: told at once
+    wait_until(lambda: told == ["expired", "expired"])
+    assert lease.release() is polylock.Released.NOT_HELD
+    with pytest.raises(TypeError):
+        lease.on_lost(None)  # type: ignore[arg-type]
+
+
+def test_a_collected_lease_warns_and_is_released(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    lease: polylock.Lease | None = locks.acquire(name, ttl=60)
+    told: list[str] = []
+    assert lease is not None
+    lease.on_lost(told.append)
+    with pytest.warns(ResourceWarning, match=name):
+        lease = None
+        gc.collect()
+    assert_free(url, name)
+    assert told == []
+
+
+def test_use_after_close(url: str, name: str) -> None:
+    locks = polylock.connect(url)
+    lease = locks.acquire(name)
+    locks.close()
+    locks.close()
+    for use in (
+        lambda: locks.acquire(name),
+        lambda: locks.try_acquire(name),
+        lambda: locks.inspect(name),
+        lambda: locks.waiting(name),
+        lambda: locks.lock(name).acquire(),
+    ):
+        with pytest.raises(polylock.Closed):
+            use()
+    assert not lease.is_held
+    assert not lease.lost
+    assert lease.release() is polylock.Released.NOT_HELD
+
+
+BAD = [
+    ({"name": 7}, TypeError, None),
+    ({"name": b"bytes"}, TypeError, None),
+    ({"name": None}, TypeError, None),
+    ({"name": "\udcff"}, polylock.InvalidArgument, "resource"),
+    ({"ttl": "1"}, TypeError, None),
+    ({"ttl": None}, TypeError, None),
+    ({"ttl": 2**53 + 1}, polylock.InvalidArgument, "ttl"),
+    ({"ttl": 10**400}, polylock.InvalidArgument, "ttl"),
+    ({"ttl": float("inf")}, polylock.InvalidArgument, "ttl"),
+    ({"ttl": 0.002}, polylock.InvalidArgument, "ttl"),
+    ({"wait": "soon"}, TypeError, None),
+    ({"wait": -0.001}, polylock.InvalidArgument, "wait"),
+    ({"max_hold": object()}, TypeError, None),
+    ({"label": 3}, TypeError, None),
+    ({"label": "ü" * 129}, polylock.InvalidArgument, "label"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "argument"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_arguments(memory: str, arguments: dict[str, Any], error: type[Exception], argument: str | None) -> None:
+    locks = polylock.connect(memory)
+    given = {"name": "r"} | arguments
+    with pytest.raises(error) as caught:
+        locks.acquire(**given)
+    assert getattr(caught.value, "argument", None) == argument
+    if "wait" not in arguments:
+        with pytest.raises(error):
+            locks.try_acquire(**given)
+    with pytest.raises(error), locks.lock(**given):
+        pass
+    assert locks.inspect("r") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument"),
+    [
+        ({"url": ""}, "url"),
+        ({"url": "localhost"}, "url"),
+        ({"url": "http://localhost"}, "url"),
+        ({"url": []}, "url"),
+        ({"url": "redis://localhost:notaport"}, "url"),
+        ({"url": "memory:", "drift_factor": -1}, "drift_factor"),
+        ({"url": "memory:", "drift_factor": float("nan")}, "drift_factor"),
+        ({"url": "memory:", "node_timeout": 0}, "node_timeout"),
+        ({"url": "memory:", "node_timeout": -1}, "node_timeout"),
+        ({"url": "memory:", "prefix": "a\0"}, "prefix"),
+    ],
+    ids=str,
+)
+def test_bad_connections(arguments: dict[str, Any], argument: str) -> None:
+    with pytest.raises(polylock.InvalidArgument) as caught:
+        polylock.connect(**arguments)
+    assert caught.value.argument == argument
+    with pytest.raises(polylock.InvalidArgument):
+        polylock.asyncio.connect(**arguments)
+
+
+def test_wrong_types_of_connections() -> None:
+    for url in (None, 3, b"memory:", [b"memory:"]):
+        with pytest.raises(TypeError):
+            polylock.connect(url)  # type: ignore[arg-type]
+
+
+def test_no_password_is_shown() -> None:
+    locks = polylock.connect("redis://user:hunter2@127.0.0.1:1/0")
+    with pytest.raises(polylock.Unavailable) as caught:
+        locks.acquire("r", wait=0)
+    assert isinstance(caught.value, ConnectionError)
+    for shown in (repr(locks), str(caught.value), repr(caught.value), repr(caught.value.causes)):
+        assert "hunter2" not in shown
+    with pytest.raises(polylock.InvalidArgument) as invalid:
+        polylock.connect("redis://user:hunter2@:bad:/x/y")
+    assert "hunter2" not in str(invalid.value)
+
+
+def test_nothing_can_be_pickled_or_copied(memory: str) -> None:
+    locks = polylock.connect(memory)
+    with locks.lock("r") as lease:
+        for value in (locks, lease, locks.lock("s")):
+            for clone in (pickle.dumps, copy.copy, copy.deepcopy):
+                with pytest.raises(TypeError, match="belongs to this process"):
+                    clone(value)
+
+
+def test_the_decorator_names_the_lock_from_the_arguments(url: str) -> None:
+    locks = polylock.connect(url)
+    prefix = unique()
+
+    @locks.locked(prefix + ":{number}:{kind}", ttl=10, wait=5)
+    def job(number: int, *, kind: str = "x") -> str:
+        """Does it."""
+        assert locks.try_acquire(f"{prefix}:{number}:{kind}") is None
+        return f"{number}{kind}"
+
+    assert job(1) == "1x"
+    assert job(number=2, kind="y") == "2y"
+    assert job.__doc__ == "Does it."
+    with pytest.raises(TypeError):
+        job()  # type: ignore[call-arg]
+    with pytest.raises(polylock.InvalidArgument):
+        locks.locked("{other}")(job)
+    with pytest.raises(TypeError, match="coroutine"):
+        locks.locked("r")(_coroutine)
+    assert_free(url, f"{prefix}:1:x")
+
+
+async def _coroutine() -> None:
+    pass

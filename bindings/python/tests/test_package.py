@@ -1,0 +1,144 @@
+"""The package as a whole: what importing does, the two APIs side by side, errors, documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import doctest
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import polylock
+import polylock.asyncio
+import polylock.asyncio._manager
+import pytest
+from polylock import _blocking, _errors, _native, _values
+
+
+def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+def test_importing_and_connecting_start_no_thread() -> None:
+    done = python(
+        """
+import os, polylock, polylock.asyncio
+polylock.connect("memory:"), polylock.connect("redis://127.0.0.1:1"), polylock.asyncio.connect("memory:")
+print(len(os.listdir("/proc/self/task")), [l for l in open("/proc/self/status") if l.startswith("Threads")])
+"""
+    )
+    assert done.stdout.split() == ["1", "['Threads:\\t1\\n']"]
+
+
+def test_importing_is_quick() -> None:
+    best = None
+    for _ in range(5):
+        lines = python("import polylock", "-X", "importtime").stderr.splitlines()
+        line = next(line for line in lines if line.split("|")[-1].strip() == "polylock")
+        took = int(line.split("|")[1]) / 1000
+        best = took if best is None else min(best, took)
+    assert best is not None
+    assert best < 30, f"{best} ms"
+
+
+def test_importing_does_not_import_asyncio() -> None:
+    done = python("import sys, polylock; print('asyncio' in sys.modules); print(polylock.asyncio.connect('memory:'))")
+    assert done.stdout.split()[0] == "False"
+
+
+@pytest.mark.parametrize("name", ["LockManager", "Lock", "Lease", "connect"])
+def test_both_apis_are_the_same(name: str) -> None:
+    blocking, loop = getattr(polylock, name), getattr(polylock.asyncio, name)
+    if not isinstance(blocking, type):
+        assert parameters(blocking) == parameters(loop)
+        return
+    public = {attribute for attribute in dir(blocking) if not attribute.startswith("_")}
+    assert public == {attribute for attribute in dir(loop) if not attribute.startswith("_")}
+    for attribute in public:
+        ours, theirs = inspect.getattr_static(blocking, attribute), inspect.getattr_static(loop, attribute)
+        assert type(ours) is type(theirs), attribute
+        if inspect.isfunction(ours):
+            assert parameters(ours) == parameters(theirs), attribute
+    assert hasattr(blocking, "__enter__") == hasattr(loop, "__aenter__")
+    assert not hasattr(loop, "__enter__")
+
+
+def parameters(function: Any) -> list[tuple[str, Any, Any, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return [(each.name, each.kind, each.default, each.annotation) for each in found]
+
+
+def test_both_modules_offer_the_same_names() -> None:
+    assert set(polylock.__all__) - {"__version__"} == set(polylock.asyncio.__all__)
+
+
+def test_errors_have_the_engines_names_and_numbers() -> None:
+    kinds = dict(_native.error_kinds())
+    classes = {cls.code: cls for cls in _errors._BY_KIND.values()}
+    # A handle is C's.
+    assert {code: cls.kind for code, cls in classes.items()} == {
+        code: kind for code, kind in kinds.items() if kind != "InvalidHandle"
+    }
+    for cls in classes.values():
+        assert issubclass(cls, polylock.Error)
+        assert getattr(polylock, cls.__name__) is cls
+    assert issubclass(polylock.AcquireTimeout, TimeoutError)
+    assert issubclass(polylock.Unavailable, ConnectionError)
+    assert issubclass(polylock.InvalidArgument, ValueError)
+    assert [cls.__name__ for cls in classes.values() if cls("x").retryable] == ["AcquireTimeout", "Unavailable"]
+
+
+def test_errors_can_be_pickled() -> None:
+    error = polylock.Unavailable("no", resource="r", causes=("a", "b"))
+    twin = pickle.loads(pickle.dumps(error))
+    assert (str(twin), twin.resource, twin.causes, twin.kind) == ("no", "r", ("a", "b"), "Unavailable")
+
+
+def test_a_panic_is_an_ordinary_exception() -> None:
+    with pytest.raises(polylock.InternalError, match="panic: oops"):
+        _native.panic_for_test("oops")
+
+
+def documented(module: ModuleType) -> dict[str, Any]:
+    found = {}
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            found[name] = value
+        if inspect.isclass(value):
+            found |= {f"{name}.{key}": member for key, member in vars(value).items() if key[0] != "_"}
+    return found
+
+
+@pytest.mark.parametrize("module", [polylock, polylock.asyncio], ids=lambda module: module.__name__)
+def test_every_public_name_is_documented(module: ModuleType) -> None:
+    for name, value in documented(module).items():
+        if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, property):
+            assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize(
+    "module", [_blocking, polylock.asyncio._manager, _values], ids=lambda module: module.__name__
+)
+def test_the_examples_run(module: ModuleType) -> None:
+    names = {"asyncio": asyncio}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner()
+    examples = 0
+    # The classes say that they are of the public package, so they are looked for one by one.
+    for value in vars(module).values():
+        if getattr(value, "__module__", "").split(".")[0] == "polylock":
+            for test in finder.find(value, globs=vars(module) | names, module=False):
+                examples += len(test.examples)
+                runner.run(test)
+    assert runner.failures == 0
+    assert examples > 0
+
+
+def test_the_version_is_the_crates() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", polylock.__version__)
