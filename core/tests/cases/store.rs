@@ -1,0 +1,89 @@
+//! Stores to test on: fresh names in them, and fresh managers on them.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use polylock::LockManager;
+use redis::Commands;
+
+/// Where one test keeps its locks.
+pub struct Store {
+    urls: Vec<String>,
+    unique: String,
+    /// Removed afterwards.
+    directory: Option<PathBuf>,
+}
+
+impl Store {
+    pub fn memory() -> Self {
+        let unique = unique();
+        Self { urls: vec![format!("memory:{unique}")], unique, directory: None }
+    }
+
+    pub fn file() -> Self {
+        let unique = unique();
+        let directory = std::env::temp_dir().join(&unique);
+        Self { urls: vec![format!("file://{}", directory.display())], unique, directory: Some(directory) }
+    }
+
+    pub fn redis() -> Self {
+        Self { urls: vec![server("POLYLOCK_TEST_REDIS")], unique: unique(), directory: None }
+    }
+
+    pub fn redlock() -> Self {
+        let urls = server("POLYLOCK_TEST_REDLOCK").split(',').map(str::to_owned).collect();
+        Self { urls, unique: unique(), directory: None }
+    }
+
+    /// A new manager on this store.
+    pub fn manager(&self) -> LockManager {
+        polylock::connect(self.urls.clone()).lazy().expect("no manager")
+    }
+
+    /// The name of a resource that only this test uses.
+    pub fn name(&self, word: &str) -> String {
+        format!("{}:{word}", self.unique)
+    }
+
+    /// What is left of this test's locks, apart from what must outlive them: what counts the fencing tokens.
+    pub fn leftovers(&self) -> Vec<String> {
+        if let Some(directory) = &self.directory {
+            let files = std::fs::read_dir(directory).expect("no directory");
+            let files = files.map(|file| file.expect("no file").file_name().to_string_lossy().into_owned());
+            return files.filter(|file| !file.ends_with(".lock")).collect();
+        }
+        let mut left = Vec::new();
+        for url in self.urls.iter().filter(|url| url.starts_with("redis:")) {
+            let client = redis::Client::open(url.as_str()).expect("not a Redis URL");
+            let mut connection = client.get_connection_with_timeout(Duration::from_secs(5)).expect("no Redis");
+            let keys: Vec<String> = connection.keys(format!("*{}*", self.unique)).expect("no keys");
+            left.extend(keys.into_iter().filter(|key| !key.starts_with("polylock:fence:")));
+        }
+        left
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.directory {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    }
+}
+
+/// Where a real server is.
+fn server(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run this through tests/servers/with_servers.py, which starts real servers")
+    })
+}
+
+fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    format!("polylock-case-{}-{now}-{count}", std::process::id())
+}
