@@ -1,0 +1,271 @@
+// The public API beyond the scenarios: classes of errors, `using`, disposal, wrong arguments, servers that do not answer.
+
+import assert from 'node:assert/strict'
+import { createServer } from 'node:net'
+import { once } from 'node:events'
+import { test } from 'node:test'
+import { inspect } from 'node:util'
+
+import {
+  AcquireTimeoutError,
+  AuthError,
+  ClosedError,
+  connect,
+  InvalidArgumentError,
+  LockLostError,
+  PolylockError,
+  UnavailableError,
+} from 'polylock'
+
+import { backends, redisUrl, shared, unique, withRedis } from './support.mjs'
+
+for (const { name, url } of backends) {
+  test(`a lease tells of itself on ${name}`, async () => {
+    const locks = connect(shared(url))
+    const resource = unique('facts')
+    const before = Date.now()
+    const lease = await locks.acquire(resource, { ttl: 10_000, label: 'me' })
+    assert.equal(lease.resource, resource)
+    assert.match(lease.ownerToken, /^[0-9a-f]{40}$/)
+    assert.equal(typeof lease.fencingToken, 'bigint')
+    assert.ok(lease.fencingToken > 0n && lease.fencingToken < 2n ** 53n)
+    // The drift allowance (1 % + 2 ms) is off, and what the round trip took.
+    assert.ok(lease.deadline >= before + 10_000 - 103 && lease.deadline <= Date.now() + 10_000 - 102 + 1)
+    assert.ok(lease.remaining > 0 && lease.remaining <= 9_898)
+    assert.equal(lease.isHeld, true)
+    assert.equal(lease.loss, null)
+    assert.equal(lease.signal.aborted, false)
+    const holder = await locks.inspect(resource)
+    assert.equal(holder.owner, lease.ownerToken)
+    assert.ok(holder.fencingToken === undefined || holder.fencingToken === lease.fencingToken)
+    assert.equal(await lease.release(), 'released')
+    assert.equal(await lease.release(), 'not_held')
+    assert.equal(lease.isHeld, false)
+    assert.equal(lease.remaining, 0)
+    assert.equal(lease.loss, null)
+    assert.ok(lease.deadline <= Date.now())
+    assert.equal(lease.signal.aborted, false)
+    await assert.rejects(lease.extend(), LockLostError)
+    assert.equal(await locks.inspect(resource), null)
+    await locks.close()
+  })
+
+  test(`using releases on ${name}, whatever the body does`, async () => {
+    const locks = connect(shared(url))
+    const resource = unique('using')
+    assert.equal(await locks.using(resource, (lease) => `sync ${lease.resource}`), `sync ${resource}`)
+    assert.equal(await locks.using(resource, { ttl: 5_000 }, async (lease) => lease.isHeld), true)
+    await assert.rejects(
+      locks.using(resource, async () => {
+        throw new RangeError('from the body')
+      }),
+      new RangeError('from the body'),
+    )
+    // A body that released for itself did nothing wrong.
+    assert.equal(await locks.using(resource, (lease) => lease.release()), 'released')
+    assert.equal(await locks.inspect(resource), null)
+    await locks.close()
+  })
+
+  test(`using tells that the lease was lost on ${name}, unless the body failed`, async () => {
+    const locks = connect(shared(url))
+    const options = { ttl: 50, autoExtend: false }
+    const untilLost = (lease) => keepAlive(once(lease.signal, 'abort'))
+    const error = await locks.using(unique('lost'), options, untilLost).catch((error) => error)
+    assert.ok(error instanceof LockLostError)
+    assert.equal(error.reason, 'expired')
+    const body = locks.using(unique('lost'), options, async (lease) => {
+      await untilLost(lease)
+      assert.equal(lease.signal.reason instanceof LockLostError, true)
+      throw new RangeError('from the body')
+    })
+    await assert.rejects(body, new RangeError('from the body'))
+    await locks.close()
+  })
+
+  test(`await using disposes on ${name}`, async () => {
+    const locks = connect(shared(url))
+    const resource = unique('dispose')
+    const lease = await locks.acquire(resource)
+    await lease[Symbol.asyncDispose]()
+    await lease[Symbol.asyncDispose]()
+    assert.equal(await locks.inspect(resource), null)
+    await locks[Symbol.asyncDispose]()
+    await assert.rejects(locks.acquire(resource), ClosedError)
+  })
+
+  test(`closing on ${name} fails waiters and releases leases`, async () => {
+    const address = shared(url)
+    const [locks, others] = [connect(address), connect(address)]
+    const resource = unique('close')
+    const lease = await locks.acquire(resource)
+    const waiter = locks.acquire(resource)
+    const closed = assert.rejects(waiter, (error) => error instanceof ClosedError && error.code === 'Closed')
+    await locks.close()
+    await closed
+    await locks.close()
+    assert.equal(lease.isHeld, false)
+    assert.equal(await lease.release(), 'not_held')
+    assert.throws(() => locks.waiting(resource), ClosedError)
+    const next = await others.acquire(resource, { wait: 5_000 })
+    await next.release()
+    await others.close()
+  })
+
+  test(`200 waiters each get their turn on ${name}`, async () => {
+    const locks = connect(shared(url))
+    const resource = unique('turns')
+    let inside = 0
+    let last = 0n
+    const turns = Array.from({ length: 200 }, () =>
+      locks.using(resource, async (lease) => {
+        assert.equal(++inside, 1)
+        assert.ok(lease.fencingToken > last)
+        last = lease.fencingToken
+        await null
+        inside--
+      }),
+    )
+    await Promise.all(turns)
+    await locks.close()
+  })
+}
+
+test('errors have a stable code and number', async () => {
+  const locks = connect('memory:')
+  const lease = await locks.acquire('r')
+  const error = await locks.acquire('r', { wait: 0 }).catch((error) => error)
+  assert.ok(error instanceof AcquireTimeoutError && error instanceof PolylockError && error instanceof Error)
+  const { code, number, resource, argument, causes, retryable, name } = error
+  assert.deepEqual(
+    { code, number, resource, argument, causes, retryable, name },
+    {
+      code: 'Timeout',
+      number: 1,
+      resource: 'r',
+      argument: undefined,
+      causes: [],
+      retryable: true,
+      name: 'AcquireTimeoutError',
+    },
+  )
+  assert.match(error.message, /"r".*held by somebody else/)
+  await lease.release()
+})
+
+test('a wrong type is a TypeError that names the argument', async () => {
+  const locks = connect('memory:')
+  const rejects = (promise, argument) =>
+    assert.rejects(promise, (error) => error.constructor === TypeError && error.message.startsWith(`${argument} must`))
+  for (const resource of [undefined, null, 5, {}, ['r'], Symbol('r'), 5n]) {
+    await rejects(locks.acquire(resource), 'resource')
+    await rejects(locks.tryAcquire(resource), 'resource')
+    await rejects(locks.inspect(resource), 'resource')
+    assert.throws(() => locks.waiting(resource), TypeError)
+  }
+  await rejects(locks.acquire('r', 5), 'options')
+  await rejects(locks.acquire('r', null), 'options')
+  for (const argument of ['ttl', 'wait', 'maxHold']) await rejects(locks.acquire('r', { [argument]: '5' }), argument)
+  await rejects(locks.acquire('r', { autoExtend: 1 }), 'autoExtend')
+  await rejects(locks.acquire('r', { label: 5 }), 'label')
+  await rejects(locks.acquire('r', { signal: {} }), 'signal')
+  await rejects(locks.using('r', {}), 'fn')
+  await rejects(locks.using('r', {}, 5), 'fn')
+  const lease = await locks.acquire('r')
+  await rejects(lease.extend('5'), 'ttl')
+  await lease.release()
+  for (const url of [undefined, null, 5, {}, [5]]) assert.throws(() => connect(url), TypeError)
+  assert.throws(() => connect('memory:', { prefix: 5 }), /^TypeError: prefix must be a string, not number$/)
+  assert.throws(() => connect('memory:', { nodeTimeout: '5' }), TypeError)
+})
+
+test('a value without meaning is an InvalidArgumentError that names the argument', async () => {
+  const invalid = (argument) => (error) => error instanceof InvalidArgumentError && error.argument === argument
+  for (const url of ['', 'nonsense', 'nonsense://x', 'redis://[', [], ['memory:', 'memory:']]) {
+    assert.throws(() => connect(url), invalid('url'), String(url))
+  }
+  assert.throws(() => connect('memory:', { driftFactor: 2 }), invalid('driftFactor'))
+  assert.throws(() => connect('memory:', { nodeTimeout: -1 }), invalid('nodeTimeout'))
+  const locks = connect('memory:')
+  await assert.rejects(locks.acquire('r', { maxHold: NaN }), invalid('maxHold'))
+  await assert.rejects(locks.acquire('r\ud800'), invalid('resource'))
+  await assert.rejects(locks.acquire('r', { label: '\ud800' }), invalid('label'))
+  const lease = await locks.acquire('r')
+  for (const ttl of [0, -1, NaN, Infinity, 2 ** 53 + 2]) await assert.rejects(lease.extend(ttl), invalid('ttl'))
+  assert.equal(await lease.release(), 'released')
+})
+
+test('a server that is not there is an UnavailableError within the wait', async () => {
+  const locks = connect(`redis://:secret-word@127.0.0.1:${await closedPort()}`)
+  for (const wait of [0, 300]) {
+    const began = Date.now()
+    const error = await locks.acquire('r', { wait }).catch((error) => error)
+    assert.ok(error instanceof UnavailableError, inspect(error))
+    assert.ok(error.causes.length > 0)
+    assert.ok(!inspect(error, { depth: 9 }).includes('secret-word'))
+    assert.ok(Date.now() - began < wait + 5_000)
+  }
+  assert.ok(!inspect(locks, { depth: 9, showHidden: true }).includes('secret-word'))
+  await locks.close()
+})
+
+test('a server that says nothing is an UnavailableError within the wait', async () => {
+  const silent = createServer((socket) => socket.on('error', () => {})).listen(0, '127.0.0.1')
+  await once(silent, 'listening')
+  const locks = connect(`redis://127.0.0.1:${silent.address().port}`, { nodeTimeout: 100 })
+  await assert.rejects(locks.acquire('r', { wait: 300, ttl: 1_000 }), UnavailableError)
+  await locks.close()
+  silent.close()
+})
+
+test('a wrong password is an AuthError', { skip: process.env.POLYLOCK_TEST_REDIS_AUTH === undefined }, async () => {
+  const url = new URL(process.env.POLYLOCK_TEST_REDIS_AUTH)
+  const right = connect(url.href)
+  await (await right.acquire(unique('auth'))).release()
+  await right.close()
+  url.password = 'wrong-word'
+  const locks = connect(url.href)
+  const error = await locks.acquire('r').catch((error) => error)
+  assert.ok(error instanceof AuthError, inspect(error))
+  assert.ok(!inspect(error, { depth: 9 }).includes('wrong-word'))
+  await locks.close()
+})
+
+test('a prefix is part of the key', { skip: redisUrl === undefined }, async () => {
+  const locks = connect(redisUrl, { prefix: 'app:' })
+  const resource = unique('prefix')
+  const lease = await locks.acquire(resource)
+  await withRedis(redisUrl, async (client) => {
+    assert.equal(await client.get(`app:${resource}`), lease.ownerToken)
+  })
+  await lease.release()
+  await locks.close()
+})
+
+test('a signal that is aborted already rejects with its reason', async () => {
+  const locks = connect('memory:')
+  const reason = new Error('enough')
+  await assert.rejects(locks.acquire('r', { signal: AbortSignal.abort(reason) }), reason)
+  await assert.rejects(locks.tryAcquire('r', { signal: AbortSignal.abort(reason) }), reason)
+  assert.equal(await locks.inspect('r'), null)
+})
+
+/** Keeps the process alive while `promise` is pending: a held lease alone does not. */
+async function keepAlive(promise) {
+  const timer = setInterval(() => {}, 1_000)
+  try {
+    return await promise
+  } finally {
+    clearInterval(timer)
+  }
+}
+
+/** A port of the loopback where nobody listens. */
+async function closedPort() {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address()
+  server.close()
+  await once(server, 'close')
+  return port
+}

@@ -1,0 +1,70 @@
+// Memory stays flat: pairs, aborted acquires, managers.
+
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { setImmediate as turn } from 'node:timers/promises'
+
+import { connect } from 'polylock'
+
+import { backends, shared, unique } from './support.mjs'
+
+/** Bytes on the heap and in all, after everything that can go has gone. */
+async function footprint() {
+  for (let round = 0; round < 4; round++) {
+    globalThis.gc()
+    await turn()
+  }
+  const { heapUsed, rss } = process.memoryUsage()
+  return { heapUsed, rss }
+}
+
+/** Fails if `work` leaves more behind in its second run than `bytesEach` for each of `count`. */
+async function staysFlat(count, work) {
+  await work(count) // caches, pools and the allocator's own settle
+  const before = await footprint()
+  await work(count)
+  const after = await footprint()
+  const grown = { heap: after.heapUsed - before.heapUsed, rss: after.rss - before.rss }
+  assert.ok(grown.heap < 512 * 1024, `heap: ${grown.heap} bytes more`)
+  assert.ok(grown.rss < 16 * 1024 * 1024, `rss: ${grown.rss} bytes more`)
+}
+
+const skip = globalThis.gc === undefined
+
+for (const { name, url } of backends) {
+  const count = { memory: 50_000, Redlock: 1_000 }[name] ?? 3_000
+
+  test(`${count} pairs leave nothing in memory on ${name}`, { skip }, async () => {
+    const locks = connect(shared(url))
+    const resource = unique('pairs')
+    await staysFlat(count, async (count) => {
+      for (let index = 0; index < count; index++) await (await locks.acquire(resource)).release()
+    })
+    await locks.close()
+  })
+
+  test(`${count} aborted acquires leave nothing in memory on ${name}`, { skip }, async () => {
+    const locks = connect(shared(url))
+    const resource = unique('aborted')
+    const holder = await locks.acquire(resource)
+    await staysFlat(count, async (count) => {
+      for (let index = 0; index < count; index++) {
+        const controller = new AbortController()
+        const pending = locks.acquire(resource, { signal: controller.signal })
+        controller.abort('enough')
+        await pending.catch(() => {})
+      }
+    })
+    await holder.release()
+    await locks.close()
+  })
+}
+
+test('managers that nobody has any more are let go of', { skip }, async () => {
+  await staysFlat(2_000, async (count) => {
+    for (let index = 0; index < count; index++) {
+      await (await connect('memory:').acquire('r')).release()
+      if (index % 100 === 0) await turn()
+    }
+  })
+})
