@@ -7,7 +7,7 @@
 -- ARGV[3]  fencing token that the client proposes: its wall clock in us
 -- ARGV[4]  time of this server in ms after which the client has given up
 -- ARGV[5]  holder record, for inspection
--- ARGV[6]  how long the fence outlives its last use, in ms
+-- ARGV[6]  how long the fence outlives its last use (but for a day), in ms
 --
 -- { 1, token, ttl left}   granted
 -- { 0, token, ttl left}   somebody else holds it; -1 for one without ttl
@@ -17,18 +17,21 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now > tonumber(ARGV[4]) then return {-2, now, 0} end
 
+-- A fresh lock costs four calls. (The script is not stopped between two writes: memory is checked on entry.)
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  local last = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
+  -- A client whose clock is far ahead must not push the counter there for everybody.
+  local proposed = tonumber(ARGV[3])
+  if proposed > (now + 3600000) * 1000 then proposed = 0 end
+  local token = math.max(last + 1, proposed)
+  redis.call('HSET', KEYS[2], 'token', string.format('%.0f', token), 'owner', ARGV[1], 'holder', ARGV[5])
+  -- Tokens are microseconds, so their distance says when the life of the fence was last renewed: a day ago is enough.
+  if token - last > 86400000000 then redis.call('PEXPIRE', KEYS[2], ARGV[6]) end
+  return {1, token, tonumber(ARGV[2])}
+end
+
 local owner = redis.pcall('GET', KEYS[1])
 if type(owner) == 'table' then return {-3, 0, redis.call('PTTL', KEYS[1])} end
 local token = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
 if owner == ARGV[1] then return {1, token, redis.call('PTTL', KEYS[1])} end
-if owner then return {0, token, redis.call('PTTL', KEYS[1])} end
-
--- A client whose clock is far ahead must not push the counter there for everybody.
-local proposed = tonumber(ARGV[3])
-if proposed > (now + 3600000) * 1000 then proposed = 0 end
-token = math.max(token + 1, proposed)
--- The counter first: should the script be stopped in between, a token was skipped and nothing else.
-redis.call('HSET', KEYS[2], 'token', string.format('%.0f', token), 'owner', ARGV[1], 'holder', ARGV[5])
-redis.call('PEXPIRE', KEYS[2], ARGV[6])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return {1, token, tonumber(ARGV[2])}
+return {0, token, redis.call('PTTL', KEYS[1])}
