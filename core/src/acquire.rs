@@ -13,8 +13,10 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
+
 use crate::{
-    Acquire, Error, ErrorKind, Lease, OwnerToken, Resource, Result,
+    Acquire, Error, ErrorKind, Lease, Mode, OwnerToken, Resource, Result, Target,
     backend::{Attempt, Claim, Watch},
     clock::Instant,
     engine::{
@@ -24,6 +26,7 @@ use crate::{
     lease::state::LeaseState,
     manager::Manager,
     options::Wait,
+    target::Names,
     undo::Pending,
     waiters::Place,
 };
@@ -43,13 +46,16 @@ enum Refusal {
 /// Acquires as `options` say. Dropping the future at any point leaves nothing behind.
 pub(crate) async fn acquire(
     manager: &Arc<Manager>,
-    resource: &Resource,
+    target: &Target,
     options: &Acquire,
     driver: &Driver,
 ) -> Result<Lease> {
     options.check()?;
+    let (resources, mode) = (target.resources()?, target.mode());
+    manager.check_can(&resources, mode)?;
     let began = Instant::now();
-    let mut waiting = Waiting { manager, resource, began, refusal: None, outage: None, tries: 0, clashes: 0 };
+    let mut waiting =
+        Waiting { manager, resources: &resources, mode, began, refusal: None, outage: None, tries: 0, clashes: 0 };
     let result = match options.wait {
         Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
         Wait::For(wait) => {
@@ -66,13 +72,14 @@ pub(crate) async fn acquire(
         Ok(None) => Err(waiting.why_not()),
         Err(error) => Err(error),
     }
-    .map_err(|error| error.on(resource.as_str()))
+    .map_err(|error| error.on(&Names(&resources).to_string()))
 }
 
 /// What has been learnt so far.
 struct Waiting<'a> {
     manager: &'a Arc<Manager>,
-    resource: &'a Resource,
+    resources: &'a Arc<[Resource]>,
+    mode: Mode,
     began: Instant,
     refusal: Option<Refusal>,
     /// Since when the backend has been out of reach.
@@ -85,9 +92,14 @@ struct Waiting<'a> {
 impl Waiting<'_> {
     /// Tries until it succeeds, fails for good, or the backend has been out of reach for too long.
     async fn until_acquired(&mut self, options: &Acquire, driver: &Driver) -> Result<Option<Lease>> {
-        let place = self.manager.waiters.join(self.resource);
-        place.first().await;
-        let mut watch: Option<Watch> = None;
+        // In the order of the resources, which is one for everybody: nobody waits in a circle.
+        let mut places = Vec::with_capacity(self.resources.len());
+        for resource in self.resources.iter() {
+            let place = self.manager.waiters.join(resource);
+            place.first().await;
+            places.push(place);
+        }
+        let mut watches: Vec<Watch> = Vec::new();
         loop {
             if let Some(lease) = self.attempt(options, driver).await? {
                 return Ok(Some(lease));
@@ -100,8 +112,10 @@ impl Waiting<'_> {
                 Some(Refusal::Busy { free_in, .. }) => {
                     let free_in = *free_in;
                     (self.outage, self.clashes) = (None, 0);
-                    let watch = watch.get_or_insert_with(|| self.manager.backend.watch(self.resource));
-                    sleep_while_busy(free_in, watch, &place).await;
+                    if watches.is_empty() {
+                        watches.extend(self.resources.iter().map(|resource| self.manager.backend.watch(resource)));
+                    }
+                    sleep_while_busy(free_in, &mut watches, &places).await;
                 }
                 Some(Refusal::Unreachable(_)) | None => {
                     let now = Instant::now();
@@ -120,7 +134,8 @@ impl Waiting<'_> {
         self.tries = self.tries.saturating_add(1);
         let manager = self.manager;
         let claim = Claim {
-            resource: self.resource.clone(),
+            resources: Arc::clone(self.resources),
+            mode: self.mode,
             owner: OwnerToken::draw()?,
             ttl: options.ttl,
             label: options.label.clone(),
@@ -200,7 +215,7 @@ impl Waiting<'_> {
 }
 
 /// Sleeps until the resource may be free.
-async fn sleep_while_busy(free_in: Option<Duration>, watch: &mut Watch, place: &Place) {
+async fn sleep_while_busy(free_in: Option<Duration>, watches: &mut [Watch], places: &[Place]) {
     // Spread out, so that many processes do not come at once; a little after the expiry itself.
     let spread = LONGEST_SLEEP.mul_f64(fastrand::f64() / 5.0);
     let sleep = match free_in {
@@ -208,14 +223,25 @@ async fn sleep_while_busy(free_in: Option<Duration>, watch: &mut Watch, place: &
         _ => LONGEST_SLEEP - spread,
     };
     let woken = async {
-        let changed = std::pin::pin!(watch.changed());
-        let nudged = std::pin::pin!(place.nudged());
-        futures_util::future::select(changed, nudged).await;
+        let changed = watches.iter_mut().map(|watch| watch.changed().boxed());
+        let nudged = places.iter().map(|place| place.nudged().boxed());
+        futures_util::future::select_all(changed.chain(nudged)).await;
     };
     until(Some(Instant::now().after(sleep)), woken).await;
 }
 
 impl Manager {
+    /// Whether the backend can do this at all; asked before anything is sent.
+    fn check_can(&self, resources: &[Resource], mode: Mode) -> Result<()> {
+        let can = self.backend.capabilities();
+        let (possible, what) = match mode {
+            Mode::Exclusive => (can.several || resources.len() == 1, "take several resources at once"),
+            Mode::Shared => (can.shared, "share a resource"),
+            Mode::Permit { .. } => (can.semaphore, "do semaphores"),
+        };
+        if possible { Ok(()) } else { Err(Error::new(ErrorKind::Unsupported, format!("this backend cannot {what}"))) }
+    }
+
     /// The future's output, or `Closed` as soon as the manager is closed.
     async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output> {
         let closing = std::pin::pin!(self.closing());

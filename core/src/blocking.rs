@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::{driver::Driver, process, reactor::Reactor};
+use crate::engine::{driver::Driver, process, reactor::Reactor, runtime};
 
 /// Threads that may drive connections of their own at one time.
 const DIRECT_THREADS: usize = 4;
@@ -100,6 +100,7 @@ impl Free {
 
 impl Seat {
     fn take() -> Self {
+        runtime::enter_process();
         // After a fork the lock may be held by a thread that does not exist here: do not wait for it.
         let reactor = FREE.try_lock().ok().and_then(|mut free| free.take());
         let place = match reactor {

@@ -24,7 +24,7 @@ use std::{
 
 use crate::{
     Error, ErrorKind, Result,
-    engine::{driver::Driver, process, reactor::Reactor},
+    engine::{driver::Driver, process, reactor::Reactor, runtime},
 };
 
 /// Names an operation in its queue. Never 0.
@@ -67,6 +67,7 @@ impl<T: Send + 'static> CompletionQueue<T> {
     /// # Errors
     /// `Internal` if the system gives no descriptor.
     pub fn new() -> Result<Self> {
+        runtime::enter_process();
         let reactor = Reactor::new()
             .map_err(|error| Error::new(ErrorKind::Internal, format!("no completion queue: {error}")))?;
         Ok(Self(Arc::new(Queue {
@@ -239,6 +240,16 @@ impl<T: Send + 'static> Queue<T> {
                 }
                 None
             }
+        }
+    }
+}
+
+impl<T> Drop for Queue<T> {
+    fn drop(&mut self) {
+        if self.generation != process::generation() {
+            // The parent's operations: they must not be taken apart in the child of a fork.
+            let work = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget((std::mem::take(&mut work.tasks), std::mem::take(&mut work.finished)));
         }
     }
 }

@@ -33,6 +33,7 @@ mod lease;
 mod manager;
 mod options;
 mod resource;
+mod target;
 mod token;
 mod undo;
 mod waiters;
@@ -46,6 +47,7 @@ pub use lease::{Lease, LossReason};
 pub use manager::LockManager;
 pub use options::Acquire;
 pub use resource::Resource;
+pub use target::{Mode, Target};
 pub use token::OwnerToken;
 
 /// For the bindings: event loops and numbers of other languages.

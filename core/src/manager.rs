@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Acquire, Capabilities, Error, ErrorKind, Holder, Lease, OwnerToken, Resource, Result, acquire,
+    Acquire, Capabilities, Error, ErrorKind, Holder, Lease, OwnerToken, Resource, Result, Target, acquire,
     backend::Backend,
     engine::{driver::Driver, process, runtime},
     lease::{Held, state::Drift},
@@ -55,6 +55,7 @@ pub(crate) struct Manager {
 
 impl LockManager {
     pub(crate) fn new(backend: Box<dyn Backend>, drift: Drift) -> Self {
+        runtime::enter_process();
         let manager = Manager {
             backend,
             drift,
@@ -88,7 +89,7 @@ impl LockManager {
         Ok(manager)
     }
 
-    /// Acquires `resource`, waiting as `options` say. Locks are not re-entrant: a holder that asks again waits.
+    /// Acquires `target`, waiting as `options` say. Locks are not re-entrant: a holder that asks again waits.
     ///
     /// # Errors
     /// `Timeout` if it stayed in use, `Conflict` if it is in use as something else, `Unavailable` if the
@@ -98,15 +99,14 @@ impl LockManager {
     /// # Cancel safety
     /// Dropping the future at any point leaves the line, and gives back in the background what was or
     /// will be granted.
-    pub async fn acquire(&self, resource: &str, options: Acquire) -> Result<Lease> {
-        self.acquire_by(resource, options, &Driver::here()).await
+    pub async fn acquire(&self, target: impl Into<Target>, options: Acquire) -> Result<Lease> {
+        self.acquire_by(target, options, &Driver::here()).await
     }
 
     /// As [`acquire`](Self::acquire), on connections that `driver` drives.
     #[doc(hidden)]
-    pub async fn acquire_by(&self, resource: &str, options: Acquire, driver: &Driver) -> Result<Lease> {
-        let resource = Resource::new(resource)?;
-        acquire::acquire(self.open()?, &resource, &options, driver).await
+    pub async fn acquire_by(&self, target: impl Into<Target>, options: Acquire, driver: &Driver) -> Result<Lease> {
+        acquire::acquire(self.open()?, &target.into(), &options, driver).await
     }
 
     /// Tries once; `None` if somebody else holds it.
@@ -116,14 +116,19 @@ impl LockManager {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
-    pub async fn try_acquire(&self, resource: &str, options: Acquire) -> Result<Option<Lease>> {
-        self.try_acquire_by(resource, options, &Driver::here()).await
+    pub async fn try_acquire(&self, target: impl Into<Target>, options: Acquire) -> Result<Option<Lease>> {
+        self.try_acquire_by(target, options, &Driver::here()).await
     }
 
     /// As [`try_acquire`](Self::try_acquire), on connections that `driver` drives.
     #[doc(hidden)]
-    pub async fn try_acquire_by(&self, resource: &str, options: Acquire, driver: &Driver) -> Result<Option<Lease>> {
-        match self.acquire_by(resource, options.no_wait(), driver).await {
+    pub async fn try_acquire_by(
+        &self,
+        target: impl Into<Target>,
+        options: Acquire,
+        driver: &Driver,
+    ) -> Result<Option<Lease>> {
+        match self.acquire_by(target, options.no_wait(), driver).await {
             Ok(lease) => Ok(Some(lease)),
             Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
             Err(error) => Err(error),

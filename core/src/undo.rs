@@ -77,5 +77,7 @@ async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant) {
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    manager.waiters.nudge(&claim.resource);
+    for resource in claim.resources.iter() {
+        manager.waiters.nudge(resource);
+    }
 }

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{Error, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver};
+use crate::{Error, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver};
 
 /// The answer of a backend, to be awaited.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -69,6 +69,12 @@ pub struct Capabilities {
     pub across_processes: bool,
     /// Other hosts are excluded.
     pub across_hosts: bool,
+    /// Resources can be held shared.
+    pub shared: bool,
+    /// Resources can be semaphores.
+    pub semaphore: bool,
+    /// Several resources can be taken at once.
+    pub several: bool,
     /// [`inspect`](crate::LockManager::inspect) works.
     pub inspection: bool,
 }
@@ -87,13 +93,22 @@ pub enum Guarantee {
 /// One attempt to take a lock, and afterwards the lease that came of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
-    pub(crate) resource: Resource,
+    /// What is claimed: at least one, sorted, and one alone unless the backend can do several.
+    pub(crate) resources: Arc<[Resource]>,
+    pub(crate) mode: Mode,
     pub(crate) owner: OwnerToken,
     pub(crate) ttl: Duration,
     /// What [`Holder::label`] will say.
     pub(crate) label: Option<Arc<str>>,
     /// For backends of several nodes.
     pub(crate) progress: Arc<Progress>,
+}
+
+impl Claim {
+    /// The first of the resources, for backends that do one at a time.
+    pub(crate) fn resource(&self) -> &Resource {
+        &self.resources[0]
+    }
 }
 
 /// What is known of one claim on several nodes; clones of the claim share it.

@@ -38,13 +38,16 @@ impl Slot {
 
 static SLOT: LazyLock<ArcSwap<Slot>> = LazyLock::new(|| ArcSwap::new(Slot::new()));
 
-/// The slot of this process.
-fn slot() -> Arc<Slot> {
+/// To be called wherever something is made that uses the engine: gives the child of a fork an engine of its own.
+///
+/// What was made before the fork is refused before it comes near the engine, so the engine itself need not ask
+/// (a system call) each time it is used.
+pub(crate) fn enter_process() {
     let generation = process::generation();
     loop {
         let slot = SLOT.load_full();
         if slot.generation == generation {
-            return slot;
+            return;
         }
         let old = SLOT.compare_and_swap(&slot, Slot::new());
         if Arc::ptr_eq(&old, &slot) {
@@ -59,7 +62,7 @@ fn slot() -> Arc<Slot> {
 /// # Errors
 /// `Internal` if the system gives no thread.
 pub(crate) fn engine() -> Result<Arc<Engine>> {
-    let slot = slot();
+    let slot = SLOT.load();
     match slot.engine.get_or_init(|| Engine::start().map(Arc::new).map_err(|error| error.to_string())) {
         Ok(engine) => Ok(Arc::clone(engine)),
         Err(why) => Err(Error::new(ErrorKind::Internal, format!("the engine cannot start: {why}"))),
@@ -68,7 +71,7 @@ pub(crate) fn engine() -> Result<Arc<Engine>> {
 
 /// The engine, if it runs.
 pub(crate) fn running() -> Option<Arc<Engine>> {
-    slot().engine.get().and_then(|engine| engine.as_ref().ok().map(Arc::clone))
+    SLOT.load().engine.get().and_then(|engine| engine.as_ref().ok().map(Arc::clone))
 }
 
 /// Runs `future` on the engine in the background.
@@ -115,6 +118,7 @@ impl Engine {
 /// What could not be released in time expires on its server. Managers made before are closed; new ones start
 /// a new engine. For the end of a process: a binding calls it in its exit hook. Blocks.
 pub fn shutdown(timeout: Duration) {
+    enter_process();
     let Some(engine) = running() else { return };
     let managers: Vec<_> = {
         let mut managers = engine.managers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::state::{LeaseState, LossReason, Step};
 use crate::{
-    Error, ErrorKind, OwnerToken, Release, Resource, Result,
+    Error, ErrorKind, Mode, OwnerToken, Release, Resource, Result,
     backend::{Claim, Extension},
     clock::Instant,
     engine::{
@@ -20,7 +20,9 @@ use crate::{
         timer::{Alarm, AlarmKey},
     },
     manager::Manager,
-    options, undo,
+    options,
+    target::Names,
+    undo,
 };
 
 /// A held lock.
@@ -72,13 +74,23 @@ impl Lease {
     /// The lease, if it belongs to this process.
     fn own(&self) -> Result<&Arc<Held>> {
         let held = self.held();
-        held.manager.check_process().map_err(|error| error.on(held.claim.resource.as_str()))?;
+        held.manager.check_process().map_err(|error| error.on(&Names(&held.claim.resources).to_string()))?;
         Ok(held)
     }
 
-    /// What is locked.
+    /// What is locked; the first of several.
     pub fn resource(&self) -> &Resource {
-        &self.held().claim.resource
+        self.held().claim.resource()
+    }
+
+    /// All that is locked, sorted.
+    pub fn resources(&self) -> &[Resource] {
+        &self.held().claim.resources
+    }
+
+    /// How it is held.
+    pub fn mode(&self) -> Mode {
+        self.held().claim.mode
     }
 
     /// Proves ownership to the backend.
@@ -177,7 +189,7 @@ impl Lease {
         if let Some(ttl) = ttl {
             options::check_ttl(ttl)?;
         }
-        held.extend(ttl, driver).await.map_err(|error| error.on(held.claim.resource.as_str()))
+        held.extend(ttl, driver).await.map_err(|error| error.on(&Names(&held.claim.resources).to_string()))
     }
 
     /// Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Calling it
@@ -215,7 +227,7 @@ impl Drop for Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("resource", self.resource())
+            .field("resources", &self.resources())
             .field("fencing_token", &self.fencing_token())
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()
@@ -263,7 +275,7 @@ impl Held {
 
     async fn renew(self: Arc<Self>) {
         if let Err(error) = self.finish_extension(None, &Driver::engine()).await {
-            tracing::debug!(resource = %self.claim.resource, %error, "not renewed");
+            tracing::debug!(resource = %Names(&self.claim.resources), %error, "not renewed");
         }
     }
 
@@ -329,7 +341,7 @@ impl Held {
         for listener in listeners {
             listener(reason);
         }
-        tracing::warn!(resource = %self.claim.resource, reason = reason.name(), "lease lost");
+        tracing::warn!(resource = %Names(&self.claim.resources), reason = reason.name(), "lease lost");
         self.manager.leases.remove(&self.claim.owner);
         undo::in_background(&self.manager, self.claim.clone(), Instant::now());
     }
@@ -351,7 +363,9 @@ impl Held {
         self.inner().state.released();
         self.changed.notify_waiters();
         self.manager.leases.remove(&self.claim.owner);
-        self.manager.waiters.nudge(&self.claim.resource);
+        for resource in self.claim.resources.iter() {
+            self.manager.waiters.nudge(resource);
+        }
     }
 
     /// See [`Lease::release`].

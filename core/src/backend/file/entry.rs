@@ -15,7 +15,7 @@ use super::{
     record::{self, Record},
 };
 use crate::{
-    Error, ErrorKind, Holder, OwnerToken, Release, Result,
+    Error, ErrorKind, Holder, OwnerToken, Release, Resource, Result,
     backend::{Attempt, Claim, Extension},
     clock::{self, Instant},
 };
@@ -66,7 +66,7 @@ impl Entry {
     }
 
     /// See [`Backend::try_acquire`](crate::backend::Backend::try_acquire).
-    pub(super) fn take(&self, directory: &Directory, claim: &Claim) -> Attempt {
+    pub(super) fn take(&self, directory: &Directory, resource: &Resource, claim: &Claim, least: u64) -> Attempt {
         let since = Instant::now();
         let mut state = self.state();
         if let Some(held) = state.held.as_ref().filter(|held| held.expires > since) {
@@ -86,7 +86,7 @@ impl Entry {
                 return Attempt::Refused(error);
             }
         }
-        match self.enter(&mut state, claim, since) {
+        match self.enter(&mut state, resource, claim, least, since) {
             Ok(held) => {
                 let fencing_token = held.record.fencing_token;
                 state.held = Some(held);
@@ -143,7 +143,14 @@ impl Entry {
     }
 
     /// Writes the new holder into the locked file.
-    fn enter(&self, state: &mut State, claim: &Claim, since: Instant) -> Result<Held> {
+    fn enter(
+        &self,
+        state: &mut State,
+        resource: &Resource,
+        claim: &Claim,
+        least: u64,
+        since: Instant,
+    ) -> Result<Held> {
         let at_path = |error| error_at(&self.path, error);
         let Some(file) = &mut state.file else { unreachable!("locked by the caller") };
         let contents = file.read().map_err(at_path)?;
@@ -151,7 +158,7 @@ impl Entry {
             return Err(at_path(std::io::ErrorKind::AlreadyExists.into()));
         }
         let (last, now) = (contents.last_token(), clock::unix_micros());
-        let fencing_token = last.saturating_add(1).max(now);
+        let fencing_token = last.saturating_add(1).max(now).max(least);
         if fencing_token > LAST_TOKEN {
             return Err(Error::new(ErrorKind::Unsupported, "its fencing tokens are used up"));
         }
@@ -166,7 +173,7 @@ impl Entry {
             label: claim.label.as_deref().map(str::to_owned),
         };
         if contents.is_new() {
-            record::write_name(file.file(), &claim.resource).map_err(at_path)?;
+            record::write_name(file.file(), resource).map_err(at_path)?;
         }
         let mut slot = file.slot;
         slot.write(file.file(), &record).map_err(at_path)?;
@@ -176,6 +183,19 @@ impl Entry {
             file.file().sync_data().map_err(at_path)?;
         }
         Ok(Held { owner: claim.owner, expires: since.after(claim.ttl), record })
+    }
+
+    /// Raises the held record's token, which another resource of the same claim has got.
+    pub(super) fn raise(&self, claim: &Claim, token: u64) -> Result<()> {
+        let mut state = self.state();
+        let State { file: Some(file), held: Some(held), .. } = &mut *state else { return Ok(()) };
+        if held.owner == claim.owner && held.record.fencing_token < token {
+            held.record.fencing_token = token;
+            let mut slot = file.slot;
+            slot.write(file.file(), &held.record).map_err(|error| error_at(&self.path, error))?;
+            file.slot = slot;
+        }
+        Ok(())
     }
 
     /// See [`Backend::extend`](crate::backend::Backend::extend).

@@ -33,7 +33,7 @@ use self::{
     entry::Entry,
 };
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
-use crate::{Resource, Result, engine::driver::Driver};
+use crate::{Resource, Result, clock::Instant, engine::driver::Driver};
 
 /// Locks in the files of a directory.
 #[derive(Debug)]
@@ -49,6 +49,52 @@ impl FileBackend {
     }
 }
 
+/// Of several resources, each is a lock of its own: taken in their common order, and given back if one is busy.
+impl FileBackend {
+    fn take(&self, claim: &Claim) -> Attempt {
+        let (mut token, mut first) = (0, None);
+        for (index, resource) in claim.resources.iter().enumerate() {
+            match self.0.entry(resource).take(&self.0, resource, claim, token) {
+                Attempt::Granted { fencing_token, since } => {
+                    token = fencing_token;
+                    first.get_or_insert(since);
+                }
+                other => {
+                    for taken in &claim.resources[..index] {
+                        self.0.entry(taken).give_back(claim);
+                    }
+                    return other;
+                }
+            }
+        }
+        // One token for all: the largest, which the last one has.
+        for resource in claim.resources.iter().rev().skip(1) {
+            if let Err(error) = self.0.entry(resource).raise(claim, token) {
+                self.give_back(claim);
+                return Attempt::Refused(error);
+            }
+        }
+        Attempt::Granted { fencing_token: token, since: first.unwrap_or_else(Instant::now) }
+    }
+
+    fn extend(&self, claim: &Claim, ttl: Duration) -> Extension {
+        let mut first = None;
+        for resource in claim.resources.iter() {
+            match self.0.entry(resource).extend(claim, ttl) {
+                Extension::Extended { since } => first.get_or_insert(since),
+                other => return other,
+            };
+        }
+        Extension::Extended { since: first.unwrap_or_else(Instant::now) }
+    }
+
+    fn give_back(&self, claim: &Claim) -> Release {
+        let outcomes = claim.resources.iter().map(|resource| self.0.entry(resource).give_back(claim));
+        // Each is given back, whatever became of the others.
+        outcomes.fold(Release::Released, |all, one| if one == Release::Released { all } else { one })
+    }
+}
+
 // Every step is a few quick system calls on a local file system, so it is done in place: to hand it to another
 // thread would cost more. No step can be cancelled halfway, and every answer is certain.
 impl Backend for FileBackend {
@@ -58,6 +104,9 @@ impl Backend for FileBackend {
             fencing: true,
             across_processes: true,
             across_hosts: false,
+            shared: false,
+            semaphore: false,
+            several: true,
             inspection: true,
         }
     }
@@ -71,15 +120,15 @@ impl Backend for FileBackend {
     }
 
     fn try_acquire<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Attempt> {
-        Box::pin(async { self.0.entry(&claim.resource).take(&self.0, claim) })
+        Box::pin(async { self.take(claim) })
     }
 
     fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, _: &'a Driver) -> Answer<'a, Extension> {
-        Box::pin(async move { self.0.entry(&claim.resource).extend(claim, ttl) })
+        Box::pin(async move { self.extend(claim, ttl) })
     }
 
     fn release<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Release> {
-        Box::pin(async { self.0.entry(&claim.resource).give_back(claim) })
+        Box::pin(async { self.give_back(claim) })
     }
 
     fn inspect<'a>(&'a self, resource: &'a Resource, _: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {

@@ -5,7 +5,7 @@
 //! counter for the whole store, seeded with the wall clock's microseconds, so that entries need not be kept.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
 use crate::{
-    OwnerToken, Resource, Result,
+    Mode, OwnerToken, Resource, Result,
     clock::{self, Instant},
     engine::driver::Driver,
 };
@@ -28,9 +28,18 @@ struct Store(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    held: HashMap<Resource, Held>,
+    locks: HashMap<Resource, Lock>,
     watched: HashMap<Resource, watch::Sender<u64>>,
     last_token: u64,
+}
+
+/// One resource and who holds it; there while somebody does, or waits to hold it alone.
+#[derive(Debug)]
+struct Lock {
+    mode: Mode,
+    holders: Vec<Held>,
+    /// Somebody waits to hold it exclusively: until then, nobody else comes to share it.
+    writer_until: Instant,
 }
 
 #[derive(Debug)]
@@ -41,6 +50,9 @@ struct Held {
     since: SystemTime,
     label: Option<Arc<str>>,
 }
+
+/// How long a refused writer keeps new readers out; it asks again well before.
+const WRITER_WAITS: Duration = Duration::from_millis(600);
 
 impl MemoryBackend {
     /// A store of its own if `name` is empty.
@@ -66,51 +78,106 @@ impl Store {
     }
 }
 
+impl Lock {
+    fn new(mode: Mode, now: Instant) -> Self {
+        Self { mode, holders: Vec::new(), writer_until: now }
+    }
+
+    fn held_by(&self, owner: OwnerToken) -> Option<&Held> {
+        self.holders.iter().find(|held| held.owner == owner)
+    }
+
+    /// Forgets who has expired.
+    fn expire(&mut self, now: Instant) {
+        self.holders.retain(|held| held.expires > now);
+    }
+
+    /// Why `mode` cannot come in, if it cannot. Expired holders have been forgotten.
+    fn refuse(&mut self, mode: Mode, now: Instant) -> Option<Attempt> {
+        let first = self.holders.iter().map(|held| held.expires).min();
+        let last = self.holders.iter().map(|held| held.expires).max();
+        let (Some(first), Some(last)) = (first, last) else {
+            let waits = mode == Mode::Shared && self.writer_until > now;
+            return waits.then(|| Attempt::held_for(Some(self.writer_until.since(now))));
+        };
+        let free = match (self.mode, mode) {
+            (Mode::Shared, Mode::Shared) if self.writer_until > now => self.writer_until,
+            (Mode::Shared, Mode::Shared) => return None,
+            (Mode::Permit { .. }, Mode::Permit { of }) if self.holders.len() < of as usize => return None,
+            (Mode::Permit { .. }, Mode::Permit { .. }) => first,
+            (Mode::Shared, Mode::Exclusive) => {
+                self.writer_until = now.after(WRITER_WAITS);
+                last
+            }
+            (Mode::Exclusive, Mode::Exclusive | Mode::Shared) => last,
+            (Mode::Permit { .. }, _) | (_, Mode::Permit { .. }) => {
+                let free_in = Some(last.since(now));
+                return Some(Attempt::Busy { free_in, foreign: true, contended: false, residue: false });
+            }
+        };
+        Some(Attempt::held_for(Some(free.since(now))))
+    }
+}
+
 impl State {
     fn take(&mut self, claim: &Claim) -> Attempt {
         let now = Instant::now();
-        if let Some(held) = self.held.get(&claim.resource).filter(|held| held.expires > now) {
-            return if held.owner == claim.owner {
-                Attempt::Granted { fencing_token: held.fencing_token, since: now }
-            } else {
-                Attempt::held_for(Some(held.expires.since(now)))
-            };
+        for resource in claim.resources.iter() {
+            let Some(lock) = self.locks.get_mut(resource) else { continue };
+            lock.expire(now);
+            if let Some(held) = lock.held_by(claim.owner) {
+                return Attempt::Granted { fencing_token: held.fencing_token, since: now };
+            }
+            if let Some(refusal) = lock.refuse(claim.mode, now) {
+                return refusal;
+            }
         }
         self.last_token = (self.last_token + 1).max(clock::unix_micros());
-        self.held.insert(
-            claim.resource.clone(),
-            Held {
+        for resource in claim.resources.iter() {
+            let lock = self.locks.entry(resource.clone()).or_insert_with(|| Lock::new(claim.mode, now));
+            lock.mode = claim.mode;
+            lock.holders.push(Held {
                 owner: claim.owner,
                 fencing_token: self.last_token,
                 expires: now.after(claim.ttl),
                 since: SystemTime::now(),
                 label: claim.label.clone(),
-            },
-        );
+            });
+        }
         Attempt::Granted { fencing_token: self.last_token, since: now }
     }
 
     fn extend(&mut self, claim: &Claim, ttl: Duration) -> Extension {
         let now = Instant::now();
-        match self.held.get_mut(&claim.resource) {
-            Some(held) if held.owner == claim.owner && held.expires > now => {
-                held.expires = now.after(ttl);
-                Extension::Extended { since: now }
+        for resource in claim.resources.iter() {
+            let Some(lock) = self.locks.get_mut(resource) else { return Extension::Lost };
+            match lock.holders.iter_mut().find(|held| held.owner == claim.owner && held.expires > now) {
+                Some(held) => held.expires = now.after(ttl),
+                None => return Extension::Lost,
             }
-            _ => Extension::Lost,
         }
+        Extension::Extended { since: now }
     }
 
     fn release(&mut self, claim: &Claim) -> Release {
-        let Entry::Occupied(entry) = self.held.entry(claim.resource.clone()) else { return Release::NotHeld };
-        if entry.get().owner != claim.owner {
-            return Release::NotHeld;
+        let now = Instant::now();
+        let mut outcome = Release::Released;
+        for resource in claim.resources.iter() {
+            let held = self.locks.get_mut(resource).and_then(|lock| {
+                let index = lock.holders.iter().position(|held| held.owner == claim.owner)?;
+                Some(lock.holders.swap_remove(index))
+            });
+            if held.is_none_or(|held| held.expires <= now) {
+                outcome = Release::NotHeld;
+            }
+            if self.locks.get(resource).is_some_and(|lock| lock.holders.is_empty() && lock.writer_until <= now) {
+                self.locks.remove(resource);
+            }
+            if let Some(watched) = self.watched.get(resource) {
+                watched.send_modify(|changes| *changes += 1);
+            }
         }
-        let expired = entry.remove().expires <= Instant::now();
-        if let Some(watched) = self.watched.get(&claim.resource) {
-            watched.send_modify(|changes| *changes += 1);
-        }
-        if expired { Release::NotHeld } else { Release::Released }
+        outcome
     }
 }
 
@@ -121,6 +188,9 @@ impl Backend for MemoryBackend {
             fencing: true,
             across_processes: false,
             across_hosts: false,
+            shared: true,
+            semaphore: true,
+            several: true,
             inspection: true,
         }
     }
@@ -149,7 +219,8 @@ impl Backend for MemoryBackend {
         Box::pin(async {
             let now = Instant::now();
             let state = self.0.state();
-            let held = state.held.get(resource).filter(|held| held.expires > now);
+            let holders = state.locks.get(resource).map_or(&[][..], |lock| &lock.holders);
+            let held = holders.iter().filter(|held| held.expires > now).max_by_key(|held| held.expires);
             Ok(held.map(|held| Holder {
                 owner: held.owner.to_string(),
                 fencing_token: Some(held.fencing_token),

@@ -29,7 +29,7 @@ mod tls;
 
 use std::{
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -49,7 +49,7 @@ use self::{
 };
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Progress, Release, Watch};
 use crate::{
-    Error, Resource, Result,
+    Error, Mode, Resource, Result,
     clock::{self, Instant},
     connect::Options,
     engine::{driver::Driver, runtime},
@@ -97,16 +97,6 @@ impl RedisBackend {
         })
     }
 
-    fn keys(&self, resource: &Resource) -> Keys {
-        let lock = format!("{}{resource}", self.prefix);
-        // The same cluster slot as the lock: its own hash tag if it has one, else all of it.
-        let tagged = match lock.split_once('{').and_then(|(_, rest)| rest.split_once('}')) {
-            Some((tag, _)) if !tag.is_empty() => lock.clone(),
-            _ => format!("{{{lock}}}"),
-        };
-        Keys { fence: format!("polylock:fence:{tagged}"), channel: format!("polylock:wake:{tagged}"), lock }
-    }
-
     /// Asks every node; `decide` sees the answers as they come, until it has decided. The nodes that have
     /// not answered by then are left to the background.
     async fn ask<T: Send + 'static, D>(
@@ -135,7 +125,8 @@ impl RedisBackend {
         let since = Instant::now();
         let expires = since.after(self.node_timeout(claim.ttl));
         let request = Arc::new(AcquireRequest {
-            keys: self.keys(&claim.resource),
+            keys: Keys::of(&self.prefix, &claim.resources),
+            mode: claim.mode,
             owner: claim.owner.to_string(),
             ttl: millis(claim.ttl),
             proposed: clock::unix_micros().to_string(),
@@ -190,11 +181,14 @@ impl RedisBackend {
         driver: &Driver,
         expires: Instant,
     ) -> Option<u64> {
-        let owner = claim.owner.to_string();
+        let owner = match Sharing::of(claim.mode) {
+            Some(sharing) => format!("{}{}", sharing.kind, claim.owner),
+            None => claim.owner.to_string(),
+        };
         while Instant::now() < expires {
             let text = token.to_string();
             let args = |_: &Connection| vec![owner.clone().into_bytes(), text.clone().into_bytes()];
-            let keys = [keys.lock.as_str(), keys.fence.as_str()];
+            let keys = keys.locks_and_fences();
             let raises =
                 holders.iter().map(|index| self.nodes[*index].run(&script::RAISE, &keys, args, driver, expires));
             let mut confirmed = 0;
@@ -220,13 +214,20 @@ impl RedisBackend {
     async fn extend_all(&self, claim: &Claim, ttl: Duration, driver: &Driver) -> Extension {
         let since = Instant::now();
         let expires = since.after(self.node_timeout(ttl));
-        let keys = Arc::new(self.keys(&claim.resource));
-        let (owner, ttl_text) = (claim.owner.to_string(), millis(ttl));
+        let keys = Arc::new(Keys::of(&self.prefix, &claim.resources));
+        let (owner, ttl_text, sharing) = (claim.owner.to_string(), millis(ttl), Sharing::of(claim.mode));
         let ask = |index, node: Arc<Node>| {
             let (keys, owner, ttl, driver) = (Arc::clone(&keys), owner.clone(), ttl_text.clone(), driver.clone());
             async move {
-                let args = |_: &Connection| vec![owner.clone().into_bytes(), ttl.clone().into_bytes()];
-                let answer = node.run(&script::EXTEND, &[&keys.lock], args, &driver, expires).await;
+                let (script, kind) = match &sharing {
+                    Some(sharing) => (&script::SHARE_EXTEND, Some(sharing.kind)),
+                    None => (&script::EXTEND, None),
+                };
+                let args = |_: &Connection| {
+                    let args = [owner.as_str(), &ttl].into_iter().chain(kind);
+                    args.map(|arg| arg.as_bytes().to_vec()).collect()
+                };
+                let answer = node.run(script, &keys.locks(), args, &driver, expires).await;
                 (index, answer.map(|(value, _)| number(&value)))
             }
             .boxed()
@@ -273,12 +274,13 @@ impl RedisBackend {
 
     /// Puts the lock back, in the background, where it is missing though a majority holds.
     fn repair(&self, claim: &Claim, ttl: Duration, missing: &[usize]) {
-        if self.nodes.len() == 1 {
+        if self.nodes.len() == 1 || claim.mode != Mode::Exclusive {
             return;
         }
         let expires = Instant::now().after(self.node_timeout(ttl));
         for &index in missing {
-            let (node, keys, claim) = (Arc::clone(&self.nodes[index]), self.keys(&claim.resource), claim.clone());
+            let (node, claim) = (Arc::clone(&self.nodes[index]), claim.clone());
+            let keys = Keys::of(&self.prefix, &claim.resources);
             runtime::spawn(async move {
                 let token = claim.progress.fencing_token.load(Ordering::Relaxed);
                 if claim.progress.is_over() || token == 0 {
@@ -295,7 +297,7 @@ impl RedisBackend {
                     .map(String::into_bytes)
                     .to_vec()
                 };
-                let keys = [keys.lock.as_str(), keys.fence.as_str()];
+                let keys = keys.locks_and_fences();
                 if let Ok((value, _)) = node.run(&script::REPAIR, &keys, args, &Driver::engine(), expires).await
                     && number(&value) == Some(1)
                 {
@@ -308,13 +310,21 @@ impl RedisBackend {
     async fn release_all(&self, claim: &Claim, driver: &Driver) -> Release {
         claim.progress.give_up();
         let expires = Instant::now().after(self.node_timeout(claim.ttl));
-        let keys = Arc::new(self.keys(&claim.resource));
-        let owner = claim.owner.to_string();
+        let keys = Arc::new(Keys::of(&self.prefix, &claim.resources));
+        let (owner, sharing) = (claim.owner.to_string(), Sharing::of(claim.mode));
         let ask = |index, node: Arc<Node>| {
             let (keys, owner, driver) = (Arc::clone(&keys), owner.clone(), driver.clone());
             async move {
-                let args = |_: &Connection| vec![owner.clone().into_bytes(), keys.channel.clone().into_bytes()];
-                let answer = node.run(&script::RELEASE, &[&keys.lock], args, &driver, expires).await;
+                let (script, kind) = match &sharing {
+                    Some(sharing) => (&script::SHARE_RELEASE, Some(sharing.kind)),
+                    None => (&script::RELEASE, None),
+                };
+                let args = |_: &Connection| {
+                    let channels = keys.all.iter().map(|key| key.channel.as_str());
+                    let args = std::iter::once(owner.as_str()).chain(kind).chain(channels);
+                    args.map(|arg| arg.as_bytes().to_vec()).collect()
+                };
+                let answer = node.run(script, &keys.locks(), args, &driver, expires).await;
                 (index, answer.ok().and_then(|(value, _)| number(&value)))
             }
             .boxed()
@@ -345,8 +355,8 @@ impl RedisBackend {
 
     async fn inspect_all(&self, resource: &Resource, driver: &Driver) -> Result<Option<Holder>> {
         let expires = Instant::now().after(self.node_timeout(Duration::from_secs(30)));
-        let keys = self.keys(resource);
-        let keys = [keys.lock.as_str(), keys.fence.as_str()];
+        let keys = Keys::of(&self.prefix, std::slice::from_ref(resource));
+        let keys = keys.locks_and_fences();
         let asks = self.nodes.iter().map(|node| node.run(&script::INSPECT, &keys, |_| Vec::new(), driver, expires));
         let (mut holders, mut free, mut errors) = (Vec::<Holder>::new(), 0, Vec::new());
         for answer in futures_util::future::join_all(asks).await {
@@ -368,15 +378,77 @@ impl RedisBackend {
     }
 }
 
-struct Keys {
+/// The keys of one resource.
+struct Key {
     lock: String,
     fence: String,
+    /// There while somebody waits to hold exclusively what is held shared.
+    writer: String,
     channel: String,
+}
+
+impl Key {
+    fn of(prefix: &str, resource: &Resource) -> Self {
+        let lock = format!("{prefix}{resource}");
+        // The same cluster slot as the lock: its own hash tag if it has one, else all of it.
+        let tagged = match lock.split_once('{').and_then(|(_, rest)| rest.split_once('}')) {
+            Some((tag, _)) if !tag.is_empty() => lock.clone(),
+            _ => format!("{{{lock}}}"),
+        };
+        let side = |what| format!("polylock:{what}:{tagged}");
+        Self { fence: side("fence"), writer: side("writer"), channel: side("wake"), lock }
+    }
+}
+
+/// The keys of all resources of a claim.
+struct Keys {
+    all: Vec<Key>,
+}
+
+impl Keys {
+    fn of(prefix: &str, resources: &[Resource]) -> Self {
+        Self { all: resources.iter().map(|resource| Key::of(prefix, resource)).collect() }
+    }
+
+    fn locks(&self) -> Vec<&str> {
+        self.all.iter().map(|key| key.lock.as_str()).collect()
+    }
+
+    fn locks_and_fences(&self) -> Vec<&str> {
+        let fences = self.all.iter().map(|key| key.fence.as_str());
+        self.all.iter().map(|key| key.lock.as_str()).chain(fences).collect()
+    }
+
+    /// What `acquire.lua` and `share.lua` take.
+    fn with_writer(&self) -> Vec<&str> {
+        let mut keys = self.locks_and_fences();
+        keys.extend(self.all.iter().map(|key| key.writer.as_str()));
+        keys
+    }
+}
+
+/// How a lock with several holders is kept.
+#[derive(Clone, Copy)]
+struct Sharing {
+    kind: &'static str,
+    /// How many may hold; 0 for any number.
+    limit: u32,
+}
+
+impl Sharing {
+    fn of(mode: Mode) -> Option<Self> {
+        match mode {
+            Mode::Exclusive => None,
+            Mode::Shared => Some(Self { kind: "shared:", limit: 0 }),
+            Mode::Permit { of } => Some(Self { kind: "permit:", limit: of }),
+        }
+    }
 }
 
 /// One attempt, as it is sent to each node.
 struct AcquireRequest {
     keys: Keys,
+    mode: Mode,
     owner: String,
     ttl: String,
     proposed: String,
@@ -387,27 +459,35 @@ struct AcquireRequest {
 
 impl AcquireRequest {
     async fn send(&self, node: &Arc<Node>, progress: &Progress, driver: &Driver) -> Vote {
-        let keys = [self.keys.lock.as_str(), self.keys.fence.as_str()];
+        let (script, keys, sharing) = match (self.mode, self.keys.all.len()) {
+            (Mode::Exclusive, 1) => (&script::ACQUIRE, self.keys.with_writer(), None),
+            (Mode::Exclusive, _) => (&script::ACQUIRE_ALL, self.keys.locks_and_fences(), None),
+            (mode, _) => (&script::SHARE, self.keys.with_writer(), Sharing::of(mode)),
+        };
         let args = |connection: &Connection| {
             // An attempt that is over must not be granted anywhere any more.
             let not_after = if progress.is_over() { 0 } else { connection.server_time(self.expires) };
-            vec![
+            let mut args = vec![
                 self.owner.clone().into_bytes(),
                 self.ttl.clone().into_bytes(),
                 self.proposed.clone().into_bytes(),
                 not_after.to_string().into_bytes(),
                 self.holder.clone().into_bytes(),
                 self.outlives.clone().into_bytes(),
-            ]
+            ];
+            if let Some(sharing) = sharing {
+                args.extend([sharing.kind.as_bytes().to_vec(), sharing.limit.to_string().into_bytes()]);
+            }
+            args
         };
-        let mut answer = node.run(&script::ACQUIRE, &keys, args, driver, self.expires).await;
+        let mut answer = node.run(script, &keys, &args, driver, self.expires).await;
         if let Ok((value, _)) = &answer
             && let Some([-2, now, _]) = numbers(value).as_deref()
             && !progress.is_over()
         {
             // The server's clock was set since we looked at it.
             node.set_clock(driver, *now);
-            answer = node.run(&script::ACQUIRE, &keys, args, driver, self.expires).await;
+            answer = node.run(script, &keys, &args, driver, self.expires).await;
         }
         let answer = match answer {
             Ok((value, _)) => numbers(&value),
@@ -472,8 +552,9 @@ fn numbers(value: &Value) -> Option<Vec<i64>> {
 /// Who holds, for [`Holder`]: milliseconds since 1970, process id, host and label, a line each.
 fn holder_record(label: Option<&str>) -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let host = rustix::system::uname();
-    let host = host.nodename().to_string_lossy();
+    static HOST: LazyLock<String> =
+        LazyLock::new(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    let host = &*HOST;
     format!("{since}\n{}\n{host}\n{}", std::process::id(), label.unwrap_or(""))
 }
 
@@ -515,6 +596,9 @@ impl Backend for RedisBackend {
             fencing: true,
             across_processes: true,
             across_hosts: true,
+            shared: true,
+            semaphore: true,
+            several: true,
             inspection: true,
         }
     }
@@ -559,7 +643,7 @@ impl Backend for RedisBackend {
     }
 
     fn watch(&self, resource: &Resource) -> Watch {
-        self.subscriptions.watch(self.keys(resource).channel)
+        self.subscriptions.watch(Key::of(&self.prefix, resource).channel)
     }
 
     fn close(&self) {

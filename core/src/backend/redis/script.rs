@@ -18,6 +18,10 @@ macro_rules! script {
 }
 
 script!(ACQUIRE, "scripts/acquire.lua");
+script!(ACQUIRE_ALL, "scripts/acquire_all.lua");
+script!(SHARE, "scripts/share.lua");
+script!(SHARE_EXTEND, "scripts/share_extend.lua");
+script!(SHARE_RELEASE, "scripts/share_release.lua");
 script!(RAISE, "scripts/raise.lua");
 script!(EXTEND, "scripts/extend.lua");
 script!(REPAIR, "scripts/repair.lua");

@@ -1,15 +1,15 @@
--- Lets the lock live for another ttl if it is still ours.
+-- Lets the locks live for another ttl if all of them are still ours.
 --
--- KEYS[1]  the lock
--- ARGV[1]  owner token    ARGV[2]  ttl in ms
+-- KEYS[1..n]  the locks
+-- ARGV[1]     owner token    ARGV[2]  ttl in ms
 --
 --  1  extended
---  0  somebody else's
--- -1  not there
-local owner = redis.pcall('GET', KEYS[1])
-if owner == ARGV[1] then
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-  return 1
+--  0  one is somebody else's: nothing was done
+-- -1  one is not there: nothing was done
+for i = 1, #KEYS do
+  local owner = redis.pcall('GET', KEYS[i])
+  if not owner then return -1 end
+  if owner ~= ARGV[1] then return 0 end
 end
-if owner then return 0 end
-return -1
+for i = 1, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+return 1

@@ -1,14 +1,20 @@
--- Raises the fence to the token that the quorum agreed on, only while the lock is still ours and only upwards.
+-- Raises the fences to the token that the quorum agreed on, only while the locks are still ours and only upwards.
 -- (Any weaker condition lets a later holder get a smaller or an equal token.)
 --
--- KEYS[1]  the lock       KEYS[2]  its fence
--- ARGV[1]  owner token    ARGV[2]  fencing token
+-- KEYS[1..n]  the locks, or one shared lock    KEYS[n+1..2n]  their fences
+-- ARGV[1]  owner token, with its kind if the lock is shared    ARGV[2]  fencing token
 --
--- { 1, token}  the fence is at the token now, and the lock was ours
--- {-1, token}  the fence is above already: that is the token to agree on
--- { 0, 0}      the lock is not ours
-if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return {0, 0} end
-local token = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
-if token > tonumber(ARGV[2]) then return {-1, token} end
-redis.call('HSET', KEYS[2], 'token', ARGV[2])
+-- { 1, token}  the fences are at the token now, and the locks were ours
+-- {-1, token}  a fence is above already: that is the token to agree on
+-- { 0, 0}      the locks are not ours
+local n = #KEYS / 2
+local highest = 0
+for i = 1, n do
+  local owner = redis.pcall('GET', KEYS[i])
+  local shared = type(owner) == 'table' and type(redis.pcall('ZSCORE', KEYS[i], ARGV[1])) == 'string'
+  if owner ~= ARGV[1] and not shared then return {0, 0} end
+  highest = math.max(highest, tonumber(redis.call('HGET', KEYS[n + i], 'token') or '0'))
+end
+if highest > tonumber(ARGV[2]) then return {-1, highest} end
+for i = 1, n do redis.call('HSET', KEYS[n + i], 'token', ARGV[2]) end
 return {1, tonumber(ARGV[2])}

@@ -1,17 +1,22 @@
--- Frees the lock if it is ours, and wakes those who wait.
+-- Frees those of the locks that are ours, and wakes those who wait for them.
 --
--- KEYS[1]  the lock
--- ARGV[1]  owner token    ARGV[2]  channel to wake waiters on
+-- KEYS[1..n]    the locks
+-- ARGV[1]       owner token    ARGV[2..n+1]  channels to wake waiters on
 --
---  1  freed
---  0  somebody else's
--- -1  not there
-local owner = redis.pcall('GET', KEYS[1])
-if owner == ARGV[1] then
-  redis.call('DEL', KEYS[1])
-  -- A user without the right to publish still releases; waiters then find out by their timers.
-  redis.pcall('PUBLISH', ARGV[2], '')
-  return 1
+--  1  all were ours
+--  0  one was somebody else's
+-- -1  one was not there
+local outcome = 1
+for i = 1, #KEYS do
+  local owner = redis.pcall('GET', KEYS[i])
+  if owner == ARGV[1] then
+    redis.call('DEL', KEYS[i])
+    -- A user without the right to publish still releases; waiters then find out by their timers.
+    redis.pcall('PUBLISH', ARGV[i + 1], '')
+  elseif owner then
+    outcome = 0
+  elseif outcome == 1 then
+    outcome = -1
+  end
 end
-if owner then return 0 end
-return -1
+return outcome

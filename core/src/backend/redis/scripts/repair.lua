@@ -1,20 +1,25 @@
--- Puts the lock back on a node that lost it, after a majority of the others confirmed that it is held. It counts
--- from the next extension on.
+-- Puts the locks back on a node that lost them, after a majority of the others confirmed that they are held. It
+-- counts from the next extension on.
 --
--- KEYS[1]  the lock       KEYS[2]  its fence
+-- KEYS[1..n]     the locks
+-- KEYS[n+1..2n]  their fences
 -- ARGV[1]  owner token    ARGV[2]  ttl in ms    ARGV[3]  fencing token
 -- ARGV[4]  time of this server in ms after which the client has given up
--- ARGV[5]  how long the fence outlives its last use, in ms
+-- ARGV[5]  how long a fence outlives its last use, in ms
 --
--- 1 if it is ours now, else 0
+-- 1 if all are ours now, else 0
 local time = redis.call('TIME')
 if time[1] * 1000 + math.floor(time[2] / 1000) > tonumber(ARGV[4]) then return 0 end
-local owner = redis.pcall('GET', KEYS[1])
-if owner == ARGV[1] then return 1 end
-if owner then return 0 end
-if tonumber(redis.call('HGET', KEYS[2], 'token') or '0') < tonumber(ARGV[3]) then
-  redis.call('HSET', KEYS[2], 'token', ARGV[3])
-  redis.call('PEXPIRE', KEYS[2], ARGV[5])
+local n = #KEYS / 2
+for i = 1, n do
+  local owner = redis.pcall('GET', KEYS[i])
+  if owner and owner ~= ARGV[1] then return 0 end
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+for i = 1, n do
+  if tonumber(redis.call('HGET', KEYS[n + i], 'token') or '0') < tonumber(ARGV[3]) then
+    redis.call('HSET', KEYS[n + i], 'token', ARGV[3])
+    redis.call('PEXPIRE', KEYS[n + i], ARGV[5])
+  end
+  redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
+end
 return 1

@@ -1,0 +1,14 @@
+-- Lets one holder of several stay for another ttl if it still holds.
+--
+-- KEYS[1]  the lock, as in share.lua
+-- ARGV[1]  owner token    ARGV[2]  ttl in ms    ARGV[3]  "shared:" or "permit:"
+--
+-- 1 extended, -1 does not hold
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local member = ARGV[3] .. ARGV[1]
+local expires = redis.pcall('ZSCORE', KEYS[1], member)
+if type(expires) ~= 'string' or tonumber(expires) <= now then return -1 end
+redis.call('ZADD', KEYS[1], now + ARGV[2], member)
+redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[2])))
+return 1

@@ -1,0 +1,9 @@
+-- Gives up the place of one holder of several, and wakes those who wait.
+--
+-- KEYS[1]  the lock, as in share.lua
+-- ARGV[1]  owner token    ARGV[2]  "shared:" or "permit:"    ARGV[3]  channel to wake waiters on
+--
+-- 1 given up, -1 did not hold
+if redis.pcall('ZREM', KEYS[1], ARGV[2] .. ARGV[1]) ~= 1 then return -1 end
+redis.pcall('PUBLISH', ARGV[3], '')
+return 1
