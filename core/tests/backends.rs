@@ -61,6 +61,10 @@ backends! {
         refuses_bad_arguments
         loses_no_update
         works_without_a_runtime
+        takes_all_or_none
+        shares
+        a_waiting_writer_is_not_starved
+        counts_permits
         leaves_nothing_behind
     }
 }

@@ -4,11 +4,12 @@ mod acquire;
 mod cancel;
 mod lease;
 mod load;
+mod modes;
 mod store;
 
 use std::{future::Future, time::Duration};
 
-pub use self::{acquire::*, cancel::*, lease::*, load::*, store::Store};
+pub use self::{acquire::*, cancel::*, lease::*, load::*, modes::*, store::Store};
 use polylock::{Acquire, Lease, LockManager};
 
 /// No case takes longer, or it hangs.
