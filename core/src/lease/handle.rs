@@ -207,6 +207,13 @@ impl Lease {
     /// As [`release`](Self::release), on connections that `driver` drives.
     #[doc(hidden)]
     pub async fn release_by(&self, driver: &Driver) -> Result<Release> {
+        Ok(self.end_by(driver).await?.unwrap_or(Release::NotHeld))
+    }
+
+    /// As [`release_by`](Self::release_by), but `None` if it had been released or lost before: then
+    /// [`Release::NotHeld`] means that it was taken, and nobody had noticed.
+    #[doc(hidden)]
+    pub async fn end_by(&self, driver: &Driver) -> Result<Option<Release>> {
         Ok(self.own()?.release(driver).await)
     }
 }
@@ -368,8 +375,8 @@ impl Held {
         }
     }
 
-    /// See [`Lease::release`].
-    pub(crate) async fn release(self: &Arc<Self>, driver: &Driver) -> Release {
+    /// See [`Lease::end_by`].
+    pub(crate) async fn release(self: &Arc<Self>, driver: &Driver) -> Option<Release> {
         /// Leaves the release to the background if it could not be finished here.
         struct Unfinished<'a>(Option<&'a Arc<Held>>);
         impl Drop for Unfinished<'_> {
@@ -381,7 +388,7 @@ impl Held {
             }
         }
         if !self.begin_release() {
-            return Release::NotHeld;
+            return None;
         }
         let mut unfinished = Unfinished(Some(self));
         loop {
@@ -398,7 +405,7 @@ impl Held {
             unfinished.0 = None;
             self.end_release();
         }
-        outcome
+        Some(outcome)
     }
 }
 
