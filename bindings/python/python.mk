@@ -24,8 +24,9 @@ python-test: python-build
 	$(VENV)/bin/python -m pytest -c bindings/python/pyproject.toml --rootdir bindings/python bindings/python/tests
 
 python-lint: python-build
-	$(VENV)/bin/ruff check bindings/python examples/python
-	$(VENV)/bin/ruff format --check bindings/python examples/python
+	$(VENV)/bin/ruff check --quiet bindings/python
+	$(VENV)/bin/ruff format --quiet --check bindings/python
+	$(VENV)/bin/ruff check --quiet --config bindings/python/pyproject.toml examples/python
+	$(VENV)/bin/ruff format --quiet --config bindings/python/pyproject.toml --check examples/python
 	cd bindings/python && $(VENV)/bin/mypy
 	cd bindings/python && $(VENV)/bin/python -m mypy.stubtest --concise polylock._native
-	cargo clippy --quiet -p polylock-python -- -D warnings

@@ -116,13 +116,13 @@ impl Lease {
     }
 
     fn release<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
-        let release = waiting::wait(py, |driver| async move { self.lease.release_by(&driver).await })?;
-        Ok(PyString::intern(py, release.name()))
+        let release = waiting::wait(py, |driver| async move { self.lease.end_by(&driver).await })?;
+        Ok(PyString::intern(py, outcome::released_name(release)))
     }
 
     fn release_start(&self, py: Python<'_>, queue: &Queue) -> PyResult<Py<PyAny>> {
         let lease = Arc::clone(&self.lease);
-        queue.start(py, |driver| async move { Ok(Outcome::Released(lease.release_by(&driver).await?)) })
+        queue.start(py, |driver| async move { Ok(Outcome::Released(lease.end_by(&driver).await?)) })
     }
 
     /// Begins a release and returns at once.

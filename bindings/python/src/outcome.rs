@@ -13,7 +13,8 @@ pub(crate) enum Outcome {
     Nothing,
     Lease(polylock::Lease),
     Busy,
-    Released(Release),
+    /// `None`: it had ended before.
+    Released(Option<Release>),
     Holder(Option<Holder>),
     Lost(LossReason),
     Failed(Error),
@@ -25,12 +26,17 @@ impl Outcome {
         match self {
             Self::Nothing | Self::Busy => Ok(py.None()),
             Self::Lease(lease) => lease::Lease::on_loop(lease, held).into_py_any(py),
-            Self::Released(release) => Ok(PyString::intern(py, release.name()).into_any().unbind()),
+            Self::Released(release) => Ok(PyString::intern(py, released_name(release)).into_any().unbind()),
             Self::Lost(reason) => Ok(PyString::intern(py, reason.name()).into_any().unbind()),
             Self::Holder(holder) => holder.map(holder_fields).into_py_any(py),
             Self::Failed(error) => boundary::exception(py, &error),
         }
     }
+}
+
+/// What a release came to, as Python's half has it.
+pub(crate) fn released_name(release: Option<Release>) -> &'static str {
+    release.map_or("ended_before", Release::name)
 }
 
 /// `operation`, with its errors and panics as outcomes.

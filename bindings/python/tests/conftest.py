@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable
 
-import polylock
 import pytest
+
+import polylock
 
 URLS = os.environ.get("POLYLOCK_TEST_URLS", "memory:").split()
 _runs = itertools.count()

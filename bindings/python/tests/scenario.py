@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import polylock
 import pytest
+
+import polylock
 from conftest import unique
 
 DIRECTORY = Path(__file__).resolve().parents[3] / "tests" / "scenarios"

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import polylock
-import polylock.asyncio
 import pytest
 import uvloop
+
+import polylock
+import polylock.asyncio
 from conftest import assert_free, wait_until
 from polylock.asyncio._bridge import Bridge, bridge
 

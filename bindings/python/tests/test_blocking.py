@@ -11,9 +11,10 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 import polylock
 import polylock.asyncio
-import pytest
 from conftest import assert_free, unique, wait_until
 
 

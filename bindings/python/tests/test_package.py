@@ -12,10 +12,11 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 import polylock
 import polylock.asyncio
 import polylock.asyncio._manager
-import pytest
 from polylock import _blocking, _errors, _native, _values
 
 

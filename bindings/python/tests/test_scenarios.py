@@ -11,9 +11,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import pytest
+
 import polylock
 import polylock.asyncio
-import pytest
 from conftest import URLS
 from scenario import DIRECTORY, FILES, Actor, Play
 

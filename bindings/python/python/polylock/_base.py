@@ -100,12 +100,17 @@ class LeaseBase:
             callbacks.pop(number, None)
 
     def _released(self, outcome: str) -> Released:
-        released = Released(outcome)
+        released = Released.NOT_HELD if outcome == "ended_before" else Released(outcome)
         if released is not Released.NOT_HELD or self._native.loss is None:
             self._forget_listeners()
         return released
 
-    def _lost_error(self, loss: LossReason) -> LockLost:
+    def _loss_at_exit(self, loss: LossReason | None, outcome: str) -> LockLost | None:
+        """The error for leaving a `with`: the lease was lost before its release, or was found to be by that."""
+        if loss is None and outcome == "not_held":
+            loss = self._native.loss or "taken"
+        if loss is None:
+            return None
         why = {
             "expired": "its deadline passed before it was released",
             "taken": "somebody else took or deleted it before it was released",

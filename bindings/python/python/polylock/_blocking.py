@@ -87,19 +87,19 @@ class Lease(LeaseBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        loss, was_held = self.loss, self.is_held
+        loss = self.loss
         try:
-            released = self.release()
+            outcome = self._native.release()
         except Forked:
             return  # the parent's, to be released by the parent
         except Error:
             if error is None:
                 raise
             return  # what the body raised says more
-        if loss is None and was_held and released is Released.NOT_HELD:
-            loss = self.loss or "taken"
-        if loss is not None and error is None:
-            raise self._lost_error(loss)
+        self._released(outcome)
+        lost = self._loss_at_exit(loss, outcome)
+        if lost is not None and error is None:
+            raise lost
 
 
 class Lock:

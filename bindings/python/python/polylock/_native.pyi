@@ -8,7 +8,7 @@ __version__: str
 SIGNAL_TICK: float
 
 _HolderFields = tuple[str, int | None, float | None, float | None, str | None, int | None, str | None]
-_Released = Literal["released", "not_held", "unknown"]
+_Released = Literal["released", "not_held", "unknown", "ended_before"]
 _Loss = Literal["expired", "taken", "max_hold"]
 
 def shutdown(timeout: float) -> None: ...

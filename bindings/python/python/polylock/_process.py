@@ -9,16 +9,31 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from threading import get_ident
 
 from . import _listeners, _native
 
 EXIT_TIMEOUT = 2.0
 """Seconds that releasing what is still held may take at the end of a process."""
 
+LINGER = 5.0
+"""Seconds for which a daemon thread that still waits at the end of the process is not told that it waits in vain."""
+
 _enrolled_in: int | None = None
+_ending_on: int | None = None
+
+
+def is_ending_elsewhere() -> bool:
+    """Whether the process ends, and this is a daemon thread that is about to be left behind.
+
+    Such a thread should not print a traceback in the last milliseconds because the locks were closed.
+    """
+    return _ending_on is not None and _ending_on != get_ident()
 
 
 def _at_exit() -> None:
+    global _ending_on  # noqa: PLW0603 - one per process
+    _ending_on = get_ident()
     _listeners.stop()
     _native.shutdown(EXIT_TIMEOUT)
 

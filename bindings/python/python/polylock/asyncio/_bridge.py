@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
 from .. import _native
-from .._errors import Unsupported
+from .._errors import Closed, Unsupported
+from .._process import LINGER, is_ending_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,10 +91,12 @@ class Bridge:
                 self._call(callback, value)
             elif waiting is None or waiting.done():
                 _give_back(value)
-            elif isinstance(value, Exception):
-                waiting.set_exception(value)
-            else:
+            elif not isinstance(value, Exception):
                 waiting.set_result(value)
+            elif isinstance(value, Closed) and is_ending_elsewhere():
+                waiting.get_loop().call_later(LINGER, _fail, waiting, value)
+            else:
+                waiting.set_exception(value)
 
     def _call(self, callback: Callable[[LossReason], object], reason: object) -> None:
         try:
@@ -118,6 +121,11 @@ class _Reader:
 
     def __del__(self) -> None:
         self._bridge.close()
+
+
+def _fail(future: Future[object], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _give_back(value: object) -> None:

@@ -87,11 +87,7 @@ class Lease(LeaseBase):
         Raises:
             Forked: It belongs to the parent process.
         """
-        on = bridge()
-        answer: object = self._native.release_start(on.queue)
-        if isinstance(answer, int):
-            answer = await on.finish(answer)
-        return self._released(cast("str", answer))
+        return self._released(await self._release())
 
     async def __aenter__(self) -> Lease:
         return self
@@ -99,19 +95,26 @@ class Lease(LeaseBase):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        loss, was_held = self.loss, self.is_held
+        loss = self.loss
         try:
-            released = await self.release()
+            outcome = await self._release()
         except Forked:
             return  # the parent's, to be released by the parent
         except Error:
             if error is None:
                 raise
             return  # what the body raised says more
-        if loss is None and was_held and released is Released.NOT_HELD:
-            loss = self.loss or "taken"
-        if loss is not None and error is None:
-            raise self._lost_error(loss)
+        self._released(outcome)
+        lost = self._loss_at_exit(loss, outcome)
+        if lost is not None and error is None:
+            raise lost
+
+    async def _release(self) -> str:
+        on = bridge()
+        answer: object = self._native.release_start(on.queue)
+        if isinstance(answer, int):
+            answer = await on.finish(answer)
+        return cast("str", answer)
 
 
 class Lock:

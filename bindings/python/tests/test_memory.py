@@ -1,0 +1,79 @@
+"""Memory stays flat, whatever is done again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+
+import polylock
+import polylock.asyncio
+from conftest import unique
+
+MOST = 6 * 1024  # KiB; what the allocators may keep for themselves
+
+
+def resident() -> int:
+    """What this process occupies, in KiB."""
+    gc.collect()
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
+def stays_flat(work: Callable[[], None]) -> None:
+    work()  # what is allocated once
+    before = resident()
+    work()
+    work()
+    assert resident() - before < MOST
+
+
+def test_pairs(url: str) -> None:
+    times = 20_000 if url.startswith("memory:") else 3_000
+    with polylock.connect(url) as locks:
+
+        def work() -> None:
+            for number in range(times):
+                with locks.lock(f"{number % 100}", ttl=10):
+                    pass
+
+        stays_flat(work)
+
+
+def test_asyncio_pairs_and_listeners(url: str) -> None:
+    times = 20_000 if url.startswith("memory:") else 3_000
+    locks = polylock.asyncio.connect(url)
+    name = unique()
+
+    async def pairs() -> None:
+        for number in range(times):
+            async with locks.lock(f"{name}:{number % 100}", ttl=10) as lease:
+                lease.on_lost(print)
+
+    stays_flat(lambda: asyncio.run(pairs()))
+
+
+def test_cancelled_acquires(url: str) -> None:
+    locks = polylock.asyncio.connect(url)
+    name = unique()
+
+    async def cancelled() -> None:
+        async with locks.lock(name, ttl=60):
+            for _ in range(100):
+                tasks = [asyncio.create_task(locks.acquire(name)) for _ in range(20)]
+                await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            assert locks.waiting(name) == 0
+
+    stays_flat(lambda: asyncio.run(cancelled()))
+
+
+def test_managers(url: str) -> None:
+    def work() -> None:
+        for _ in range(200):
+            with polylock.connect(url) as locks, locks.lock(unique()):
+                pass
+
+    stays_flat(work)
