@@ -141,13 +141,16 @@ impl Waiting<'_> {
             label: options.label.clone(),
             progress: Arc::default(),
         };
-        let pending = Pending::new(manager, claim);
+        let pending = Pending::new(manager, claim)?;
         match manager.backend.try_acquire(pending.claim(), driver).await {
             Attempt::Granted { fencing_token, since } => {
                 let hold_until = options.max_hold.map(|max_hold| since.after(max_hold));
                 let state = LeaseState::granted(since, options.ttl, manager.drift, options.auto_extend, hold_until);
                 if state.is_held(Instant::now()) {
-                    return Ok(Some(Lease::new(Arc::clone(manager), pending.settled(), fencing_token, state)));
+                    // Closing must find it among the leases before it is missing among the attempts.
+                    let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), fencing_token, state);
+                    pending.settled();
+                    return Ok(Some(lease));
                 }
                 drop(pending); // gives it back
                 let late = Error::unavailable(format!("the grant came after its ttl of {:?} was over", options.ttl));

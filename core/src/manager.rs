@@ -17,6 +17,7 @@ use crate::{
     backend::Backend,
     engine::{driver::Driver, process, runtime},
     lease::{Held, state::Drift},
+    undo::Attempts,
     waiters::Waiters,
 };
 
@@ -46,6 +47,8 @@ pub(crate) struct Manager {
     pub(crate) drift: Drift,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) leases: Leases,
+    /// Claims on their way.
+    pub(crate) attempts: Attempts,
     /// Releases on their way in the background.
     pub(crate) undoing: TaskTracker,
     generation: u32,
@@ -61,6 +64,7 @@ impl LockManager {
             drift,
             waiters: Arc::default(),
             leases: Leases::default(),
+            attempts: Attempts::default(),
             undoing: TaskTracker::new(),
             generation: process::generation(),
             enrolled: AtomicBool::new(false),
@@ -206,8 +210,9 @@ impl Manager {
     }
 
     /// See [`LockManager::close`].
-    pub(crate) async fn close(&self) {
+    pub(crate) async fn close(self: &Arc<Self>) {
         self.closed.send_replace(true);
+        self.attempts.undo_all(self);
         let engine = Driver::engine();
         let leases = self.leases.all();
         futures_util::future::join_all(leases.iter().map(|held| held.release(&engine))).await;

@@ -6,10 +6,14 @@
 //! does not answer, the release is sent again, up to the time at which the lease must have expired.
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use crate::{
-    Release,
+    Error, OwnerToken, Release, Result,
     backend::Claim,
     clock::Instant,
     engine::{driver::Driver, runtime, timer},
@@ -22,9 +26,39 @@ pub(crate) struct Pending {
     claim: Option<Claim>,
 }
 
+/// The claims of a manager that are on their way: closing it undoes them, because whoever waits for them may be
+/// on a thread that does not run again before the process ends.
+#[derive(Default)]
+pub(crate) struct Attempts(Mutex<HashMap<OwnerToken, Claim>>);
+
+impl Attempts {
+    fn claims(&self) -> MutexGuard<'_, HashMap<OwnerToken, Claim>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Undoes them all in the background.
+    pub(crate) fn undo_all(&self, manager: &Arc<Manager>) {
+        for claim in std::mem::take(&mut *self.claims()).into_values() {
+            let settles = Instant::now().after(manager.backend.settles_within(claim.ttl));
+            in_background(manager, claim, settles);
+        }
+    }
+}
+
 impl Pending {
-    pub(crate) fn new(manager: &Arc<Manager>, claim: Claim) -> Self {
-        Self { manager: Arc::clone(manager), claim: Some(claim) }
+    /// To be made before the claim is sent.
+    ///
+    /// # Errors
+    /// `Closed`: then nothing may be sent.
+    pub(crate) fn new(manager: &Arc<Manager>, claim: Claim) -> Result<Self> {
+        manager.attempts.claims().insert(claim.owner, claim.clone());
+        let pending = Self { manager: Arc::clone(manager), claim: Some(claim) };
+        // Asked after it was entered: closing either finds it there, or is seen here.
+        if manager.is_closed() {
+            pending.settled();
+            return Err(Error::closed());
+        }
+        Ok(pending)
     }
 
     pub(crate) fn claim(&self) -> &Claim {
@@ -37,7 +71,10 @@ impl Pending {
     /// The outcome is certain, and the caller has it.
     pub(crate) fn settled(mut self) -> Claim {
         match self.claim.take() {
-            Some(claim) => claim,
+            Some(claim) => {
+                self.manager.attempts.claims().remove(&claim.owner);
+                claim
+            }
             None => unreachable!("taken out by settled and drop alone"),
         }
     }
@@ -46,6 +83,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if let Some(claim) = self.claim.take() {
+            self.manager.attempts.claims().remove(&claim.owner);
             let settles = Instant::now().after(self.manager.backend.settles_within(claim.ttl));
             in_background(&self.manager, claim, settles);
         }
