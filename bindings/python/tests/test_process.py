@@ -168,7 +168,7 @@ locks = polylock.connect(url)
 lease = locks.acquire(name, ttl=60)
 def wait():
     try: locks.acquire(name)
-    except polylock.Closed: os.write(1, b"closed\n")
+    except polylock.Closed: os.write(1, b"closed\\n")
 threads = [threading.Thread(target=wait) for _ in range(6)]
 for thread in threads: thread.start()
 while locks.waiting(name) != 6: time.sleep(0.001)
