@@ -55,6 +55,7 @@ pub mod host {
     pub use crate::completion::{CompletionQueue, OperationId, Started};
     pub use crate::engine::driver::Driver;
     pub use crate::engine::process::{generation, inherited_fds};
+    pub use crate::engine::runtime::spawn;
     pub use crate::options::duration;
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn running() -> Option<Arc<Engine>> {
 }
 
 /// Runs `future` on the engine in the background.
-pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     match engine() {
         Ok(engine) => drop(engine.handle.spawn(future)),
         Err(error) => tracing::error!(%error, "background work is lost"),

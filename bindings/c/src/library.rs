@@ -1,0 +1,132 @@
+//! Functions of the library as a whole.
+
+use std::{
+    ffi::{CStr, c_char, c_int},
+    time::Duration,
+};
+
+use crate::{
+    abi::{POLYLOCK_ABI_VERSION, polylock_status},
+    boundary, callback, wait,
+};
+
+const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+    Ok(version) => version,
+    Err(_) => c"",
+};
+
+/// Version of the library that is loaded, as in "0.1.0". The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_version() -> *const c_char {
+    VERSION.as_ptr()
+}
+
+/// Version of the binary interface of the library that is loaded: compare it with POLYLOCK_ABI_VERSION.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_abi_version() -> u32 {
+    POLYLOCK_ABI_VERSION
+}
+
+/// Stable name of a polylock_status: "OK", "Timeout", "Lost" …, "Internal"; "Unknown" for other numbers. The string
+/// lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_status_name(status: c_int) -> *const c_char {
+    let name = match status {
+        0 => c"OK",
+        1 => c"Timeout",
+        2 => c"Lost",
+        3 => c"Unavailable",
+        4 => c"InvalidArgument",
+        5 => c"Conflict",
+        6 => c"Unsupported",
+        7 => c"Auth",
+        8 => c"Closed",
+        9 => c"Forked",
+        10 => c"InvalidHandle",
+        11 => c"Internal",
+        _ => c"Unknown",
+    };
+    name.as_ptr()
+}
+
+/// Stable name of a polylock_outcome: "released", "not_held" or "unknown". The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_outcome_name(outcome: c_int) -> *const c_char {
+    let name = match outcome {
+        0 => c"released",
+        1 => c"not_held",
+        _ => c"unknown",
+    };
+    name.as_ptr()
+}
+
+/// Stable name of a polylock_loss: "none", "expired", "taken" or "max_hold". The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_loss_name(reason: c_int) -> *const c_char {
+    let name = match reason {
+        1 => c"expired",
+        2 => c"taken",
+        3 => c"max_hold",
+        _ => c"none",
+    };
+    name.as_ptr()
+}
+
+/// Releases every lease of this process, closes its managers, and stops the library's threads; returns within
+/// about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
+/// program that ends without this call, expires on its server by its ttl.
+///
+/// Handles stay valid and have to be freed as ever; managers that are made later work. Blocks. From a callback
+/// it does not wait for callbacks.
+///
+/// @param timeout_ms milliseconds; negative: as long as it takes, but 60 seconds at most.
+/// @return POLYLOCK_OK, or POLYLOCK_ERR_INVALID_ARGUMENT if `timeout_ms` is not a number.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_shutdown(timeout_ms: f64) -> polylock_status {
+    boundary::bare_status(|| {
+        let timeout = wait::timeout(timeout_ms)?.unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60));
+        engine::shutdown(timeout);
+        callback::stop(timeout);
+        Ok(())
+    })
+}
+
+/// Tells the library that this process is the child of a fork, as from pthread_atfork. Never needed: every call
+/// finds that out by itself. It does only earlier what the first call does: let go of what belongs to the parent.
+///
+/// In the child, managers, leases, futures and queues of the parent answer POLYLOCK_ERR_FORKED, send nothing and
+/// stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_fork_child() {
+    boundary::value((), || {
+        engine::host::generation();
+        Some(())
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::{ErrorKind, LossReason, Release};
+
+    fn text(name: *const c_char) -> String {
+        // SAFETY: these functions return static strings.
+        unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn names_are_those_of_the_engine() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(text(polylock_status_name(kind.code() as c_int)), kind.name());
+        }
+        assert_eq!((text(polylock_status_name(0)), text(polylock_status_name(-1))), ("OK".into(), "Unknown".into()));
+        for outcome in [Release::Released, Release::NotHeld, Release::Unknown] {
+            let number = crate::abi::polylock_outcome::from(outcome) as c_int;
+            assert_eq!(text(polylock_outcome_name(number)), outcome.name());
+        }
+        for reason in [LossReason::Expired, LossReason::Taken, LossReason::MaxHold] {
+            let number = crate::abi::polylock_loss::from(Some(reason)) as c_int;
+            assert_eq!(text(polylock_loss_name(number)), reason.name());
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! How to acquire.
+
+use std::{
+    ffi::c_char,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use engine::{Acquire, Result, host};
+
+use crate::{
+    abi::{polylock_error, polylock_options, polylock_status},
+    boundary,
+    object::{discard, find, find_or_none, keep},
+    pointer::Text,
+};
+
+/// The options of acquisitions.
+#[derive(Default)]
+pub(crate) struct Settings(Mutex<Chosen>);
+
+#[derive(Default)]
+struct Chosen {
+    ttl: Option<Duration>,
+    wait: Wait,
+    no_auto_extend: bool,
+    max_hold: Option<Duration>,
+    label: Option<String>,
+}
+
+#[derive(Default)]
+enum Wait {
+    No,
+    For(Duration),
+    #[default]
+    Forever,
+}
+
+impl Settings {
+    fn chosen(&self) -> MutexGuard<'_, Chosen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn to_acquire(&self) -> Acquire {
+        let chosen = self.chosen();
+        let mut acquire = chosen.ttl.map_or_else(Acquire::default, Acquire::ttl).auto_extend(!chosen.no_auto_extend);
+        acquire = match chosen.wait {
+            Wait::No => acquire.no_wait(),
+            Wait::For(wait) => acquire.wait(wait),
+            Wait::Forever => acquire.wait_forever(),
+        };
+        if let Some(max_hold) = chosen.max_hold {
+            acquire = acquire.max_hold(max_hold);
+        }
+        match &chosen.label {
+            Some(label) => acquire.label(label),
+            None => acquire,
+        }
+    }
+}
+
+/// What `options` say; the defaults for 0.
+///
+/// # Errors
+/// `InvalidHandle`.
+pub(crate) fn acquire_options(options: polylock_options) -> Result<Acquire> {
+    let settings = find_or_none::<Settings>(options)?;
+    Ok(settings.map_or_else(Acquire::default, |settings| settings.to_acquire()))
+}
+
+fn set(
+    options: polylock_options,
+    err: *mut polylock_error,
+    change: impl FnOnce(&mut Chosen) -> Result<()>,
+) -> polylock_status {
+    boundary::status(err, || change(&mut find::<Settings>(options)?.chosen()))
+}
+
+fn milliseconds(argument: &'static str, value: f64) -> Result<Duration> {
+    host::duration(argument, value, Duration::from_millis(1))
+}
+
+/// Makes options for acquiring, all at their defaults. May be used for any number of acquisitions, which read them
+/// when they begin.
+///
+/// @return 0 if there are too many handles.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_new() -> polylock_options {
+    boundary::value(0, || keep(Settings::default()).ok())
+}
+
+/// How long the lease lasts without renewal, in milliseconds: the time after which a dead holder frees it. From 3
+/// to 2^53; default 30,000.
+///
+/// @return POLYLOCK_ERR_INVALID_ARGUMENT ("ttl") if it is negative, not a number or too large; a ttl that is too
+///         small shows when acquiring.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_ttl_ms(
+    options: polylock_options,
+    ttl_ms: f64,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.ttl = Some(milliseconds("ttl", ttl_ms)?);
+        Ok(())
+    })
+}
+
+/// Waits at most this many milliseconds for a resource that is in use.
+///
+/// @return POLYLOCK_ERR_INVALID_ARGUMENT ("wait") if it is negative, not a number or over 2^53.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_wait_ms(
+    options: polylock_options,
+    wait_ms: f64,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.wait = Wait::For(milliseconds("wait", wait_ms)?);
+        Ok(())
+    })
+}
+
+/// Waits for as long as somebody holds the resource (the default). A backend that stays out of reach for 30 s ends
+/// it all the same.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_wait_forever(
+    options: polylock_options,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.wait = Wait::Forever;
+        Ok(())
+    })
+}
+
+/// Tries once.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_no_wait(
+    options: polylock_options,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.wait = Wait::No;
+        Ok(())
+    })
+}
+
+/// Whether the lease is renewed in the background until it is released (the default).
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_auto_extend(
+    options: polylock_options,
+    auto_extend: bool,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.no_auto_extend = !auto_extend;
+        Ok(())
+    })
+}
+
+/// No renewal begins later than this many milliseconds after the grant, so that a hung holder cannot hold for ever:
+/// the lease then ends within one ttl. Default: no bound.
+///
+/// @return POLYLOCK_ERR_INVALID_ARGUMENT ("max_hold") if it is negative, not a number or over 2^53; 0 shows when
+///         acquiring.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_max_hold_ms(
+    options: polylock_options,
+    max_hold_ms: f64,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.max_hold = Some(milliseconds("max_hold", max_hold_ms)?);
+        Ok(())
+    })
+}
+
+/// What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_label(
+    options: polylock_options,
+    label: *const c_char,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, |chosen| {
+        chosen.label = Some(label.text("label")?.to_owned());
+        Ok(())
+    })
+}
+
+/// Ends the options. 0 is allowed.
+///
+/// @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_free(options: polylock_options) -> polylock_status {
+    boundary::bare_status(|| discard::<Settings>(options))
+}

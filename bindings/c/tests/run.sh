@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Runs the tests of the C library: `run.sh BUILD LIBRARIES`, with the directories of the programs and of the library.
+# Closes with `c: N passed, N failed`.
+set -u
+build=$1 libraries=$2
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+passed=0 failed=0
+
+# check NAME COMMAND…: one test.
+check() {
+    local name=$1
+    shift
+    if "$@" >"$scratch/output" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok    $name"
+    else
+        failed=$((failed + 1))
+        echo "FAIL  $name"
+        sed 's/^/      /' "$scratch/output"
+    fi
+}
+
+compiles() { # COMPILER… of an empty program that includes a header twice
+    printf '#include <%s>\n#include <%s>\nint main(void) { return 0; }\n' "$1" "$1" >"$scratch/header.$2"
+    shift 2
+    "$@" -Wall -Wextra -Wpedantic -Werror -I"$root/include" -fsyntax-only "$scratch"/header.*
+    local status=$?
+    rm -f "$scratch"/header.*
+    return $status
+}
+
+exports_only_ours() {
+    local others
+    others=$(nm -D --defined-only "$libraries/libpolylock.so" | awk '{ print $3 }' | grep -v '^polylock_')
+    echo "$others"
+    [ -z "$others" ]
+}
+
+exports_all_of_the_header() {
+    grep -oE '\bpolylock_[a-z_]+\(' "$root/include/polylock.h" | tr -d '(' | sort -u >"$scratch/declared"
+    nm -D --defined-only "$libraries/libpolylock.so" | awk '{ print $3 }' | sort -u >"$scratch/exported"
+    # What the header only mentions, as a callback type, is no function.
+    comm -3 "$scratch/declared" "$scratch/exported" | tee "$scratch/differ"
+    [ ! -s "$scratch/differ" ]
+}
+
+adds_up() { # URL: two counters at once lose nothing
+    printf '0000000000\n' >"$scratch/number"
+    : >"$scratch/log"
+    "$build/counter" "$1" "$scratch/number" 200 "$scratch/log" >"$scratch/one" &
+    local one=$!
+    "$build/counter" "$1" "$scratch/number" 200 "$scratch/log" >"$scratch/two" || return 1
+    wait $one || return 1
+    [ "$(cat "$scratch/number")" = 0000000400 ] && sort -nuc "$scratch/log" && [ "$(wc -l <"$scratch/log")" = 400 ]
+}
+
+check 'the header is C99' compiles polylock.h c "${CC:-cc}" -std=c99
+check 'the header is C++11' compiles polylock.h cpp "${CXX:-c++}" -std=c++11
+check 'the library exports nothing but polylock_' exports_only_ours
+check 'the library exports what the header declares' exports_all_of_the_header
+check 'examples/c/basic.c' "$build/basic" memory:
+check 'examples/c/poll.c' "$build/poll" memory:
+for url in ${POLYLOCK_TEST_URLS:-}; do
+    case $url in memory:*) continue ;; esac
+    check "two counters on ${url%%:*}:" adds_up "$url"
+done
+for program in "$here"/*.c; do
+    name=$(basename "$program" .c)
+    case $name in
+        scenarios) check scenarios "$build/tests/scenarios" "$root/tests/scenarios" ;;
+        *) check "$name" "$build/tests/$name" ;;
+    esac
+    # Programs that count their own cases say so in their last line.
+    tail -n 1 "$scratch/output" | grep -E '^[a-z_]+: [0-9]+ passed' | sed 's/^/      /'
+done
+echo "c: $passed passed, $failed failed"
+[ "$failed" = 0 ]
