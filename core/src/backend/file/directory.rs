@@ -98,13 +98,18 @@ struct Entries {
 }
 
 /// The directories in use in one process; a new one for each generation.
-#[derive(Default)]
 struct Known {
     generation: u32,
     directories: Mutex<HashMap<Place, Weak<Directory>>>,
 }
 
-static KNOWN: LazyLock<ArcSwap<Known>> = LazyLock::new(ArcSwap::default);
+impl Known {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { generation: process::generation(), directories: Mutex::default() })
+    }
+}
+
+static KNOWN: LazyLock<ArcSwap<Known>> = LazyLock::new(|| ArcSwap::new(Known::new()));
 
 fn known() -> Arc<Known> {
     let generation = process::generation();
@@ -113,7 +118,7 @@ fn known() -> Arc<Known> {
         if known.generation == generation {
             return known;
         }
-        let old = KNOWN.compare_and_swap(&known, Arc::new(Known { generation, ..Known::default() }));
+        let old = KNOWN.compare_and_swap(&known, Known::new());
         if Arc::ptr_eq(&old, &known) {
             // The parent's: its lock may be held by a thread that does not exist here.
             std::mem::forget(known);
