@@ -83,6 +83,7 @@ static inline int check_run(const char *program, const struct check_case *cases,
         cases[i].run();
     }
     CHECK_OK(polylock_shutdown(2000));
+    fflush(stderr);
     printf("%s: %d passed, 0 failed\n", program, (int)count);
     return 0;
 }
