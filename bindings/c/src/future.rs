@@ -52,7 +52,7 @@ pub(crate) enum Value {
     Nothing,
     Lease(Lease),
     Release(Release),
-    Holder(Option<Holder>),
+    Holder(Option<Box<Holder>>),
 }
 
 /// Where the end of an operation is told.
@@ -352,7 +352,9 @@ pub extern "C" fn polylock_inspect_start(
 ) -> polylock_status {
     boundary::status(err, || {
         let (manager, resource) = (self::manager(manager)?, resource.text("resource")?.to_owned());
-        start(queue, future, |driver| async move { manager.inspect_by(&resource, &driver).await.map(Value::Holder) })
+        start(queue, future, |driver| async move {
+            manager.inspect_by(&resource, &driver).await.map(|holder| Value::Holder(holder.map(Box::new)))
+        })
     })
 }
 
