@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests of the C library: `run.sh BUILD LIBRARIES`, with the directories of the programs and of the library.
+# Runs the tests of the C library: `run.sh BUILD`, with the directory of the programs and the library.
 # Closes with `c: N passed, N failed`.
 set -u
-build=$1 libraries=$2
+build=$1
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 scratch=$(mktemp -d)
@@ -35,14 +35,14 @@ compiles() { # COMPILER… of an empty program that includes a header twice
 
 exports_only_ours() {
     local others
-    others=$(nm -D --defined-only "$libraries/libpolylock.so" | awk '{ print $3 }' | grep -v '^polylock_')
+    others=$(nm -D --defined-only "$build/lib/libpolylock.so" | awk '{ print $3 }' | grep -v '^polylock_')
     echo "$others"
     [ -z "$others" ]
 }
 
 exports_all_of_the_header() {
     grep -oE '\bpolylock_[a-z_]+\(' "$root/include/polylock.h" | tr -d '(' | sort -u >"$scratch/declared"
-    nm -D --defined-only "$libraries/libpolylock.so" | awk '{ print $3 }' | sort -u >"$scratch/exported"
+    nm -D --defined-only "$build/lib/libpolylock.so" | awk '{ print $3 }' | sort -u >"$scratch/exported"
     # What the header only mentions, as a callback type, is no function.
     comm -3 "$scratch/declared" "$scratch/exported" | tee "$scratch/differ"
     [ ! -s "$scratch/differ" ]
@@ -58,12 +58,47 @@ adds_up() { # URL: two counters at once lose nothing
     [ "$(cat "$scratch/number")" = 0000000400 ] && sort -nuc "$scratch/log" && [ "$(wc -l <"$scratch/log")" = 400 ]
 }
 
+# Into a place of its own, and then moved from there to where it says that it is.
+installs() {
+    "${MAKE:-make}" --no-print-directory -C "$root" install-c C_INSTALL_PROFILE=dev PREFIX="$scratch/installed" DESTDIR="$scratch/staged" &&
+        mv "$scratch/staged$scratch/installed" "$scratch/installed"
+}
+
+soname_is_the_abi() {
+    local abi
+    abi=$(sed -n 's/^.define POLYLOCK_ABI_VERSION //p' "$root/include/polylock.h")
+    readelf -d "$scratch/installed/lib/libpolylock.so" | grep -F "[libpolylock.so.$abi]"
+}
+
+pkg_config_serves() {
+    export PKG_CONFIG_PATH=$scratch/installed/lib/pkgconfig
+    [ "$(pkg-config --modversion polylock)" = "$(sed -n 's/^.define POLYLOCK_VERSION "\(.*\)"/\1/p' "$root/include/polylock.h")" ] &&
+        ${CC:-cc} -o "$scratch/consumer" "$root/examples/c/basic.c" $(pkg-config --cflags --libs polylock) &&
+        LD_LIBRARY_PATH=$scratch/installed/lib "$scratch/consumer" memory: &&
+        ${CC:-cc} -o "$scratch/consumer" "$root/examples/c/basic.c" $(pkg-config --cflags polylock) "$scratch/installed/lib/libpolylock.a" \
+            $(pkg-config --libs --static polylock | sed 's/-lpolylock//') && "$scratch/consumer" memory:
+}
+
+cmake_serves() {
+    cmake -S "$here/consumer" -B "$scratch/cmake" -DCMAKE_PREFIX_PATH="$scratch/installed" -DEXAMPLE="$root/examples/c/basic.c" &&
+        cmake --build "$scratch/cmake" && "$scratch/cmake/consumer" memory: && "$scratch/cmake/consumer-static" memory:
+}
+
 check 'the header is C99' compiles polylock.h c "${CC:-cc}" -std=c99
 check 'the header is C++11' compiles polylock.h cpp "${CXX:-c++}" -std=c++11
 check 'the library exports nothing but polylock_' exports_only_ours
 check 'the library exports what the header declares' exports_all_of_the_header
 check 'examples/c/basic.c' "$build/basic" memory:
 check 'examples/c/poll.c' "$build/poll" memory:
+check 'make install-c' installs
+check 'the library is named by its ABI version' soname_is_the_abi
+for tool in pkg-config cmake; do
+    if command -v $tool >/dev/null; then
+        check "a consumer by $tool" ${tool/-/_}_serves
+    else
+        echo "skip  a consumer by $tool, which is not there"
+    fi
+done
 for url in ${POLYLOCK_TEST_URLS:-}; do
     case $url in memory:*) continue ;; esac
     check "two counters on ${url%%:*}:" adds_up "$url"
