@@ -1,0 +1,236 @@
+/* Threads, fork, and the end of a process. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+#include <dirent.h>
+#include <math.h>
+#include <pthread.h>
+#include <sys/wait.h>
+
+enum { THREADS = 16, ROUNDS = 200 };
+
+static polylock_manager shared;
+static long counted;
+static uint64_t last_token;
+
+static const char *server_url(void)
+{
+    const char *url = getenv("POLYLOCK_TEST_REDIS");
+    return url ? url : "memory:process";
+}
+
+static int threads(void)
+{
+    int count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *entry;
+    CHECK(tasks);
+    while ((entry = readdir(tasks)))
+        count += entry->d_name[0] != '.';
+    closedir(tasks);
+    return count;
+}
+
+static void loading_and_connecting_start_no_thread(void)
+{
+    polylock_manager locks = check_connect("memory:"), redis = check_connect("redis://127.0.0.1:1");
+    CHECK(threads() == 1);
+    CHECK_OK(polylock_manager_free(locks));
+    CHECK_OK(polylock_manager_free(redis));
+}
+
+static void *count_up(void *unused)
+{
+    int i;
+    (void)unused;
+    for (i = 0; i < ROUNDS; i++) {
+        polylock_lease lease = check_acquire(shared, "c-threads", 60000, i % 2);
+        long before = counted;
+        CHECK(polylock_lease_fencing_token(lease) > last_token);
+        last_token = polylock_lease_fencing_token(lease);
+        counted = before + 1;
+        if (i % 3)
+            CHECK_OK(polylock_release(lease, NULL, NULL));
+        CHECK_OK(polylock_lease_free(lease));
+    }
+    return NULL;
+}
+
+static void threads_exclude_each_other(void)
+{
+    pthread_t thread[THREADS];
+    int i;
+    shared = check_connect("memory:");
+    for (i = 0; i < THREADS; i++)
+        CHECK(!pthread_create(&thread[i], NULL, count_up, NULL));
+    for (i = 0; i < THREADS; i++)
+        pthread_join(thread[i], NULL);
+    CHECK(counted == THREADS * ROUNDS);
+    CHECK_OK(polylock_manager_free(shared));
+}
+
+static polylock_lease contested;
+static int freed[THREADS];
+
+static void *use_and_free(void *number)
+{
+    int i = *(int *)number;
+    polylock_lease_is_held(contested);
+    polylock_lease_fencing_token(contested);
+    polylock_release(contested, NULL, NULL);
+    freed[i] = polylock_lease_free(contested) == POLYLOCK_OK;
+    CHECK(polylock_lease_fencing_token(contested) == 0);
+    return NULL;
+}
+
+static void one_of_many_threads_frees(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    pthread_t thread[THREADS];
+    int round, i, number[THREADS];
+    for (round = 0; round < 20; round++) {
+        int count = 0;
+        contested = check_acquire(locks, "r", 60000, 1);
+        for (i = 0; i < THREADS; i++) {
+            number[i] = i;
+            CHECK(!pthread_create(&thread[i], NULL, use_and_free, &number[i]));
+        }
+        for (i = 0; i < THREADS; i++) {
+            pthread_join(thread[i], NULL);
+            count += freed[i];
+        }
+        CHECK(count == 1);
+    }
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+static void lost(polylock_lease lease, polylock_loss reason, void *userdata)
+{
+    (void)lease, (void)reason, (void)userdata;
+}
+
+/* Says so in a pipe. */
+static void finalize(void *userdata)
+{
+    CHECK(write(*(int *)userdata, "f", 1) == 1);
+}
+
+/* What the child of a fork sees of its parent's objects, and what it can do by itself. */
+static void in_the_child(polylock_manager locks, polylock_lease lease, polylock_future future, polylock_queue queue)
+{
+    polylock_error err = 0;
+    polylock_manager own;
+    polylock_lease out = 77;
+    polylock_loss reason = POLYLOCK_LOSS_NONE;
+    size_t count = 77;
+    polylock_fork_child();
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_acquire(locks, "other", 0, &out, &err));
+    check_error(err, POLYLOCK_ERR_FORKED, NULL, "parent");
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_release(lease, NULL, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_extend(lease, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_lease_wait_lost(lease, 0, &reason, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_future_take_lease(future, &out, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_future_cancel(future));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_queue_turn(queue, &out, 1, &count, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_acquire_start(locks, "x", 0, queue, &out, NULL));
+    CHECK(!polylock_lease_is_held(lease) && polylock_queue_fd(queue) == -1 && out == 77 && count == 77);
+    CHECK_OK(polylock_close(locks, NULL));
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_future_free(future));
+    CHECK_OK(polylock_queue_free(queue));
+    CHECK_OK(polylock_manager_free(locks));
+    own = check_connect(server_url());
+    CHECK_OK(polylock_lease_free(check_acquire(own, "c-fork-child", 60000, 1)));
+    if (strncmp(server_url(), "memory:", 7))
+        CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(own, "c-fork", 0, &out, NULL)); /* the parent's */
+    CHECK_OK(polylock_close(own, NULL));
+    CHECK_OK(polylock_manager_free(own));
+    CHECK_OK(polylock_shutdown(2000));
+    _exit(0);
+}
+
+static void a_fork_leaves_everything_to_the_parent(void)
+{
+    int round;
+    for (round = 0; round < 3; round++) {
+        polylock_manager locks = check_connect(server_url());
+        polylock_lease lease = check_acquire(locks, "c-fork", 60000, 1), out = 0;
+        polylock_queue queue = 0;
+        polylock_future future = 0;
+        int status = -1;
+        pid_t child;
+        CHECK_OK(polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
+        CHECK_OK(polylock_queue_new(&queue, NULL));
+        CHECK_OK(polylock_acquire_start(locks, "c-fork", 0, round ? queue : 0, &future, NULL));
+        child = fork();
+        CHECK(child >= 0);
+        if (child == 0)
+            in_the_child(locks, lease, future, queue);
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        CHECK(polylock_lease_is_held(lease));
+        CHECK_OK(polylock_extend(lease, NULL));
+        CHECK_OK(polylock_release(lease, NULL, NULL));
+        CHECK_OK(polylock_future_take_lease(future, &out, NULL));
+        CHECK_OK(polylock_release(out, NULL, NULL));
+        CHECK_OK(polylock_future_free(future));
+        CHECK_OK(polylock_lease_free(out));
+        CHECK_OK(polylock_lease_free(lease));
+        CHECK_OK(polylock_queue_free(queue));
+        CHECK_OK(polylock_manager_free(locks));
+    }
+}
+
+static void a_finalizer_is_not_called_in_the_child(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_lease lease = check_acquire(locks, "r", 60000, 1);
+    pid_t child;
+    int status = -1, finalized[2];
+    char byte = 0;
+    CHECK(!pipe(finalized));
+    CHECK_OK(polylock_lease_on_lost(lease, lost, &finalized[1], finalize, NULL));
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        finalized[1] = -1; /* a finalizer here would fail to write, and end this process */
+        CHECK_OK(polylock_lease_free(lease));
+        CHECK_OK(polylock_shutdown(2000));
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK(read(finalized[0], &byte, 1) == 1 && byte == 'f');
+    close(finalized[0]);
+    close(finalized[1]);
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+static void shutdown_releases_and_stops_the_threads(void)
+{
+    polylock_manager locks = check_connect(server_url()), other = check_connect(server_url());
+    polylock_lease lease = check_acquire(locks, "c-shutdown", 60000, 1);
+    CHECK_OK(polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
+    CHECK(threads() > 1);
+    CHECK_OK(polylock_shutdown(10000));
+    CHECK(!polylock_lease_is_held(lease));
+    CHECK_IS(POLYLOCK_ERR_CLOSED, polylock_acquire(locks, "c-shutdown", 0, &lease, NULL));
+    CHECK_OK(polylock_lease_free(lease));
+    lease = check_acquire(other, "c-shutdown", 60000, 1); /* was never used: starts a new engine */
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_shutdown((double)NAN));
+    CHECK_OK(polylock_manager_free(other));
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+int main(void)
+{
+    static const struct check_case cases[] = {
+        CASE(loading_and_connecting_start_no_thread),
+        CASE(threads_exclude_each_other),
+        CASE(one_of_many_threads_frees),
+        CASE(a_fork_leaves_everything_to_the_parent),
+        CASE(a_finalizer_is_not_called_in_the_child),
+        CASE(shutdown_releases_and_stops_the_threads),
+    };
+    return RUN("process", cases);
+}
