@@ -164,6 +164,7 @@ impl Entry {
         }
         let record = Record {
             fencing_token,
+            extensions: 0,
             owner: claim.owner.to_string(),
             pid: std::process::id(),
             host: HOST.clone(),
@@ -218,6 +219,7 @@ impl Entry {
         }
         held.expires = since.after(ttl);
         (held.record.ttl, held.record.until) = (ttl, held.expires);
+        held.record.extensions += 1;
         let mut slot = file.slot;
         match slot.write(file.file(), &held.record) {
             Ok(()) => file.slot = slot,
@@ -335,3 +337,112 @@ static HOST: LazyLock<String> = LazyLock::new(|| {
     let uname = rustix::system::uname();
     uname.nodename().to_string_lossy().chars().filter(char::is_ascii).take(64).collect()
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Resource, backend::file::directory::Place};
+
+    struct Fixture {
+        directory: Arc<Directory>,
+        entry: Arc<Entry>,
+        resource: Resource,
+    }
+
+    impl Fixture {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("polylock-entry-{}-{name}", std::process::id()));
+            let directory = Directory::at(Place::parse(&format!("file://{}", path.display())).unwrap());
+            let resource = Resource::new("r").unwrap();
+            Self { entry: directory.entry(&resource), directory, resource }
+        }
+
+        fn claim(&self) -> Claim {
+            Claim {
+                resource: self.resource.clone(),
+                owner: OwnerToken::draw().unwrap(),
+                ttl: Duration::from_secs(30),
+                label: None,
+                progress: Arc::default(),
+            }
+        }
+
+        fn take(&self, claim: &Claim) -> u64 {
+            match self.entry.take(&self.directory, claim) {
+                Attempt::Granted { fencing_token, .. } => fencing_token,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(self.directory.path());
+        }
+    }
+
+    #[test]
+    fn the_counter_grows_though_the_clock_was_set_back() {
+        let fixture = Fixture::new("clock");
+        let claim = fixture.claim();
+        fixture.take(&claim);
+        let ahead = {
+            let mut state = fixture.entry.state();
+            let record = Record {
+                fencing_token: clock::unix_micros() + 3_600_000_000,
+                ..state.held.as_ref().unwrap().record.clone()
+            };
+            let file = state.file.as_mut().unwrap();
+            let mut slot = file.slot;
+            slot.write(file.file(), &record).unwrap();
+            record.fencing_token
+        };
+        assert_eq!(fixture.entry.give_back(&claim), Release::Released);
+        assert_eq!(fixture.take(&fixture.claim()), ahead + 1);
+    }
+
+    #[test]
+    fn stops_before_tokens_leave_the_range_of_a_double() {
+        let fixture = Fixture::new("range");
+        let claim = fixture.claim();
+        fixture.take(&claim);
+        {
+            let mut state = fixture.entry.state();
+            let record = Record { fencing_token: LAST_TOKEN, ..state.held.as_ref().unwrap().record.clone() };
+            let file = state.file.as_mut().unwrap();
+            let mut slot = file.slot;
+            slot.write(file.file(), &record).unwrap();
+        }
+        fixture.entry.give_back(&claim);
+        let refused = fixture.entry.take(&fixture.directory, &fixture.claim());
+        assert!(matches!(&refused, Attempt::Refused(error) if error.kind() == ErrorKind::Unsupported), "{refused:?}");
+        let Ok(None) = fixture.entry.holder() else { panic!("it is locked still") };
+    }
+
+    #[test]
+    fn asking_again_with_the_same_owner_is_granted_again() {
+        let fixture = Fixture::new("again");
+        let claim = fixture.claim();
+        let token = fixture.take(&claim);
+        assert_eq!(fixture.take(&claim), token);
+        assert!(matches!(
+            fixture.entry.take(&fixture.directory, &fixture.claim()),
+            Attempt::Busy { free_in: Some(_), .. }
+        ));
+    }
+
+    #[test]
+    fn the_record_is_of_the_last_extension_also_if_that_was_shorter() {
+        let fixture = Fixture::new("extended");
+        let claim = fixture.claim();
+        fixture.take(&claim);
+        for seconds in [60, 10, 20, 5] {
+            let ttl = Duration::from_secs(seconds);
+            assert!(matches!(fixture.entry.extend(&claim, ttl), Extension::Extended { .. }));
+            // As another process sees it.
+            let other = Entry::new(fixture.entry.path.clone());
+            let expires_in = other.holder().unwrap().unwrap().expires_in.unwrap();
+            assert!(expires_in <= ttl && expires_in > ttl - Duration::from_secs(4), "{expires_in:?}");
+        }
+    }
+}

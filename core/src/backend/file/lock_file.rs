@@ -143,3 +143,94 @@ impl Drop for LockFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::io::{FdFlags, fcntl_setfd};
+
+    use super::*;
+
+    /// A child that shares the open file, as after a fork.
+    struct Sharer(Child);
+
+    impl Sharer {
+        fn of(file: &LockFile) -> Self {
+            // One at a time, or another test's child would inherit this file as well.
+            static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+            let _one = ONE.lock();
+            fcntl_setfd(file.file(), FdFlags::empty()).unwrap();
+            let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+            fcntl_setfd(file.file(), FdFlags::CLOEXEC).unwrap();
+            Self(child)
+        }
+
+        fn end(mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    fn path(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("polylock-lock-file-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn a_release_frees_it_though_a_child_has_it_open() {
+        let path = path("release");
+        let (one, two) = (LockFile::open(&path, true).unwrap(), LockFile::open(&path, true).unwrap());
+        assert!(one.try_lock().unwrap());
+        let sharer = Sharer::of(&one);
+        assert!(!two.try_lock().unwrap());
+        one.unlock();
+        assert!(two.try_lock().unwrap());
+        sharer.end();
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_child_neither_unlocks_nor_closes() {
+        let path = path("child");
+        let (mut one, two) = (LockFile::open(&path, true).unwrap(), LockFile::open(&path, true).unwrap());
+        assert!(one.try_lock().unwrap());
+        // What this process would be if the file were its parent's.
+        one.generation += 1;
+        drop(one);
+        assert!(!two.try_lock().unwrap());
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn closing_alone_keeps_the_lock_for_a_child() {
+        let path = path("close");
+        let (one, two) = (LockFile::open(&path, true).unwrap(), LockFile::open(&path, true).unwrap());
+        assert!(one.try_lock().unwrap());
+        let sharer = Sharer::of(&one);
+        drop(one); // as if it had been killed
+        assert!(!two.try_lock().unwrap(), "so why would children have to close it?");
+        sharer.end();
+        assert!(two.try_lock().unwrap());
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn looking_does_not_stand_in_the_way() {
+        let path = path("look");
+        let (one, two) = (LockFile::open(&path, true).unwrap(), LockFile::open(&path, false).unwrap());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    two.is_locked().unwrap();
+                }
+            });
+            for _ in 0..2000 {
+                assert!(one.try_lock().unwrap());
+                one.unlock();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        fs::remove_file(path).unwrap();
+    }
+}

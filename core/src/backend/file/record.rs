@@ -25,6 +25,8 @@ const HEAD: &str = "polylock 1 ";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) fencing_token: u64,
+    /// How often it was extended.
+    pub(super) extensions: u64,
     pub(super) owner: String,
     pub(super) pid: u32,
     pub(super) host: String,
@@ -67,9 +69,7 @@ impl Contents {
         let (second, released) = rest.split_at(rest.len().min(SLOT));
         let records = (Record::parse(first), Record::parse(second));
         let newest = match records {
-            (Some(one), Some(two)) if (two.fencing_token, two.until) > (one.fencing_token, one.until) => {
-                Some((two, true))
-            }
+            (Some(one), Some(two)) if two.age() > one.age() => Some((two, true)),
             (Some(one), _) => Some((one, false)),
             (None, Some(two)) => Some((two, true)),
             (None, None) => None,
@@ -112,7 +112,7 @@ pub(super) struct Slot {
 impl Slot {
     /// Writes `record` here; the next one goes to the other slot.
     pub(super) fn write(&mut self, file: &File, record: &Record) -> io::Result<()> {
-        file.write_all_at(record.line().as_bytes(), if self.second { SLOT as u64 } else { 0 })?;
+        file.write_all_at(&record.line(), if self.second { SLOT as u64 } else { 0 })?;
         self.second = !self.second;
         Ok(())
     }
@@ -130,13 +130,13 @@ pub(super) fn write_released(file: &File, owner: &OwnerToken) -> io::Result<()> 
 }
 
 impl Record {
-    fn line(&self) -> String {
-        let mut fields = String::with_capacity(SLOT);
-        let Self { fencing_token, owner, pid, host, since, ttl, until, label } = self;
+    fn line(&self) -> Vec<u8> {
+        let mut fields = String::with_capacity(256);
+        let Self { fencing_token, extensions, owner, pid, host, since, ttl, until, label } = self;
         // Writing to a string cannot fail.
         let _ = write!(
             fields,
-            "token={fencing_token} owner={owner} pid={pid} since={since} ttl={} until={} host=",
+            "token={fencing_token} extensions={extensions} owner={owner} pid={pid} since={since} ttl={} until={} host=",
             ttl.as_micros(),
             until.since_boot().as_micros(),
         );
@@ -145,16 +145,16 @@ impl Record {
             fields.push_str(" label=");
             escape(label, &mut fields);
         }
-        let mut line = format!("{HEAD}{:016x} {fields}", checksum(&fields));
-        line.extend(std::iter::repeat_n(' ', (SLOT - 1).saturating_sub(line.len())));
-        line.push('\n');
+        let mut line = format!("{HEAD}{:016x} {fields}\n", checksum(&fields)).into_bytes();
+        // Over what is left of a longer line.
+        line.resize(SLOT, b' ');
         line
     }
 
     fn parse(slot: &[u8]) -> Option<Self> {
         let end = slot.iter().position(|byte| *byte == b'\n')?;
         let line = std::str::from_utf8(&slot[..end]).ok()?.strip_prefix(HEAD)?;
-        let (sum, fields) = line.trim_end_matches(' ').split_once(' ')?;
+        let (sum, fields) = line.split_once(' ')?;
         if u64::from_str_radix(sum, 16).ok()? != checksum(fields) {
             return None;
         }
@@ -163,6 +163,7 @@ impl Record {
         };
         Some(Self {
             fencing_token: field("token")?.parse().ok()?,
+            extensions: field("extensions")?.parse().ok()?,
             owner: field("owner")?.to_owned(),
             pid: field("pid")?.parse().ok()?,
             host: unescape(field("host")?),
@@ -171,6 +172,11 @@ impl Record {
             until: Instant::from_boot(Duration::from_micros(field("until")?.parse().ok()?)),
             label: field("label").map(unescape),
         })
+    }
+
+    /// The greater, the newer.
+    fn age(&self) -> (u64, u64) {
+        (self.fencing_token, self.extensions)
     }
 
     /// As the user sees it.
@@ -222,6 +228,7 @@ mod tests {
     fn record(fencing_token: u64) -> Record {
         Record {
             fencing_token,
+            extensions: 3,
             owner: "0".repeat(OwnerToken::LEN),
             pid: 42,
             host: "h".repeat(64),
@@ -232,29 +239,25 @@ mod tests {
         }
     }
 
-    fn bytes(slots: [&str; 2]) -> Vec<u8> {
-        slots.concat().into_bytes()
-    }
-
     #[test]
     fn comes_back_as_it_was_written() {
-        assert_eq!(Record::parse(record(7).line().as_bytes()), Some(record(7)));
+        assert_eq!(Record::parse(&record(7).line()), Some(record(7)));
         let longest = Record { label: Some("\n".repeat(256)), host: " ".repeat(64), ..record(u64::MAX) };
         assert_eq!(longest.line().len(), SLOT);
-        assert_eq!(Record::parse(longest.line().as_bytes()), Some(longest));
+        assert_eq!(Record::parse(&longest.line()), Some(longest));
     }
 
     #[test]
     fn the_newest_counts_and_the_older_is_written_over() {
         for (one, two, newest, second) in [(7, 8, 8, false), (9, 8, 9, true)] {
-            let contents = Contents::parse(&bytes([&record(one).line(), &record(two).line()]));
+            let contents = Contents::parse(&[record(one).line(), record(two).line()].concat());
             assert_eq!((contents.last_token(), contents.next_slot().second), (newest, second));
         }
     }
 
     #[test]
     fn a_torn_record_leaves_the_one_before() {
-        let whole = bytes([&record(7).line(), &record(8).line()]);
+        let whole = [record(7).line(), record(8).line()].concat();
         for torn in SLOT..SLOT + 150 {
             let mut bytes = whole.clone();
             bytes[torn] ^= 1;
@@ -274,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_lock_that_was_given_back_has_no_holder() {
-        let mut file = bytes([&record(7).line(), &" ".repeat(SLOT)]);
+        let mut file = [record(7).line(), vec![b' '; SLOT]].concat();
         assert_eq!(Contents::parse(&file).holder(), Some(record(7)));
         file.extend(record(7).owner.bytes());
         assert_eq!(Contents::parse(&file).holder(), None);
