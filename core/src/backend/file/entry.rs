@@ -179,10 +179,7 @@ impl Entry {
         let mut slot = file.slot;
         slot.write(file.file(), &record).map_err(at_path)?;
         file.slot = slot;
-        if fencing_token > now {
-            // The clock was set back, so after a crash of the machine it could not stand in for a lost record.
-            file.file().sync_data().map_err(at_path)?;
-        }
+        secure(file, fencing_token, now).map_err(at_path)?;
         Ok(Held { owner: claim.owner, expires: since.after(claim.ttl), record })
     }
 
@@ -193,8 +190,10 @@ impl Entry {
         if held.owner == claim.owner && held.record.fencing_token < token {
             held.record.fencing_token = token;
             let mut slot = file.slot;
-            slot.write(file.file(), &held.record).map_err(|error| error_at(&self.path, error))?;
+            let written = slot.write(file.file(), &held.record);
             file.slot = slot;
+            let secured = written.and_then(|()| secure(file, token, clock::unix_micros()));
+            secured.map_err(|error| error_at(&self.path, error))?;
         }
         Ok(())
     }
@@ -322,6 +321,12 @@ impl Entry {
     }
 }
 
+/// Has the record on the disk if the clock was set back, and so could not stand in for one that is lost when the
+/// machine crashes.
+fn secure(file: &LockFile, token: u64, now: u64) -> std::io::Result<()> {
+    if token > now { file.file().sync_data() } else { Ok(()) }
+}
+
 impl State {
     /// Unlocks the file and forgets it.
     fn give_up(&mut self) {
@@ -341,7 +346,7 @@ static HOST: LazyLock<String> = LazyLock::new(|| {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Resource, backend::file::directory::Place};
+    use crate::{Mode, backend::file::directory::Place};
 
     struct Fixture {
         directory: Arc<Directory>,
@@ -359,7 +364,8 @@ mod tests {
 
         fn claim(&self) -> Claim {
             Claim {
-                resource: self.resource.clone(),
+                resources: [self.resource.clone()].into(),
+                mode: Mode::Exclusive,
                 owner: OwnerToken::draw().unwrap(),
                 ttl: Duration::from_secs(30),
                 label: None,
@@ -367,8 +373,12 @@ mod tests {
             }
         }
 
+        fn try_take(&self, claim: &Claim) -> Attempt {
+            self.entry.take(&self.directory, &self.resource, claim, 0)
+        }
+
         fn take(&self, claim: &Claim) -> u64 {
-            match self.entry.take(&self.directory, claim) {
+            match self.try_take(claim) {
                 Attempt::Granted { fencing_token, .. } => fencing_token,
                 other => panic!("{other:?}"),
             }
@@ -414,7 +424,7 @@ mod tests {
             slot.write(file.file(), &record).unwrap();
         }
         fixture.entry.give_back(&claim);
-        let refused = fixture.entry.take(&fixture.directory, &fixture.claim());
+        let refused = fixture.try_take(&fixture.claim());
         assert!(matches!(&refused, Attempt::Refused(error) if error.kind() == ErrorKind::Unsupported), "{refused:?}");
         let Ok(None) = fixture.entry.holder() else { panic!("it is locked still") };
     }
@@ -425,10 +435,7 @@ mod tests {
         let claim = fixture.claim();
         let token = fixture.take(&claim);
         assert_eq!(fixture.take(&claim), token);
-        assert!(matches!(
-            fixture.entry.take(&fixture.directory, &fixture.claim()),
-            Attempt::Busy { free_in: Some(_), .. }
-        ));
+        assert!(matches!(fixture.try_take(&fixture.claim()), Attempt::Busy { free_in: Some(_), .. }));
     }
 
     #[test]
