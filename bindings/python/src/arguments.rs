@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use polylock::{Acquire, Error};
+use polylock::{Acquire, Error, Target};
 use pyo3::{
     exceptions::{PyOverflowError, PyTypeError},
     prelude::*,
-    types::PyString,
+    types::{PyList, PyString, PyTuple},
 };
 
 use crate::boundary::to_python;
@@ -50,6 +50,28 @@ pub(crate) fn number(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResu
 fn wrong_type(argument: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let given = value.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
     PyTypeError::new_err(format!("{argument} must be {wanted}, not {given}"))
+}
+
+/// What to acquire: a name alone or several of them exclusively (`mode` is `None`), or a name shared (`"shared"`)
+/// or as one of so many permits (a number).
+pub(crate) fn target(resource: &Bound<'_, PyAny>, mode: &Bound<'_, PyAny>) -> PyResult<Target> {
+    if mode.is_none() {
+        if resource.is_instance_of::<PyList>() || resource.is_instance_of::<PyTuple>() {
+            let names = resource.try_iter()?.map(|name| text("resource", &name?)).collect::<PyResult<Vec<_>>>()?;
+            return Ok(Target::all(names));
+        }
+        return Ok(text("resource", resource)?.into());
+    }
+    let name = text("resource", resource)?;
+    if mode.is_instance_of::<PyString>() {
+        return Ok(Target::shared(&name));
+    }
+    match mode.extract::<i64>() {
+        // What is no number of permits stays none: the engine says what is allowed.
+        Ok(of) => Ok(Target::permit(&name, u32::try_from(of).unwrap_or(0))),
+        Err(error) if error.is_instance_of::<PyOverflowError>(mode.py()) => Ok(Target::permit(&name, 0)),
+        Err(_) => Err(wrong_type("of", "int", mode)),
+    }
 }
 
 /// How to acquire, from Python's arguments. `wait`: `None` waits for ever, 0 tries once.

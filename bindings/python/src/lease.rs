@@ -59,6 +59,16 @@ impl Lease {
     }
 
     #[getter]
+    fn resources(&self) -> Vec<&str> {
+        self.lease.resources().iter().map(|resource| resource.as_str()).collect()
+    }
+
+    #[getter]
+    fn mode(&self) -> &'static str {
+        self.lease.mode().name()
+    }
+
+    #[getter]
     fn owner_token(&self) -> &str {
         self.lease.owner_token().as_str()
     }

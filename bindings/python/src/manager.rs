@@ -12,6 +12,8 @@ use crate::{
     waiting,
 };
 
+type Capabilities = (&'static str, bool, bool, bool, bool, bool, bool, bool);
+
 /// Makes locks on one backend.
 #[pyclass(frozen, module = "polylock._native")]
 pub(crate) struct Manager {
@@ -47,22 +49,22 @@ impl Manager {
         format!("LockManager {}", self.schemes)
     }
 
-    #[pyo3(signature = (resource, ttl, wait, auto_extend, max_hold, label))]
+    #[pyo3(signature = (resource, mode, ttl, wait, auto_extend, max_hold, label))]
     #[allow(clippy::too_many_arguments)] // positional, for the sake of the call's cost; Python's classes name them
     fn acquire(
         &self,
         py: Python<'_>,
         resource: &Bound<'_, PyAny>,
+        mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
         wait: &Bound<'_, PyAny>,
         auto_extend: bool,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Lease> {
-        let resource = arguments::text("resource", resource)?;
+        let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, wait, auto_extend, max_hold, label)?;
-        let lease =
-            waiting::wait(py, |driver| async move { self.locks.acquire_by(&resource, options, &driver).await })?;
+        let lease = waiting::wait(py, |driver| async move { self.locks.acquire_by(target, options, &driver).await })?;
         Ok(Lease::blocking(lease))
     }
 
@@ -72,19 +74,17 @@ impl Manager {
         py: Python<'_>,
         queue: &Queue,
         resource: &Bound<'_, PyAny>,
+        mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
         wait: &Bound<'_, PyAny>,
         auto_extend: bool,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
-        let resource = arguments::text("resource", resource)?;
+        let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, wait, auto_extend, max_hold, label)?;
         let locks = self.locks.clone();
-        queue.start(
-            py,
-            |driver| async move { Ok(Outcome::Lease(locks.acquire_by(&resource, options, &driver).await?)) },
-        )
+        queue.start(py, |driver| async move { Ok(Outcome::Lease(locks.acquire_by(target, options, &driver).await?)) })
     }
 
     #[allow(clippy::too_many_arguments)] // as above
@@ -92,15 +92,16 @@ impl Manager {
         &self,
         py: Python<'_>,
         resource: &Bound<'_, PyAny>,
+        mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
         auto_extend: bool,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Lease>> {
-        let resource = arguments::text("resource", resource)?;
+        let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label)?;
         let lease =
-            waiting::wait(py, |driver| async move { self.locks.try_acquire_by(&resource, options, &driver).await })?;
+            waiting::wait(py, |driver| async move { self.locks.try_acquire_by(target, options, &driver).await })?;
         Ok(lease.map(Lease::blocking))
     }
 
@@ -110,16 +111,17 @@ impl Manager {
         py: Python<'_>,
         queue: &Queue,
         resource: &Bound<'_, PyAny>,
+        mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
         auto_extend: bool,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
-        let resource = arguments::text("resource", resource)?;
+        let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label)?;
         let locks = self.locks.clone();
         queue.start(py, |driver| async move {
-            let lease = locks.try_acquire_by(&resource, options, &driver).await?;
+            let lease = locks.try_acquire_by(target, options, &driver).await?;
             Ok(lease.map_or(Outcome::Busy, Outcome::Lease))
         })
     }
@@ -141,15 +143,24 @@ impl Manager {
         boundary::guard(|| self.locks.waiting(&resource))?.map_err(to_python)
     }
 
-    /// Guarantee, fencing, across processes, across hosts, inspection.
-    fn capabilities(&self) -> (&'static str, bool, bool, bool, bool) {
+    /// Guarantee, fencing, across processes, across hosts, shared, semaphore, several, inspection.
+    fn capabilities(&self) -> Capabilities {
         let can = self.locks.capabilities();
         let guarantee = match can.guarantee {
             Guarantee::BestEffort => "best_effort",
             Guarantee::Lease => "lease",
             Guarantee::Fenced => "fenced",
         };
-        (guarantee, can.fencing, can.across_processes, can.across_hosts, can.inspection)
+        (
+            guarantee,
+            can.fencing,
+            can.across_processes,
+            can.across_hosts,
+            can.shared,
+            can.semaphore,
+            can.several,
+            can.inspection,
+        )
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -312,3 +312,51 @@ def test_the_decorator_names_the_lock_from_the_arguments(url: str) -> None:
 
 async def _coroutine() -> None:
     pass
+
+
+def test_shared_and_semaphore_and_several(url: str) -> None:
+    locks, other = polylock.connect(url), polylock.connect(url)
+    name = unique()
+    can = locks.capabilities
+    cases = [
+        (can.shared, locks.shared(name), other.shared(name), "shared"),
+        (can.semaphore, locks.semaphore(name + ":s", 2), other.semaphore(name + ":s", 2), "permit"),
+    ]
+    for able, ours, theirs, mode in cases:
+        if not able:
+            with pytest.raises(polylock.Unsupported):
+                ours.acquire()
+            continue
+        with ours as one, theirs as two:
+            assert (one.mode, two.mode) == (mode, mode)
+            if mode == "permit":
+                assert ours.try_acquire() is None
+            else:
+                assert locks.try_acquire(name) is None
+    both = locks.lock_all([name + ":b", name + ":a"], ttl=10)
+    if not can.several:
+        with pytest.raises(polylock.Unsupported):
+            both.acquire()
+        return
+    with both as lease:
+        assert lease.resources == (name + ":a", name + ":b")
+        assert other.try_acquire(name + ":a") is None
+    assert_free(url, name + ":b")
+
+
+def test_bad_arguments_of_the_other_locks(memory: str) -> None:
+    locks = polylock.connect(memory)
+    for of in (0, -1, 65_536, 2**70):
+        with pytest.raises(polylock.InvalidArgument) as caught, locks.semaphore("s", of):
+            pass
+        assert caught.value.argument == "of"
+    for wrong in ("2", 2.0, True, None):
+        with pytest.raises(TypeError):
+            locks.semaphore("s", wrong)  # type: ignore[arg-type]
+    for names in ([], ["a", "a"], ["a", ""], [str(number) for number in range(65)]):
+        with pytest.raises(polylock.InvalidArgument) as caught, locks.lock_all(names):
+            pass
+        assert caught.value.argument == "resource"
+    for wrong_names in ("ab", [1], None, {"a", "b"}):
+        with pytest.raises(TypeError), locks.lock_all(wrong_names):  # type: ignore[arg-type]
+            pass

@@ -37,14 +37,10 @@ print(len(os.listdir("/proc/self/task")), [l for l in open("/proc/self/status") 
 
 
 def test_importing_is_quick() -> None:
-    best = None
-    for _ in range(5):
-        lines = python("import polylock", "-X", "importtime").stderr.splitlines()
-        line = next(line for line in lines if line.split("|")[-1].strip() == "polylock")
-        took = int(line.split("|")[1]) / 1000
-        best = took if best is None else min(best, took)
-    assert best is not None
-    assert best < 30, f"{best} ms"
+    # In processor time: the machine may be busy with other things.
+    code = "import time; t = time.process_time(); import polylock; print(time.process_time() - t)"
+    best = min(float(python(code).stdout) for _ in range(7))
+    assert best < 0.03
 
 
 def test_importing_does_not_import_asyncio() -> None:

@@ -29,7 +29,7 @@ from ._errors import (
     Unsupported,
 )
 from ._native import __version__
-from ._values import Capabilities, Guarantee, Holder, LossReason, Released
+from ._values import Capabilities, Guarantee, Holder, LossReason, Mode, Released
 
 __all__ = [
     "connect",
@@ -38,6 +38,7 @@ __all__ = [
     "Lease",
     "Released",
     "LossReason",
+    "Mode",
     "Holder",
     "Capabilities",
     "Guarantee",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import _native
 from ._errors import LockLost
-from ._values import Capabilities, Guarantee, LossReason, Released
+from ._values import Capabilities, Guarantee, LossReason, Mode, Released
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,18 @@ class LeaseBase:
 
     @property
     def resource(self) -> str:
-        """What is locked."""
+        """What is locked; the first of several."""
         return self._native.resource
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """All that is locked, sorted."""
+        return tuple(self._native.resources)
+
+    @property
+    def mode(self) -> Mode:
+        """How it is held: ``"exclusive"``, ``"shared"`` or ``"permit"``."""
+        return self._native.mode
 
     @property
     def owner_token(self) -> str:
@@ -42,7 +52,7 @@ class LeaseBase:
 
     @property
     def fencing_token(self) -> int:
-        """Greater than every earlier holder's of this resource, and below 2**53.
+        """Greater than every earlier exclusive holder's of this resource, and below 2**53.
 
         Hand it to what the lock protects, and let that refuse a smaller one than it has seen.
         """

@@ -32,6 +32,10 @@ class Lease:
     @property
     def resource(self) -> str: ...
     @property
+    def resources(self) -> list[str]: ...
+    @property
+    def mode(self) -> Literal["exclusive", "shared", "permit"]: ...
+    @property
     def owner_token(self) -> str: ...
     @property
     def fencing_token(self) -> int: ...
@@ -55,7 +59,8 @@ class Manager:
     def __new__(cls, urls: list[str], prefix: str, drift_factor: float, node_timeout: float | None) -> Manager: ...
     def acquire(
         self,
-        resource: str,
+        resource: str | list[str] | tuple[str, ...],
+        mode: Literal["shared"] | int | None,
         ttl: float,
         wait: float | None,
         auto_extend: bool,
@@ -65,7 +70,8 @@ class Manager:
     def acquire_start(
         self,
         queue: Queue,
-        resource: str,
+        resource: str | list[str] | tuple[str, ...],
+        mode: Literal["shared"] | int | None,
         ttl: float,
         wait: float | None,
         auto_extend: bool,
@@ -73,12 +79,19 @@ class Manager:
         label: str | None,
     ) -> int | Lease: ...
     def try_acquire(
-        self, resource: str, ttl: float, auto_extend: bool, max_hold: float | None, label: str | None
+        self,
+        resource: str | list[str] | tuple[str, ...],
+        mode: Literal["shared"] | int | None,
+        ttl: float,
+        auto_extend: bool,
+        max_hold: float | None,
+        label: str | None,
     ) -> Lease | None: ...
     def try_acquire_start(
         self,
         queue: Queue,
-        resource: str,
+        resource: str | list[str] | tuple[str, ...],
+        mode: Literal["shared"] | int | None,
         ttl: float,
         auto_extend: bool,
         max_hold: float | None,
@@ -87,6 +100,6 @@ class Manager:
     def inspect(self, resource: str) -> _HolderFields | None: ...
     def inspect_start(self, queue: Queue, resource: str) -> int | _HolderFields | None: ...
     def waiting(self, resource: str) -> int: ...
-    def capabilities(self) -> tuple[str, bool, bool, bool, bool]: ...
+    def capabilities(self) -> tuple[str, bool, bool, bool, bool, bool, bool, bool]: ...
     def close(self) -> None: ...
     def close_start(self, queue: Queue) -> int | None: ...

@@ -9,6 +9,10 @@ LossReason = Literal["expired", "taken", "max_hold"]
 """Why a lease was lost: its deadline passed, the backend said that it is not ours, or `max_hold` was over."""
 
 
+Mode = Literal["exclusive", "shared", "permit"]
+"""How a lease holds its resource: alone, together with others that share it, or as one of so many permits."""
+
+
 class Released(str, Enum):
     """What became of a lease that was released.
 
@@ -65,5 +69,11 @@ class Capabilities(NamedTuple):
     """Processes other than this one are excluded."""
     across_hosts: bool
     """Other hosts are excluded."""
+    shared: bool
+    """Resources can be held shared."""
+    semaphore: bool
+    """Resources can be semaphores."""
+    several: bool
+    """Several resources can be taken at once."""
     inspection: bool
     """`inspect` works."""

@@ -25,7 +25,7 @@ from .._errors import (
     Unavailable,
     Unsupported,
 )
-from .._values import Capabilities, Guarantee, Holder, LossReason, Released
+from .._values import Capabilities, Guarantee, Holder, LossReason, Mode, Released
 from ._manager import Lease, Lock, LockManager, connect
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Lease",
     "Released",
     "LossReason",
+    "Mode",
     "Holder",
     "Capabilities",
     "Guarantee",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import current_task
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from .. import _native, _process
 from .._base import LeaseBase, ManagerBase, cannot_be_pickled, native_manager
@@ -118,7 +118,7 @@ class Lease(LeaseBase):
 
 
 class Lock:
-    """A name and how to acquire it. Made by `LockManager.lock`.
+    """What to acquire, and how. Made by `LockManager.lock`, `shared`, `semaphore` and `lock_all`.
 
     An async context manager that acquires, gives the `Lease`, and releases. One object may be used many times and
     by many tasks; each task releases what it has acquired itself. Not re-entrant: a holder that acquires again
@@ -132,12 +132,24 @@ class Lock:
     invoice:42
     """
 
-    __slots__ = ("__weakref__", "_auto_extend", "_held", "_label", "_max_hold", "_native", "_ttl", "_wait", "name")
+    __slots__ = (
+        "__weakref__",
+        "_auto_extend",
+        "_held",
+        "_label",
+        "_max_hold",
+        "_mode",
+        "_native",
+        "_ttl",
+        "_wait",
+        "name",
+    )
 
     def __init__(
         self,
         native: _native.Manager,
-        name: str,
+        name: str | tuple[str, ...],
+        mode: Literal["shared"] | int | None,
         ttl: float,
         wait: float | None,
         auto_extend: bool,
@@ -146,6 +158,7 @@ class Lock:
     ) -> None:
         self._native = native
         self.name = name
+        self._mode = mode
         self._ttl = ttl
         self._wait = wait
         self._auto_extend = auto_extend
@@ -158,7 +171,7 @@ class Lock:
         """Acquires it, waiting as the lock was made to. See `LockManager.acquire` for the errors."""
         on = bridge()
         answer: object = self._native.acquire_start(
-            on.queue, self.name, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label
+            on.queue, self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
@@ -168,7 +181,7 @@ class Lock:
         """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors."""
         on = bridge()
         answer: object = self._native.try_acquire_start(
-            on.queue, self.name, self._ttl, self._auto_extend, self._max_hold, self._label
+            on.queue, self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
@@ -248,7 +261,78 @@ class LockManager(ManagerBase):
             max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
             label: What `Holder.label` will say: at most 256 bytes.
         """
-        return Lock(self._native, name, ttl, wait, auto_extend, max_hold, label)
+        return Lock(self._native, name, None, ttl, wait, auto_extend, max_hold, label)
+
+    def shared(
+        self,
+        name: str,
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> Lock:
+        """A lock that others may hold shared at the same time, but nobody exclusively.
+
+        The arguments are those of `lock`. Where the backend cannot share, acquiring raises `Unsupported`.
+
+        >>> async def main() -> None:
+        ...     locks = connect("memory:")
+        ...     async with locks.shared("catalogue"), locks.shared("catalogue"):
+        ...         print(await locks.try_acquire("catalogue"))
+        >>> asyncio.run(main())
+        None
+        """
+        return Lock(self._native, name, "shared", ttl, wait, auto_extend, max_hold, label)
+
+    def semaphore(
+        self,
+        name: str,
+        of: int,
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> Lock:
+        """One of `of` permits, 1 to 65,535. All users of a semaphore must name the same number.
+
+        The other arguments are those of `lock`. Where the backend has no semaphores, acquiring raises `Unsupported`;
+        where `name` is in use as another kind of lock or with another number, `Conflict`.
+
+        >>> async def main() -> None:
+        ...     gateway = connect("memory:").semaphore("mail-gateway", 2)
+        ...     async with gateway, gateway:
+        ...         print(await gateway.try_acquire())
+        >>> asyncio.run(main())
+        None
+        """
+        if not isinstance(of, int) or isinstance(of, bool):
+            raise TypeError(f"of must be int, not {type(of).__name__}")
+        return Lock(self._native, name, of, ttl, wait, auto_extend, max_hold, label)
+
+    def lock_all(
+        self,
+        names: list[str] | tuple[str, ...],
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> Lock:
+        """All of `names`, 1 to 64, or none: whoever takes some of them in another order is no danger.
+
+        The other arguments are those of `lock`. Where the backend cannot do that, acquiring raises `Unsupported`.
+
+        >>> async def main() -> None:
+        ...     async with connect("memory:").lock_all(["account:2", "account:1"]) as lease:
+        ...         print(lease.resources)
+        >>> asyncio.run(main())
+        ('account:1', 'account:2')
+        """
+        if not isinstance(names, (list, tuple)):
+            raise TypeError(f"names must be a list or a tuple of str, not {type(names).__name__}")
+        return Lock(self._native, tuple(names), None, ttl, wait, auto_extend, max_hold, label)
 
     async def acquire(
         self,
@@ -273,7 +357,7 @@ class LockManager(ManagerBase):
             Forked: It belongs to the parent process.
         """
         on = bridge()
-        answer: object = self._native.acquire_start(on.queue, name, ttl, wait, auto_extend, max_hold, label)
+        answer: object = self._native.acquire_start(on.queue, name, None, ttl, wait, auto_extend, max_hold, label)
         if isinstance(answer, int):
             answer = await on.finish(answer)
         return Lease(cast("_native.Lease", answer))
@@ -299,7 +383,7 @@ class LockManager(ManagerBase):
         ours
         """
         on = bridge()
-        answer: object = self._native.try_acquire_start(on.queue, name, ttl, auto_extend, max_hold, label)
+        answer: object = self._native.try_acquire_start(on.queue, name, None, ttl, auto_extend, max_hold, label)
         if isinstance(answer, int):
             answer = await on.finish(answer)
         return None if answer is None else Lease(cast("_native.Lease", answer))
