@@ -86,10 +86,12 @@ cmake_serves() {
 
 check 'the header is C99' compiles polylock.h c "${CC:-cc}" -std=c99
 check 'the header is C++11' compiles polylock.h cpp "${CXX:-c++}" -std=c++11
+check 'the C++ header is C++17' compiles polylock.hpp cpp "${CXX:-c++}" -std=c++17
 check 'the library exports nothing but polylock_' exports_only_ours
 check 'the library exports what the header declares' exports_all_of_the_header
 check 'examples/c/basic.c' "$build/basic" memory:
 check 'examples/c/poll.c' "$build/poll" memory:
+check 'examples/cpp/basic.cpp' "$build/cpp/basic" memory:
 check 'make install-c' installs
 check 'the library is named by its ABI version' soname_is_the_abi
 for tool in pkg-config cmake; do
@@ -103,8 +105,8 @@ for url in ${POLYLOCK_TEST_URLS:-}; do
     case $url in memory:*) continue ;; esac
     check "two counters on ${url%%:*}:" adds_up "$url"
 done
-for program in "$here"/*.c; do
-    name=$(basename "$program" .c)
+for program in "$here"/*.c "$here"/*.cpp; do
+    name=$(basename "${program%.*}")
     case $name in
         scenarios) check scenarios "$build/tests/scenarios" "$root/tests/scenarios" ;;
         *) check "$name" "$build/tests/$name" ;;
