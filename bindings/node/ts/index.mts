@@ -21,7 +21,6 @@ export type {
   ErrorCode,
   Holder,
   Lease,
-  Lock,
   LockManager,
   LossReason,
   Release,

@@ -45,7 +45,7 @@ export type Reply =
   | [Kind.Done]
   | [Kind.Leased, lease: number, ownerToken: string, fencingToken: bigint]
   | [Kind.Busy]
-  | [Kind.Released, 'released' | 'not_held' | 'unknown' | 'ended']
+  | [Kind.Released, 'released' | 'not_held' | 'unknown']
   | [Kind.Inspected, HolderRecord | null]
   | [Kind.Lost, 'expired' | 'taken' | 'max_hold']
   | [Kind.Number, number]
@@ -60,8 +60,7 @@ interface Native {
   connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number): Reply
   acquire(
     manager: number,
-    resource: string | readonly string[],
-    mode: number,
+    resource: string,
     ttl: number,
     wait: number,
     autoExtend: boolean,
@@ -89,9 +88,6 @@ export interface CapabilitiesRecord {
   fencing: boolean
   acrossProcesses: boolean
   acrossHosts: boolean
-  shared: boolean
-  semaphore: boolean
-  several: boolean
   inspection: boolean
 }
 
