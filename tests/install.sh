@@ -7,6 +7,10 @@ need() { # PROGRAM PACKAGE
     command -v "$1" >/dev/null || packages+=("$2")
 }
 need redis-server redis-server
+[ -x /usr/lib/postgresql/15/bin/postgres ] || packages+=(postgresql-15)
+[ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
+need psql postgresql-client-15
+need setpriv util-linux
 need python3 python3
 need gcc gcc
 need g++ g++

@@ -16,21 +16,25 @@ C_FLAGS := $(C_WARNINGS) -g -I$(C_ROOT)/include
 C_LINK := -L$(C_BUILD)/lib -Wl,-rpath,$(C_BUILD)/lib -lpolylock -lpthread
 C_HEADERS := $(wildcard $(C_ROOT)/include/*) $(wildcard $(C)/tests/*.h)
 C_EXAMPLES := $(patsubst $(C_ROOT)/examples/c/%.c,$(C_BUILD)/%,$(wildcard $(C_ROOT)/examples/c/*.c))
+CPP_EXAMPLES := $(patsubst $(C_ROOT)/examples/cpp/%.cpp,$(C_BUILD)/cpp/%,$(wildcard $(C_ROOT)/examples/cpp/*.cpp))
 C_TESTS := $(patsubst $(C)/tests/%.c,$(C_BUILD)/tests/%,$(wildcard $(C)/tests/*.c)) \
     $(patsubst $(C)/tests/%.cpp,$(C_BUILD)/tests/%,$(wildcard $(C)/tests/*.cpp))
 
 .PHONY: c-library
 c-library:
 	cargo build -p polylock-c --profile $(C_PROFILE)
-	@mkdir -p $(C_BUILD)/lib $(C_BUILD)/tests
+	@mkdir -p $(C_BUILD)/lib $(C_BUILD)/tests $(C_BUILD)/cpp
 	@ln -sf $(C_CARGO)/libpolylock.so $(C_BUILD)/lib/libpolylock.so.$(C_ABI)
 	@ln -sf libpolylock.so.$(C_ABI) $(C_BUILD)/lib/libpolylock.so
 
 .PHONY: c-build
-c-build: c-library $(C_EXAMPLES) ## The C library and its examples, into build/c.
+c-build: c-library $(C_EXAMPLES) $(CPP_EXAMPLES) ## The C library and its examples, into build/c.
 
 $(C_BUILD)/%: $(C_ROOT)/examples/c/%.c $(C_HEADERS) | c-library
 	$(CC) -std=c99 -O2 $(C_FLAGS) -o $@ $< $(C_LINK)
+
+$(C_BUILD)/cpp/%: $(C_ROOT)/examples/cpp/%.cpp $(C_HEADERS) | c-library
+	$(CXX) -std=c++17 -O2 $(C_FLAGS) -o $@ $< $(C_LINK)
 
 $(C_BUILD)/tests/%: $(C)/tests/%.c $(C_HEADERS) | c-library
 	$(CC) -std=c99 -O1 $(C_FLAGS) $(C_SANITIZE) -o $@ $< $(C_LINK)

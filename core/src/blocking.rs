@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::{driver::Driver, process, reactor::Reactor, runtime};
+use crate::engine::{driver::Driver, reactor::Reactor, runtime};
 
 /// Threads that may drive connections of their own at one time.
 const DIRECT_THREADS: usize = 4;
@@ -60,6 +60,7 @@ fn loop_until<F: Future>(
 /// Where a thread waits: at a reactor if one is free, else parked.
 struct Seat {
     bell: Arc<Bell>,
+    generation: u32,
 }
 
 /// Wakes the thread in its seat.
@@ -84,11 +85,11 @@ struct Free {
 }
 
 impl Free {
-    fn take(&mut self) -> Option<Arc<Reactor>> {
-        if self.generation != process::generation() {
+    fn take(&mut self, generation: u32) -> Option<Arc<Reactor>> {
+        if self.generation != generation {
             // Event queues are shared with the parent after a fork: leave its alone.
             std::mem::forget(std::mem::take(&mut self.reactors));
-            (self.generation, self.made) = (process::generation(), 0);
+            (self.generation, self.made) = (generation, 0);
         }
         self.reactors.pop().or_else(|| {
             let reactor = (self.made < DIRECT_THREADS).then(|| Reactor::new().ok()).flatten();
@@ -100,14 +101,15 @@ impl Free {
 
 impl Seat {
     fn take() -> Self {
-        runtime::enter_process();
+        let generation = runtime::enter_process();
         // After a fork the lock may be held by a thread that does not exist here: do not wait for it.
-        let reactor = FREE.try_lock().ok().and_then(|mut free| free.take());
+        let reactor = FREE.try_lock().ok().and_then(|mut free| free.take(generation));
         let place = match reactor {
             Some(reactor) => Place::Reactor(reactor),
             None => Place::Parked(std::thread::current()),
         };
-        Self { bell: Arc::new(Bell { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), place }) }
+        let bell = Bell { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), place };
+        Self { bell: Arc::new(bell), generation }
     }
 
     fn driver(&self) -> Driver {
@@ -149,7 +151,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         if let Place::Reactor(reactor) = &self.bell.place {
             let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-            if free.generation == process::generation() {
+            if free.generation == self.generation {
                 free.reactors.push(Arc::clone(reactor));
             }
         }

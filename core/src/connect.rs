@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Error, LockManager, Result,
-    backend::{Backend, file::FileBackend, memory::MemoryBackend, redis::RedisBackend},
+    backend::{Backend, file::FileBackend, memory::MemoryBackend, postgres, redis::RedisBackend},
     lease::state::Drift,
 };
 
@@ -21,6 +21,7 @@ use crate::{
 /// | `file:///var/lock/app` | in files of that directory: among the processes of this host |
 /// | several Redis URLs, as a list or separated by commas | in a majority of these independent servers (Redlock) |
 /// | `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS), `redis+unix:///path` | in one Redis or Valkey |
+/// | `postgres://user:password@host[:port]/database` | in a table of that PostgreSQL database |
 ///
 /// Awaiting it opens the first connection, so that a wrong address or password shows at once; [`lazy`](Self::lazy)
 /// leaves that to the first use.
@@ -105,10 +106,12 @@ impl Connect {
             _ if !more.is_empty() => Err(Error::invalid("url", "may be a list for Redis servers only")),
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
             "file" => Ok(Box::new(FileBackend::new(url)?)),
+            "postgres" | "postgresql" => postgres::backend(url, &self.options),
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
             other => {
-                let why =
-                    format!("has the unknown scheme {other:?}; known are redis, rediss, redis+unix, file, memory");
+                let why = format!(
+                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, postgres, file, memory"
+                );
                 Err(Error::invalid("url", why))
             }
         }

@@ -36,7 +36,10 @@ struct Actor {
 async fn scenarios() {
     let scenarios = Arc::new(read_all());
     let urls = std::env::var("POLYLOCK_TEST_URLS").unwrap_or_else(|_| "memory:".to_owned());
-    let runs = urls.split_whitespace().map(str::to_owned).map(|url| {
+    // Not among the others: to every other language it is one more PostgreSQL.
+    let pooler = std::env::var("POLYLOCK_TEST_PGBOUNCER").ok();
+    let urls = urls.split_whitespace().map(str::to_owned).chain(pooler).collect::<Vec<_>>();
+    let runs = urls.into_iter().map(|url| {
         let scenarios = Arc::clone(&scenarios);
         tokio::spawn(async move {
             let mut played = 0;

@@ -22,10 +22,10 @@ static void must(int good, const char *what)
     }
 }
 
-static void must_lock(polylock_status status, polylock_error err)
+static void must_lock(polylock_status status, const polylock_error *err)
 {
     if (status != POLYLOCK_OK) {
-        fprintf(stderr, "%s: %s\n", polylock_status_name(status), polylock_error_message(err));
+        fprintf(stderr, "%s: %s\n", polylock_status_name(status), polylock_error_message(*err));
         exit(1);
     }
 }
@@ -69,7 +69,7 @@ int main(int argc, char **argv)
     tokens = malloc((size_t)count * sizeof *tokens);
     must(waits && tokens, "malloc");
     if (strcmp(argv[1], "none") != 0)
-        must_lock(polylock_connect(argv[1], 0, &locks, &err), err);
+        must_lock(polylock_connect(argv[1], 0, &locks, &err), &err);
     if (argc > 4)
         must((log = fopen(argv[4], "a")) != NULL, argv[4]);
 
@@ -77,14 +77,14 @@ int main(int argc, char **argv)
         polylock_lease lease = 0;
         double began = now_ms();
         if (locks)
-            must_lock(polylock_acquire(locks, "counter", 0, &lease, &err), err);
+            must_lock(polylock_acquire(locks, "counter", 0, &lease, &err), &err);
         waits[i] = now_ms() - began;
         tokens[i] = polylock_lease_fencing_token(lease);
         if (log && lease)
             must(fprintf(log, "%" PRIu64 "\n", tokens[i]) > 0 && fflush(log) == 0, argv[4]);
         add_one(argv[2]);
         if (lease)
-            must_lock(polylock_release(lease, NULL, &err), err);
+            must_lock(polylock_release(lease, NULL, &err), &err);
         polylock_lease_free(lease);
     }
 

@@ -12,6 +12,7 @@ import pathlib
 import sys
 import urllib.parse
 
+from postgres_server import run_sql
 from redis_server import RedisClient
 
 
@@ -34,6 +35,13 @@ def break_in_directory(url: str, name: str) -> int:
     return found
 
 
+def break_in_postgres(url: str, name: str) -> int:
+    """Deletes the row, and with it the counter: a new one counts on from the server's clock."""
+    if run_sql(url, "SELECT to_regclass('polylock_lease')") == "":
+        return 0
+    return len(run_sql(url, "DELETE FROM polylock_lease WHERE key = :'name' RETURNING 1", name=name).split())
+
+
 def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
@@ -45,6 +53,8 @@ def main() -> int:
             broken += sum(break_in_redis(node, name) for node in url.split(","))
         elif url.startswith("file:"):
             broken += break_in_directory(url, name)
+        elif url.startswith("postgres:"):
+            broken += break_in_postgres(url, name)
     return 0 if broken else 1
 
 

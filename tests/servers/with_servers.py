@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Runs a command with real servers: `with_servers.py CMD…`.
 
-Starts redis-servers on free loopback ports, makes a directory for file locks, tells the command by its environment
-where they are, stops everything when it is over, and exits with the command's status.
+Starts Redis and PostgreSQL on free loopback ports, makes a directory for file locks, tells the command by its
+environment where they are, stops everything when it is over, and exits with the command's status.
 
     POLYLOCK_TEST_REDIS       redis://127.0.0.1:PORT
     POLYLOCK_TEST_REDIS_AUTH  redis://:PASSWORD@127.0.0.1:PORT
     POLYLOCK_TEST_REDLOCK     five of them: URL,URL,URL,URL,URL
     POLYLOCK_TEST_FILE        file:///DIRECTORY
-    POLYLOCK_TEST_URLS        what the scenarios run on: memory: and the file and Redis URLs, separated by spaces
+    POLYLOCK_TEST_POSTGRES    postgres://app:PASSWORD@127.0.0.1:PORT/app
+    POLYLOCK_TEST_PGBOUNCER   the same database through a pooler that gives each transaction another session
+    POLYLOCK_TEST_URLS        what the scenarios run on: memory:, file, Redis, Redlock, PostgreSQL; separated by spaces
     POLYLOCK_TEST_BREAK       a program; `PROGRAM NAME` deletes the lock of that name behind the library's back
 """
 
@@ -24,6 +26,7 @@ import sys
 import tempfile
 from types import FrameType
 
+from postgres_server import PgBouncer, PostgresServer
 from redis_server import RedisServer
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -44,6 +47,8 @@ def start(stack: contextlib.ExitStack) -> dict[str, str]:
     redis = stack.enter_context(RedisServer())
     auth = stack.enter_context(RedisServer(password=secrets.token_hex(8)))
     redlock = [stack.enter_context(RedisServer()) for _ in range(REDLOCK_NODES)]
+    postgres = stack.enter_context(PostgresServer())
+    pgbouncer = stack.enter_context(PgBouncer(postgres))
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="polylock-locks-"))
     nodes = ",".join(node.url for node in redlock)
     return {
@@ -51,7 +56,9 @@ def start(stack: contextlib.ExitStack) -> dict[str, str]:
         "POLYLOCK_TEST_REDIS_AUTH": auth.url,
         "POLYLOCK_TEST_REDLOCK": nodes,
         "POLYLOCK_TEST_FILE": f"file://{directory}",
-        "POLYLOCK_TEST_URLS": f"memory: file://{directory} {redis.url} {nodes}",
+        "POLYLOCK_TEST_POSTGRES": postgres.url,
+        "POLYLOCK_TEST_PGBOUNCER": pgbouncer.url,
+        "POLYLOCK_TEST_URLS": f"memory: file://{directory} {redis.url} {nodes} {postgres.url}",
         "POLYLOCK_TEST_BREAK": str(HERE / "break_lock.py"),
     }
 

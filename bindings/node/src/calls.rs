@@ -8,7 +8,7 @@ use napi::{
 };
 use napi_derive::napi;
 use polylock::{
-    Acquire, Error, ErrorKind, LockManager, Result,
+    Acquire, Error, ErrorKind, LockManager, Result, Target,
     host::{Driver, duration},
 };
 
@@ -93,13 +93,28 @@ impl Asked {
     }
 }
 
+/// What to acquire. `mode` is 0 for exclusive, -1 for shared, else the number of permits that there are.
+fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
+    match resource {
+        Either::B(resources) => Target::all(resources),
+        Either::A(resource) if mode == 0.0 => resource.into(),
+        Either::A(resource) if mode == -1.0 => Target::shared(&resource),
+        // What is no number of permits becomes 0, which the engine refuses.
+        Either::A(resource) => {
+            let of = if mode.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&mode) { mode as u32 } else { 0 };
+            Target::permit(&resource, of)
+        }
+    }
+}
+
 /// Acquires; with `once`, tries once and replies `Busy` instead of a time-out.
 #[napi(catch_unwind)]
 #[allow(clippy::too_many_arguments, reason = "an object would cost more than the call")]
 pub fn acquire(
     env: Env,
     manager: f64,
-    resource: String,
+    resource: Either<String, Vec<String>>,
+    mode: f64,
     ttl: f64,
     wait: f64,
     auto_extend: bool,
@@ -110,13 +125,14 @@ pub fn acquire(
     let asked = Asked { ttl, wait, auto_extend, max_hold, label };
     let options = match asked.options() {
         Ok(options) => options,
-        Err(error) => return Reply::Failed(error.on(&resource)),
+        Err(error) => return Reply::Failed(error),
     };
+    let target = target(resource, mode);
     with_manager(env, manager, |locks, driver| async move {
         if once {
-            Outcome::Tried(locks.try_acquire_by(&resource, options, &driver).await)
+            Outcome::Tried(locks.try_acquire_by(target, options, &driver).await)
         } else {
-            Outcome::Acquired(locks.acquire_by(&resource, options, &driver).await)
+            Outcome::Acquired(locks.acquire_by(target, options, &driver).await)
         }
     })
 }
@@ -186,7 +202,7 @@ pub fn release(env: Env, lease: f64) -> Reply {
         let environment = opened(env)?;
         let lease = environment.lease(id(lease)).ok_or_else(not_held)?;
         let driver = environment.driver();
-        Ok(environment.start(async move { Outcome::Released(lease.release_by(&driver).await) }))
+        Ok(environment.start(async move { Outcome::Released(lease.end_by(&driver).await) }))
     };
     release().unwrap_or_else(Reply::Failed)
 }

@@ -13,7 +13,7 @@ pub(crate) enum Outcome {
     Acquired(Result<Lease>),
     Tried(Result<Option<Lease>>),
     Extended(Result<()>),
-    Released(Result<Release>),
+    Released(Result<Option<Release>>),
     Inspected(Result<Option<Holder>>),
     Closed,
     Lost(LossReason),
@@ -31,8 +31,8 @@ pub(crate) enum Reply {
     Leased { id: u64, owner: String, fencing_token: u64 },
     /// `[3]`
     Busy,
-    /// `[4, name]`
-    Released(Release),
+    /// `[4, name]`; the name is `ended` for a lease that had been released or lost before.
+    Released(Option<Release>),
     /// `[5, holder or null]`
     Inspected(Option<Holder>),
     /// `[6, reason]`
@@ -80,7 +80,9 @@ impl ToNapiValue for Reply {
                     ToNapiValue::to_napi_value(env, (2, number(id), owner, fencing_token))
                 }
                 Self::Busy => ToNapiValue::to_napi_value(env, vec![3]),
-                Self::Released(release) => ToNapiValue::to_napi_value(env, (4, release.name())),
+                Self::Released(release) => {
+                    ToNapiValue::to_napi_value(env, (4, release.map_or("ended", Release::name)))
+                }
                 Self::Inspected(holder) => ToNapiValue::to_napi_value(env, (5, holder.map(HolderRecord::from))),
                 Self::Lost(reason) => ToNapiValue::to_napi_value(env, (6, reason.name())),
                 Self::Number(id) => ToNapiValue::to_napi_value(env, (7, number(id))),
@@ -172,6 +174,12 @@ pub struct CapabilitiesRecord {
     pub across_processes: bool,
     /// Other hosts are excluded.
     pub across_hosts: bool,
+    /// `shared` works.
+    pub shared: bool,
+    /// `semaphore` works.
+    pub semaphore: bool,
+    /// `acquireAll` works.
+    pub several: bool,
     /// `inspect` works.
     pub inspection: bool,
 }
@@ -188,6 +196,9 @@ impl From<polylock::Capabilities> for CapabilitiesRecord {
             fencing: can.fencing,
             across_processes: can.across_processes,
             across_hosts: can.across_hosts,
+            shared: can.shared,
+            semaphore: can.semaphore,
+            several: can.several,
             inspection: can.inspection,
         }
     }

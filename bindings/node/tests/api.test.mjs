@@ -269,3 +269,63 @@ async function closedPort() {
   await once(server, 'close')
   return port
 }
+
+for (const { name, url } of backends) {
+  test(`several resources are taken all or none on ${name}`, async (context) => {
+    const locks = connect(shared(url))
+    if (!locks.capabilities.several) return context.skip('not there')
+    const [first, second, third] = [unique('several-1'), unique('several-2'), unique('several-3')]
+    const both = await locks.acquireAll([second, first])
+    assert.deepEqual(both.resources, [first, second].sort())
+    assert.equal(await locks.tryAcquire(first), null)
+    await assert.rejects(locks.acquireAll([third, second], { wait: 0 }), AcquireTimeoutError)
+    assert.equal(await locks.inspect(third), null)
+    assert.equal(await both.release(), 'released')
+    await assert.rejects(locks.acquireAll([]), (error) => error.argument === 'resource')
+    await assert.rejects(locks.acquireAll('r'), TypeError)
+    // Everybody in another order, and no deadlock.
+    const orders = Array.from({ length: 30 }, (_, index) => [first, second, third].sort(() => (index % 2) - 0.5))
+    await Promise.all(orders.map(async (order) => (await locks.acquireAll(order)).release()))
+    await locks.close()
+  })
+
+  test(`readers share on ${name}`, async (context) => {
+    const locks = connect(shared(url))
+    if (!locks.capabilities.shared) return context.skip('not there')
+    const resource = unique('shared')
+    const readers = locks.shared(resource)
+    const [one, two] = [await readers.acquire({ wait: 0 }), await readers.acquire({ wait: 0 })]
+    assert.equal(await locks.tryAcquire(resource), null)
+    assert.equal(await one.release(), 'released')
+    assert.equal(await locks.tryAcquire(resource), null)
+    assert.equal(await two.release(), 'released')
+    const writer = await locks.acquire(resource, { wait: 5_000 })
+    assert.equal(await readers.tryAcquire(), null)
+    await writer.release()
+    assert.equal(await readers.using((lease) => lease.resource), resource)
+    await locks.close()
+  })
+
+  test(`a semaphore has so many permits on ${name}`, async (context) => {
+    const locks = connect(shared(url))
+    if (!locks.capabilities.semaphore) return context.skip('not there')
+    const permits = locks.semaphore(unique('semaphore'), 3)
+    let inside = 0
+    let most = 0
+    const turns = Array.from({ length: 12 }, () =>
+      permits.using({ wait: 30_000 }, async () => {
+        most = Math.max(most, ++inside)
+        await new Promise((resolve) => setTimeout(resolve, 10))
+        inside--
+      }),
+    )
+    await Promise.all(turns)
+    assert.equal(most, 3)
+    for (const wrong of [0, -1, 1.5, NaN, '3']) assert.throws(() => locks.semaphore('r', wrong), InvalidArgumentError)
+    await assert.rejects(
+      locks.semaphore('r', 65_536).acquire(),
+      (error) => error instanceof InvalidArgumentError && error.argument === 'permits',
+    )
+    await locks.close()
+  })
+}

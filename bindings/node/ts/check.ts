@@ -1,6 +1,6 @@
 /** Checks what callers pass: a wrong type is a `TypeError` that names the argument. Values are the engine's to judge. */
 
-import { notWellFormed } from './errors.js'
+import { invalid } from './errors.js'
 
 function kindOf(value: unknown): string {
   if (value === null) return 'null'
@@ -16,7 +16,7 @@ const halfPair = /\p{Surrogate}/u
 /** A string that UTF-8 can hold. */
 export function string(argument: string, value: unknown): string {
   if (typeof value !== 'string') throw wrong(argument, 'a string', value)
-  if (halfPair.test(value)) throw notWellFormed(argument)
+  if (halfPair.test(value)) throw invalid(argument, 'must be well-formed Unicode (it has half a surrogate pair)')
   return value
 }
 
@@ -38,8 +38,9 @@ export function boolean(argument: string, value: unknown): boolean {
   return value
 }
 
-export function fn(argument: string, value: unknown): void {
+export function fn<F>(argument: string, value: F | undefined): F {
   if (typeof value !== 'function') throw wrong(argument, 'a function', value)
+  return value
 }
 
 export function options<T extends object>(value: T | undefined): Partial<T> {
@@ -61,6 +62,13 @@ export function optionalSignal(argument: string, value: unknown): AbortSignal | 
     throw wrong(argument, 'an AbortSignal', value)
   }
   return signal
+}
+
+/** Several names, in the order of the engine: by their bytes. */
+export function names(argument: string, value: unknown): readonly string[] {
+  if (!Array.isArray(value)) throw wrong(argument, 'an array of strings', value)
+  const all = value.map((name) => string(argument, name))
+  return all.length < 2 ? all : all.sort((one, other) => Buffer.compare(Buffer.from(one), Buffer.from(other)))
 }
 
 /** A URL or a list of them. */

@@ -100,13 +100,17 @@ const classes: Record<string, new (record: ErrorRecord) => PolylockError> = {
   Forked: ForkedError,
 }
 
+/** What an argument of the engine is called here. */
+function named(argument: string): string {
+  return argument === 'of' ? 'permits' : argument.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase())
+}
+
 /** The error that the engine reported. */
 export function errorFrom(record: ErrorRecord, resource?: string): PolylockError {
   const argument = record.argument
-  if (argument?.includes('_')) {
-    // The engine writes names as Rust does.
-    const name = argument.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase())
-    record = { ...record, argument: name, message: record.message.replace(argument, name) }
+  const name = argument && named(argument)
+  if (name !== undefined && name !== argument) {
+    record = { ...record, argument: name, message: record.message.replace(argument ?? '', name) }
   }
   if (resource !== undefined && record.resource === undefined) {
     record = { ...record, resource, message: `${JSON.stringify(resource)}: ${record.message}` }
@@ -133,9 +137,9 @@ export function lostError(resource: string, reason: LossReason | null): LockLost
   return new LockLostError(record, reason ?? undefined)
 }
 
-/** The error for a name that UTF-8 cannot hold. */
-export function notWellFormed(argument: string): InvalidArgumentError {
-  const message = `${argument} must be well-formed Unicode (it has half a surrogate pair)`
+/** The error for an argument that the engine cannot even be asked about. */
+export function invalid(argument: string, why: string): InvalidArgumentError {
+  const message = `${argument} ${why}`
   return new InvalidArgumentError({
     number: 4,
     code: 'InvalidArgument',

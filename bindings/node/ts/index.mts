@@ -21,6 +21,7 @@ export type {
   ErrorCode,
   Holder,
   Lease,
+  Lock,
   LockManager,
   LossReason,
   Release,

@@ -10,7 +10,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 export { connect } from './manager.js'
-export type { AcquireOptions, Capabilities, ConnectOptions, Holder, LockManager, TryOptions } from './manager.js'
+export type { AcquireOptions, Capabilities, ConnectOptions, Holder, Lock, LockManager, TryOptions } from './manager.js'
 export type { Lease, Release } from './lease.js'
 export {
   AcquireTimeoutError,

@@ -13,8 +13,10 @@ export type Release = 'released' | 'not_held' | 'unknown'
  * also while this event loop is blocked.
  */
 export class Lease {
-  /** What is locked. */
+  /** What is locked; the first of several. */
   readonly resource: string
+  /** All that is locked, sorted. */
+  readonly resources: readonly string[]
   /** Proves ownership to the backend: 40 hex digits. */
   readonly ownerToken: string
   /**
@@ -30,8 +32,10 @@ export class Lease {
   #lost: AbortController | undefined
 
   /** @internal */
-  constructor(resource: string, id: number, ownerToken: string, fencingToken: bigint) {
+  constructor(resources: readonly string[], id: number, ownerToken: string, fencingToken: bigint) {
+    const resource = resources[0] ?? ''
     this.resource = resource
+    this.resources = resources
     this.ownerToken = ownerToken
     this.fencingToken = fencingToken
     this.#id = id
@@ -96,7 +100,12 @@ export class Lease {
    * does not answer is no error: it gives `unknown`, and the release goes on in the background.
    */
   release(): Promise<Release> {
-    if (this.#releasedAt !== null) return Promise.resolve('not_held')
+    return this.end().then((ended) => (ended === 'ended' ? 'not_held' : ended))
+  }
+
+  /** @internal As `release`, but `ended` for a lease that had been released or lost before. */
+  end(): Promise<Release | 'ended'> {
+    if (this.#releasedAt !== null) return Promise.resolve('ended')
     this.#loss = this.loss
     return run(native.release(this.#id), this.#released)
   }
@@ -122,7 +131,7 @@ export class Lease {
     if (this.#lost?.signal.aborted === false) this.#lost.abort(this.lostError())
   }
 
-  readonly #released = (reply: Reply): Release => {
+  readonly #released = (reply: Reply): Release | 'ended' => {
     const released = check(reply, this.resource)
     if (this.#releasedAt === null) {
       this.#releasedAt = Date.now()

@@ -1,7 +1,7 @@
 /** The manager: makes leases on one backend. */
 
 import * as arg from './check.js'
-import { errorFrom } from './errors.js'
+import { errorFrom, invalid } from './errors.js'
 import { Lease } from './lease.js'
 import { check, open, run } from './loop.js'
 import { Kind, native, type CapabilitiesRecord, type HolderRecord, type Reply, type Started } from './native.js'
@@ -63,12 +63,36 @@ export class LockManager {
    * reason of `options.signal`.
    */
   acquire(resource: string, options?: AcquireOptions): Promise<Lease> {
-    return this.#start(resource, options, false) as Promise<Lease>
+    return acquire(this.#id, Target.Exclusive, resource, options, false) as Promise<Lease>
+  }
+
+  /**
+   * Acquires all of `resources`, or none: whoever asks for some of them in another order does not bring about a deadlock. The
+   * backend must be able to (`capabilities.several`). Rejects as `acquire` does.
+   */
+  acquireAll(resources: readonly string[], options?: AcquireOptions): Promise<Lease> {
+    return acquire(this.#id, Target.Several, resources, options, false) as Promise<Lease>
   }
 
   /** Tries once; `null` if somebody else holds it. Rejects as `acquire` does, but for `AcquireTimeoutError`. */
   tryAcquire(resource: string, options?: TryOptions): Promise<Lease | null> {
-    return this.#start(resource, options, true)
+    return acquire(this.#id, Target.Exclusive, resource, options, true)
+  }
+
+  /** `resource`, to be held together with others that hold it shared. The backend must be able to (`capabilities.shared`). */
+  shared(resource: string): Lock {
+    return new Lock(this.#id, resource, Target.Shared)
+  }
+
+  /**
+   * A semaphore: at most `permits` hold `resource` at a time. All its users must name the same number. The backend must be able
+   * to (`capabilities.semaphore`).
+   */
+  semaphore(resource: string, permits: number): Lock {
+    if (!Number.isInteger(permits) || permits < 1) {
+      throw invalid('permits', `must be a whole number from 1 to 65,535, not ${String(permits)}`)
+    }
+    return new Lock(this.#id, resource, permits)
   }
 
   /**
@@ -84,20 +108,7 @@ export class LockManager {
     options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
     fn?: (lease: Lease) => T | PromiseLike<T>,
   ): Promise<T> {
-    const body = typeof options === 'function' ? options : fn
-    arg.fn('fn', body)
-    const lease = await this.acquire(resource, typeof options === 'function' ? undefined : options)
-    let result: T
-    try {
-      result = await (body as (lease: Lease) => T | PromiseLike<T>)(lease)
-    } catch (error) {
-      await lease.release().catch(() => undefined)
-      throw error
-    }
-    const heldToTheEnd = lease.isHeld
-    const released = await lease.release()
-    if (lease.loss !== null || (heldToTheEnd && released === 'not_held')) throw lease.lostError()
-    return result
+    return under((given) => this.acquire(resource, given), options, fn)
   }
 
   /** Who holds `resource`, or `null` if it is free. */
@@ -140,33 +151,104 @@ export class LockManager {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
+}
 
-  #start(resource: string, options: AcquireOptions | undefined, once: boolean): Promise<Lease | null> {
-    let started: Started
-    let signal: AbortSignal | undefined
-    try {
-      const { ttl = 30_000, wait = Infinity, autoExtend = true, maxHold, label, signal: given } = arg.options(options)
-      signal = arg.optionalSignal('signal', given)
-      arg.string('resource', resource)
-      arg.number('ttl', ttl)
-      arg.number('wait', wait)
-      arg.boolean('autoExtend', autoExtend)
-      arg.optionalNumber('maxHold', maxHold)
-      arg.optionalString('label', label)
-      signal?.throwIfAborted()
-      started = native.acquire(this.#id, resource, ttl, wait, autoExtend, maxHold, label, once)
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
-    return run(
-      started,
-      (reply: Reply) => {
-        const granted = check(reply, resource)
-        return granted[0] === Kind.Leased ? new Lease(resource, granted[1], granted[2], granted[3]) : null
-      },
-      signal,
-    )
+/** A way to hold a resource: shared, or as one permit of a semaphore. */
+export class Lock {
+  /** What is locked. */
+  readonly resource: string
+  readonly #manager: number
+  readonly #mode: number
+
+  /** @internal */
+  constructor(manager: number, resource: string, mode: number) {
+    this.resource = arg.string('resource', resource)
+    this.#manager = manager
+    this.#mode = mode
   }
+
+  /** As `LockManager.acquire`. */
+  acquire(options?: AcquireOptions): Promise<Lease> {
+    return acquire(this.#manager, this.#mode, this.resource, options, false) as Promise<Lease>
+  }
+
+  /** As `LockManager.tryAcquire`. */
+  tryAcquire(options?: TryOptions): Promise<Lease | null> {
+    return acquire(this.#manager, this.#mode, this.resource, options, true)
+  }
+
+  /** As `LockManager.using`. */
+  using<T>(fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  using<T>(options: AcquireOptions, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  async using<T>(
+    options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
+    fn?: (lease: Lease) => T | PromiseLike<T>,
+  ): Promise<T> {
+    return under((given) => this.acquire(given), options, fn)
+  }
+}
+
+/** How to hold, as the addon takes it; any other number is that of the permits. */
+const enum Target {
+  Exclusive = 0,
+  Shared = -1,
+  Several = -2,
+}
+
+function acquire(
+  manager: number,
+  mode: number,
+  resource: string | readonly string[],
+  options: AcquireOptions | undefined,
+  once: boolean,
+): Promise<Lease | null> {
+  let started: Started
+  let signal: AbortSignal | undefined
+  let resources: readonly string[]
+  try {
+    const { ttl = 30_000, wait = Infinity, autoExtend = true, maxHold, label, signal: given } = arg.options(options)
+    signal = arg.optionalSignal('signal', given)
+    resources = mode === Target.Several ? arg.names('resources', resource) : [arg.string('resource', resource)]
+    arg.number('ttl', ttl)
+    arg.number('wait', wait)
+    arg.boolean('autoExtend', autoExtend)
+    arg.optionalNumber('maxHold', maxHold)
+    arg.optionalString('label', label)
+    signal?.throwIfAborted()
+    const target = mode === Target.Several ? resources : resource
+    started = native.acquire(manager, target, mode, ttl, wait, autoExtend, maxHold, label, once)
+  } catch (error) {
+    return Promise.reject(error as Error)
+  }
+  return run(
+    started,
+    (reply: Reply) => {
+      const granted = check(reply)
+      return granted[0] === Kind.Leased ? new Lease(resources, granted[1], granted[2], granted[3]) : null
+    },
+    signal,
+  )
+}
+
+/** Runs a body under a lease. */
+async function under<T>(
+  acquire: (options: AcquireOptions | undefined) => Promise<Lease>,
+  options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
+  fn: ((lease: Lease) => T | PromiseLike<T>) | undefined,
+): Promise<T> {
+  const body = typeof options === 'function' ? options : arg.fn('fn', fn)
+  const lease = await acquire(typeof options === 'function' ? undefined : options)
+  let result: T
+  try {
+    result = await body(lease)
+  } catch (error) {
+    await lease.end().catch(() => undefined)
+    throw error
+  }
+  const ended = await lease.end()
+  // Not held: it was taken, and nobody had noticed.
+  if (lease.loss !== null || ended === 'not_held') throw lease.lostError()
+  return result
 }
 
 /** A manager that nobody has any more: its leases stay. */

@@ -45,7 +45,7 @@ export type Reply =
   | [Kind.Done]
   | [Kind.Leased, lease: number, ownerToken: string, fencingToken: bigint]
   | [Kind.Busy]
-  | [Kind.Released, 'released' | 'not_held' | 'unknown']
+  | [Kind.Released, 'released' | 'not_held' | 'unknown' | 'ended']
   | [Kind.Inspected, HolderRecord | null]
   | [Kind.Lost, 'expired' | 'taken' | 'max_hold']
   | [Kind.Number, number]
@@ -60,7 +60,8 @@ interface Native {
   connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number): Reply
   acquire(
     manager: number,
-    resource: string,
+    resource: string | readonly string[],
+    mode: number,
     ttl: number,
     wait: number,
     autoExtend: boolean,
@@ -88,6 +89,9 @@ export interface CapabilitiesRecord {
   fencing: boolean
   acrossProcesses: boolean
   acrossHosts: boolean
+  shared: boolean
+  semaphore: boolean
+  several: boolean
   inspection: boolean
 }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod file;
 pub(crate) mod memory;
+pub(crate) mod postgres;
 pub(crate) mod redis;
 
 use std::{

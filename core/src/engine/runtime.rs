@@ -41,13 +41,13 @@ static SLOT: LazyLock<ArcSwap<Slot>> = LazyLock::new(|| ArcSwap::new(Slot::new()
 /// To be called wherever something is made that uses the engine: gives the child of a fork an engine of its own.
 ///
 /// What was made before the fork is refused before it comes near the engine, so the engine itself need not ask
-/// (a system call) each time it is used.
-pub(crate) fn enter_process() {
+/// (a system call) each time it is used. Answers the generation of this process.
+pub(crate) fn enter_process() -> u32 {
     let generation = process::generation();
     loop {
         let slot = SLOT.load_full();
         if slot.generation == generation {
-            return;
+            return generation;
         }
         let old = SLOT.compare_and_swap(&slot, Slot::new());
         if Arc::ptr_eq(&old, &slot) {

@@ -8,6 +8,8 @@ use std::{
 
 use polylock::LockManager;
 use redis::Commands;
+use tokio::runtime::Handle;
+use tokio_postgres::types::Type;
 
 /// Where one test keeps its locks.
 pub struct Store {
@@ -38,6 +40,15 @@ impl Store {
         Self { urls, unique: unique(), directory: None }
     }
 
+    pub fn postgres() -> Self {
+        Self { urls: vec![server("POLYLOCK_TEST_POSTGRES")], unique: unique(), directory: None }
+    }
+
+    /// PostgreSQL behind a pooler that gives each transaction another session.
+    pub fn pgbouncer() -> Self {
+        Self { urls: vec![server("POLYLOCK_TEST_PGBOUNCER")], unique: unique(), directory: None }
+    }
+
     /// A new manager on this store.
     pub fn manager(&self) -> LockManager {
         polylock::connect(self.urls.clone()).lazy().expect("no manager")
@@ -62,8 +73,23 @@ impl Store {
             let keys: Vec<String> = connection.keys(format!("*{}*", self.unique)).expect("no keys");
             left.extend(keys.into_iter().filter(|key| !key.starts_with("polylock:fence:")));
         }
+        for url in self.urls.iter().filter(|url| url.starts_with("postgres:")) {
+            left.extend(tokio::task::block_in_place(|| {
+                Handle::current().block_on(held_in_postgres(url, &self.unique))
+            }));
+        }
         left
     }
+}
+
+/// The names with `unique` in them that are held. The rows themselves stay: they count the fencing tokens.
+async fn held_in_postgres(url: &str, unique: &str) -> Vec<String> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("no PostgreSQL");
+    let driven = tokio::spawn(connection);
+    let held = "SELECT key FROM polylock_lease WHERE owner IS NOT NULL AND key LIKE '%' || $1 || '%'";
+    let rows = client.query_typed(held, &[(&unique, Type::TEXT)]).await.expect("no rows");
+    driven.abort();
+    rows.iter().map(|row| row.get(0)).collect()
 }
 
 impl Drop for Store {

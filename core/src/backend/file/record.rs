@@ -41,11 +41,19 @@ pub(super) struct Record {
 /// What was read from a file.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// The newest record, and whether it is in the second slot.
-    newest: Option<(Record, bool)>,
+    newest: Option<Newest>,
     released: Option<String>,
     /// It holds something, and that is not ours.
     pub(super) foreign: bool,
+}
+
+/// The newest record. All of it is looked at only for inspection.
+#[derive(Debug)]
+struct Newest {
+    age: Age,
+    fields: String,
+    /// It is in the second slot.
+    second: bool,
 }
 
 impl Contents {
@@ -67,13 +75,13 @@ impl Contents {
     fn parse(bytes: &[u8]) -> Self {
         let (first, rest) = bytes.split_at(bytes.len().min(SLOT));
         let (second, released) = rest.split_at(rest.len().min(SLOT));
-        let records = (Record::parse(first), Record::parse(second));
-        let newest = match records {
-            (Some(one), Some(two)) if two.age() > one.age() => Some((two, true)),
-            (Some(one), _) => Some((one, false)),
-            (None, Some(two)) => Some((two, true)),
-            (None, None) => None,
-        };
+        let slots = [(first, false), (second, true)].into_iter();
+        let whole = slots.filter_map(|(slot, second)| {
+            let fields = fields_in(slot)?;
+            Some((age_of(fields)?, fields, second))
+        });
+        let newest = whole.max_by_key(|(age, ..)| *age);
+        let newest = newest.map(|(age, fields, second)| Newest { age, fields: fields.to_owned(), second });
         // Zeros are what a crash of the machine may leave of a file that was being made.
         let ours = |slot: &[u8]| slot.starts_with(HEAD.as_bytes()) || slot.iter().all(|byte| *byte == 0);
         let foreign = newest.is_none() && !(ours(first) && ours(second));
@@ -83,13 +91,13 @@ impl Contents {
 
     /// The newest fencing token in it; 0 if it has none.
     pub(super) fn last_token(&self) -> u64 {
-        self.newest.as_ref().map_or(0, |(record, _)| record.fencing_token)
+        self.newest.as_ref().map_or(0, |newest| newest.age.0)
     }
 
     /// The newest record, unless its lock was given back.
     pub(super) fn holder(self) -> Option<Record> {
-        let released = self.released;
-        self.newest.map(|(record, _)| record).filter(|record| released.as_deref() != Some(&record.owner))
+        let record = Record::from_fields(&self.newest?.fields)?;
+        (self.released.as_deref() != Some(&record.owner)).then_some(record)
     }
 
     /// Whether it has no record yet.
@@ -99,7 +107,7 @@ impl Contents {
 
     /// Which slot to write next.
     pub(super) fn next_slot(&self) -> Slot {
-        Slot { second: self.newest.as_ref().is_some_and(|(_, second)| !second) }
+        Slot { second: self.newest.as_ref().is_some_and(|newest| !newest.second) }
     }
 }
 
@@ -151,16 +159,8 @@ impl Record {
         line
     }
 
-    fn parse(slot: &[u8]) -> Option<Self> {
-        let end = slot.iter().position(|byte| *byte == b'\n')?;
-        let line = std::str::from_utf8(&slot[..end]).ok()?.strip_prefix(HEAD)?;
-        let (sum, fields) = line.split_once(' ')?;
-        if u64::from_str_radix(sum, 16).ok()? != checksum(fields) {
-            return None;
-        }
-        let field = |name: &str| {
-            fields.split(' ').find_map(|field| field.split_once('=').filter(|(key, _)| *key == name)).map(|(_, v)| v)
-        };
+    fn from_fields(fields: &str) -> Option<Self> {
+        let field = |name| field(fields, name);
         Some(Self {
             fencing_token: field("token")?.parse().ok()?,
             extensions: field("extensions")?.parse().ok()?,
@@ -172,11 +172,6 @@ impl Record {
             until: Instant::from_boot(Duration::from_micros(field("until")?.parse().ok()?)),
             label: field("label").map(unescape),
         })
-    }
-
-    /// The greater, the newer.
-    fn age(&self) -> (u64, u64) {
-        (self.fencing_token, self.extensions)
     }
 
     /// As the user sees it.
@@ -192,6 +187,25 @@ impl Record {
             label: self.label.clone(),
         }
     }
+}
+
+/// Token and number of extensions: the greater, the newer.
+type Age = (u64, u64);
+
+fn age_of(fields: &str) -> Option<Age> {
+    Some((field(fields, "token")?.parse().ok()?, field(fields, "extensions")?.parse().ok()?))
+}
+
+/// The record in `slot`, if it is whole.
+fn fields_in(slot: &[u8]) -> Option<&str> {
+    let end = slot.iter().position(|byte| *byte == b'\n')?;
+    let line = std::str::from_utf8(&slot[..end]).ok()?.strip_prefix(HEAD)?;
+    let (sum, fields) = line.split_once(' ')?;
+    (u64::from_str_radix(sum, 16).ok()? == checksum(fields)).then_some(fields)
+}
+
+fn field<'a>(fields: &'a str, name: &str) -> Option<&'a str> {
+    fields.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// FNV-1a: against torn writes, not against forgery.
@@ -241,10 +255,10 @@ mod tests {
 
     #[test]
     fn comes_back_as_it_was_written() {
-        assert_eq!(Record::parse(&record(7).line()), Some(record(7)));
+        assert_eq!(fields_in(&record(7).line()).and_then(Record::from_fields), Some(record(7)));
         let longest = Record { label: Some("\n".repeat(256)), host: " ".repeat(64), ..record(u64::MAX) };
         assert_eq!(longest.line().len(), SLOT);
-        assert_eq!(Record::parse(&longest.line()), Some(longest));
+        assert_eq!(fields_in(&longest.line()).and_then(Record::from_fields), Some(longest));
     }
 
     #[test]

@@ -374,7 +374,13 @@ impl RedisBackend {
         }
         // Held is what a majority of the nodes agrees on.
         let held = |holder: &&Holder| holders.iter().filter(|other| other.owner == holder.owner).count() >= needed;
-        Ok(holders.iter().find(held).cloned())
+        let Some(holder) = holders.iter().find(held) else { return Ok(None) };
+        // And until that majority is gone: an extension may still be on its way to the others.
+        let same = holders.iter().filter(|other| other.owner == holder.owner);
+        let mut lasting: Vec<_> = same.map(|holder| holder.expires_in.unwrap_or(Duration::MAX)).collect();
+        lasting.sort_unstable();
+        let expires_in = lasting.into_iter().rev().nth(needed - 1).filter(|left| *left < Duration::MAX);
+        Ok(Some(Holder { expires_in, ..holder.clone() }))
     }
 }
 

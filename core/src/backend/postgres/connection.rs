@@ -1,0 +1,297 @@
+//! One connection: opened, greeted and driven on the engine; its answers may be awaited anywhere.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures_util::future::{Either, select};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpStream, UnixStream},
+    sync::OnceCell,
+};
+use tokio_postgres::{
+    AsyncMessage, Client, NoTls, Row,
+    types::{ToSql, Type},
+};
+
+use super::{
+    config::{Config, Server, Tls},
+    failure::{Failure, chain},
+    tls::{self, Stream},
+};
+use crate::{
+    Error, ErrorKind,
+    clock::Instant,
+    engine::{runtime, timer::until},
+};
+
+/// A statement, and its number among those that a connection prepares.
+pub(super) struct Statement {
+    pub(super) index: usize,
+    pub(super) text: String,
+    pub(super) types: Vec<Type>,
+}
+
+/// The most statements with a number.
+pub(super) const STATEMENTS: usize = 4;
+
+/// What comes without being asked for.
+pub(super) type OnMessage = Box<dyn FnMut(AsyncMessage) + Send>;
+
+/// See the module's text. Dropping it closes the socket.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    /// What errors call the server.
+    pub(super) peer: String,
+    /// Nobody stands between us and our session: no pooler that hands out others from one transaction to the next.
+    pub(super) direct: bool,
+    /// The server's clock less ours, in µs.
+    clock: AtomicI64,
+    prepared: [OnceCell<tokio_postgres::Statement>; STATEMENTS],
+    /// Something was not answered in time: nothing more is to be sent here.
+    stuck: AtomicBool,
+    users: AtomicUsize,
+    driving: tokio::task::AbortHandle,
+}
+
+type Driven = tokio_postgres::Connection<Box<dyn Stream>, tokio_postgres::tls::NoTlsStream>;
+
+impl Connection {
+    /// Opens one to the first server of the list that is no replica. To be awaited on the engine.
+    ///
+    /// `on_message` is told what comes without being asked for, `on_end` that the connection has ended.
+    pub(super) async fn open(
+        config: &Config,
+        mut on_message: OnMessage,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let mut failures = Vec::new();
+        for server in &config.servers {
+            let (client, mut driven, greeting) =
+                match tokio::time::timeout(config.connect_timeout(), open_at(config, server)).await {
+                    Ok(Ok(opened)) => opened,
+                    Ok(Err(failure)) => {
+                        failures.push(failure);
+                        continue;
+                    }
+                    Err(_) => {
+                        failures.push(Failure::not_sent(&server.to_string(), "no connection in time"));
+                        continue;
+                    }
+                };
+            let driving = runtime::engine().map_err(Failure::NotSent)?.handle().spawn(async move {
+                while let Some(Ok(message)) = poll_fn(|cx| driven.poll_message(cx)).await {
+                    on_message(message);
+                }
+                drop(driven);
+                on_end();
+            });
+            return Ok(Self {
+                client,
+                peer: server.to_string(),
+                direct: greeting.direct,
+                clock: AtomicI64::new(greeting.clock),
+                prepared: Default::default(),
+                stuck: AtomicBool::new(false),
+                users: AtomicUsize::new(0),
+                driving: driving.abort_handle(),
+            });
+        }
+        Err(worst(failures))
+    }
+
+    /// Sends a statement that answers one row at most.
+    pub(super) async fn query(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn ToSql + Sync)],
+        expires: Instant,
+    ) -> Result<Option<Row>, Failure> {
+        if self.client.is_closed() {
+            return Err(Failure::not_sent(&self.peer, "the connection is closed"));
+        }
+        let _used = Used::new(&self.users);
+        let answer = async {
+            if self.direct {
+                let prepared = self.prepared[statement.index]
+                    .get_or_try_init(|| self.client.prepare_typed(&statement.text, &statement.types))
+                    .await?;
+                return self.client.query_opt(prepared, params).await;
+            }
+            // A pooler may give each transaction another session, so nothing is prepared for a later one.
+            let typed: Vec<_> = params.iter().copied().zip(statement.types.iter().cloned()).collect();
+            self.client.query_typed_opt(&statement.text, &typed).await
+        };
+        match until(Some(expires), answer).await {
+            Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error)),
+            None => {
+                self.stuck.store(true, Ordering::Relaxed);
+                Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))))
+            }
+        }
+    }
+
+    /// Sends statements without parameters, as one transaction.
+    pub(super) async fn execute(&self, text: &str, expires: Instant) -> Result<(), Failure> {
+        match until(Some(expires), self.client.batch_execute(text)).await {
+            Some(done) => done.map_err(|error| Failure::of(&self.peer, &error)),
+            None => {
+                self.stuck.store(true, Ordering::Relaxed);
+                Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))))
+            }
+        }
+    }
+
+    /// Whether more may be sent here.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.stuck.load(Ordering::Relaxed) && !self.client.is_closed()
+    }
+
+    /// How many wait for an answer.
+    pub(super) fn users(&self) -> usize {
+        self.users.load(Ordering::Relaxed)
+    }
+
+    /// The server's time at `at`, in us since 1970; later than the truth by one round trip at most.
+    pub(super) fn server_time(&self, at: Instant) -> i64 {
+        boot_micros(at).saturating_add(self.clock.load(Ordering::Relaxed))
+    }
+
+    /// The server said that it was `now` after we asked at `asked`.
+    pub(super) fn set_server_time(&self, now: i64, asked: Instant) {
+        self.clock.store(now.saturating_sub(boot_micros(asked)), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Also where the server does not take our goodbye.
+        self.driving.abort();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("peer", &self.peer).field("direct", &self.direct).finish_non_exhaustive()
+    }
+}
+
+/// Counts as a user while it lives.
+struct Used<'a>(&'a AtomicUsize);
+
+impl<'a> Used<'a> {
+    fn new(users: &'a AtomicUsize) -> Self {
+        users.fetch_add(1, Ordering::Relaxed);
+        Self(users)
+    }
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the first statement found out.
+struct Greeting {
+    direct: bool,
+    clock: i64,
+}
+
+async fn open_at(config: &Config, server: &Server) -> Result<(Client, Driven, Greeting), Failure> {
+    let peer = server.to_string();
+    let stream = connect(server, &config.tls).await.map_err(|error| Failure::not_sent(&peer, chain(&error)))?;
+    let (client, mut driven) =
+        config.login.connect_raw(stream, NoTls).await.map_err(|error| log_in(&peer, &error))?;
+    let greeting = {
+        let greeting = std::pin::pin!(greet(&client, &peer));
+        let driving =
+            std::pin::pin!(async { while let Some(Ok(_)) = poll_fn(|cx| driven.poll_message(cx)).await {} });
+        match select(greeting, driving).await {
+            Either::Left((greeting, _)) => greeting?,
+            // It broke; the statement knows why.
+            Either::Right(((), greeting)) => greeting.await?,
+        }
+    };
+    Ok((client, driven, greeting))
+}
+
+/// What a failed log-in means: nothing of a caller's was sent.
+fn log_in(peer: &str, error: &tokio_postgres::Error) -> Failure {
+    match Failure::of(peer, error) {
+        Failure::Broken(_)
+            if error.to_string() == "authentication error" || chain(error).contains("password missing") =>
+        {
+            Failure::NotSent(Error::new(ErrorKind::Auth, format!("{peer}: {}", chain(error))))
+        }
+        failure => Failure::NotSent(failure.into_error()),
+    }
+}
+
+async fn greet(client: &Client, peer: &str) -> Result<Greeting, Failure> {
+    let told = backend_pid(client).await;
+    let asked = Instant::now();
+    let row = client
+        .query_typed_one(include_str!("sql/welcome.sql"), &[(&told.unwrap_or(0), Type::INT4)])
+        .await
+        .map_err(|error| Failure::NotSent(Failure::of(peer, &error).into_error()))?;
+    let read = |error: tokio_postgres::Error| Failure::not_sent(peer, chain(&error));
+    if row.try_get::<_, bool>("replica").map_err(read)? {
+        let why = "it is a replica, which takes no locks; name the primary, or all hosts";
+        return Err(Failure::not_sent(peer, why));
+    }
+    let now: i64 = row.try_get("now").map_err(read)?;
+    let pid: i32 = row.try_get("pid").map_err(read)?;
+    Ok(Greeting { direct: told == Some(pid), clock: now.saturating_sub(boot_micros(asked)) })
+}
+
+/// The process id that the log-in told. The client keeps it to itself but for cancelling: so we have it write
+/// a request to cancel, to nobody, and read it there.
+async fn backend_pid(client: &Client) -> Option<i32> {
+    let (mut here, there) = tokio::io::duplex(64);
+    client.cancel_token().cancel_query_raw(there, NoTls).await.ok()?;
+    let mut request = [0; 16];
+    here.read_exact(&mut request).await.ok()?;
+    Some(i32::from_be_bytes([request[8], request[9], request[10], request[11]]))
+}
+
+async fn connect(server: &Server, tls: &Tls) -> io::Result<Box<dyn Stream>> {
+    match server {
+        Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Server::Tcp { host, address, port } => {
+            let socket = TcpStream::connect((address.as_str(), *port)).await?;
+            socket.set_nodelay(true)?;
+            // A server that vanished without a word is noticed within some 10 s.
+            let keepalive =
+                TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
+            let options = SockRef::from(&socket);
+            #[cfg(target_os = "linux")]
+            options.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
+            options.set_tcp_keepalive(&keepalive)?;
+            tls::secure(socket, host, tls).await
+        }
+    }
+}
+
+/// The failure that says most: one that trying again does not cure.
+fn worst(mut failures: Vec<Failure>) -> Failure {
+    if failures.len() == 1 {
+        return failures.remove(0);
+    }
+    let errors: Vec<_> = failures.into_iter().map(Failure::into_error).collect();
+    if let Some(fatal) = errors.iter().find(|error| !error.is_retryable()) {
+        return Failure::NotSent(fatal.clone());
+    }
+    let none = Error::unavailable("none of the servers can be used");
+    Failure::NotSent(errors.into_iter().fold(none, |error, cause| error.caused_by(cause)))
+}
+
+fn boot_micros(at: Instant) -> i64 {
+    i64::try_from(at.since_boot().as_micros()).unwrap_or(i64::MAX)
+}

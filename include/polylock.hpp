@@ -1,0 +1,394 @@
+/**
+ * @file polylock.hpp
+ * polylock for C++17: the C API with destructors, exceptions and std::chrono. Needs nothing but polylock.h and its
+ * library.
+ *
+ *     polylock::manager locks{"redis://localhost:6379"};
+ *     {
+ *         polylock::lease lease = locks.acquire("invoice:42", polylock::options{}.ttl(10s).wait(5s));
+ *         charge(lease.fencing_token());
+ *     } // released here, in the background; lease.release() does it at once and says what became of it
+ *
+ * Objects are moved, not copied; one that was moved from holds nothing. What fails throws polylock::error, whose code()
+ * is the status of the C API. Every function may be called from any thread; but moving, assigning or destroying an
+ * object while another thread uses that same object is a race, as in all of C++.
+ */
+#ifndef POLYLOCK_HPP
+#define POLYLOCK_HPP
+
+#include <polylock.h>
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace polylock {
+
+using milliseconds = std::chrono::duration<double, std::milli>;
+
+/** For times to wait: as long as it takes. */
+inline constexpr milliseconds forever{POLYLOCK_FOREVER};
+
+enum class outcome { released = POLYLOCK_OUTCOME_RELEASED, not_held = POLYLOCK_OUTCOME_NOT_HELD, unknown = POLYLOCK_OUTCOME_UNKNOWN };
+
+enum class loss { none = POLYLOCK_LOSS_NONE, expired = POLYLOCK_LOSS_EXPIRED, taken = POLYLOCK_LOSS_TAKEN, max_hold = POLYLOCK_LOSS_MAX_HOLD };
+
+/** Why a call failed. */
+class error : public std::runtime_error {
+public:
+    /** Takes over an error of the C API, and frees it. */
+    explicit error(polylock_status code, polylock_error err)
+        : std::runtime_error{err != 0 ? polylock_error_message(err) : polylock_status_name(code)},
+          code_{code}, retryable_{polylock_error_is_retryable(err)} {
+        if (const char *argument = polylock_error_argument(err)) {
+            argument_ = argument;
+        }
+        if (const char *resource = polylock_error_resource(err)) {
+            resource_ = resource;
+        }
+        polylock_error_free(err);
+    }
+
+    polylock_status code() const noexcept { return code_; }
+    /** "Timeout", "Lost" …: the same in every language. */
+    const char *name() const noexcept { return polylock_status_name(code_); }
+    /** The argument that was wrong, or "". */
+    const std::string &argument() const noexcept { return argument_; }
+    /** The resource that the call was about, or "". */
+    const std::string &resource() const noexcept { return resource_; }
+    /** Whether the same call may succeed later without any change. */
+    bool is_retryable() const noexcept { return retryable_; }
+
+private:
+    polylock_status code_;
+    bool retryable_;
+    std::string argument_, resource_;
+};
+
+namespace detail {
+
+/** By reference: in check(call(&err), err) the second argument may be looked at before the call. */
+inline void check(polylock_status status, const polylock_error &err) {
+    if (status != POLYLOCK_OK) {
+        throw error{status, err};
+    }
+}
+
+/** A handle that is freed once. */
+template <polylock_status (*Free)(std::uint64_t)> class handle {
+public:
+    handle() noexcept = default;
+    explicit handle(std::uint64_t number) noexcept : number_{number} {}
+    handle(handle &&other) noexcept : number_{std::exchange(other.number_, 0)} {}
+    handle &operator=(handle &&other) noexcept {
+        if (this != &other) {
+            Free(number_);
+            number_ = std::exchange(other.number_, 0);
+        }
+        return *this;
+    }
+    handle(const handle &) = delete;
+    handle &operator=(const handle &) = delete;
+    ~handle() { Free(number_); }
+
+    std::uint64_t get() const noexcept { return number_; }
+
+private:
+    std::uint64_t number_ = 0;
+};
+
+/** -1 where it is for ever: a sum of durations must not become that by accident. */
+inline double timeout(milliseconds time) { return time < milliseconds::zero() ? POLYLOCK_FOREVER : time.count(); }
+
+} // namespace detail
+
+/** How to acquire. Every setter returns the options, and throws for a value without meaning. */
+class options {
+public:
+    options() : handle_{polylock_options_new()} {
+        if (handle_.get() == 0) {
+            throw error{POLYLOCK_ERR_INTERNAL, 0};
+        }
+    }
+
+    /** How long the lease lasts without renewal. Default 30 s. */
+    options &&ttl(milliseconds ttl) && { return set(polylock_options_set_ttl_ms, ttl.count()); }
+    /** Waits at most this long. Default: for as long as it takes. */
+    options &&wait(milliseconds wait) && { return set(polylock_options_set_wait_ms, wait.count()); }
+    options &&wait_forever() && { return set(polylock_options_set_wait_forever); }
+    options &&no_wait() && { return set(polylock_options_set_no_wait); }
+    /** Whether the lease is renewed in the background, which is the default. */
+    options &&auto_extend(bool yes) && { return set(polylock_options_set_auto_extend, yes); }
+    /** No renewal begins later than this after the grant. Default: no bound. */
+    options &&max_hold(milliseconds most) && { return set(polylock_options_set_max_hold_ms, most.count()); }
+    /** What holder::label will say. */
+    options &&label(const std::string &label) && { return set(polylock_options_set_label, label.c_str()); }
+
+    polylock_options get() const noexcept { return handle_.get(); }
+
+private:
+    template <typename Setter, typename... Value> options &&set(Setter setter, Value... value) {
+        polylock_error err = 0;
+        detail::check(setter(handle_.get(), value..., &err), err);
+        return std::move(*this);
+    }
+
+    detail::handle<polylock_options_free> handle_;
+};
+
+/** A lock that is held, until it is released, lost or destroyed. */
+class lease {
+public:
+    /** Holds nothing: every function throws or gives what the C API gives for 0. */
+    lease() noexcept = default;
+    /** Takes over a lease of the C API. */
+    explicit lease(polylock_lease number) noexcept : handle_{number} {}
+
+    /** Greater than every earlier holder's of this resource: hand it to what you protect. */
+    std::uint64_t fencing_token() const noexcept { return polylock_lease_fencing_token(handle_.get()); }
+
+    /** 40 hex digits that prove ownership. */
+    std::string owner_token() const {
+        std::array<char, POLYLOCK_OWNER_TOKEN_SIZE> text{};
+        polylock_lease_owner_token(handle_.get(), text.data(), text.size());
+        return text.data();
+    }
+
+    std::string resource() const {
+        std::array<char, 1025> text{};
+        polylock_lease_resource(handle_.get(), text.data(), text.size());
+        return text.data();
+    }
+
+    /** Whether the holder may act now. Asks the clock, no server; so do the next two. */
+    bool is_held() const noexcept { return polylock_lease_is_held(handle_.get()); }
+    explicit operator bool() const noexcept { return is_held(); }
+    milliseconds remaining() const noexcept { return milliseconds{polylock_lease_remaining_ms(handle_.get())}; }
+    polylock::loss loss() const noexcept { return static_cast<polylock::loss>(polylock_lease_loss(handle_.get())); }
+
+    /** Makes it last for its ttl from now. Blocks. */
+    void extend() {
+        polylock_error err = 0;
+        detail::check(polylock_extend(handle_.get(), &err), err);
+    }
+
+    /** Makes it last for `ttl` from now, and so each renewal. Blocks. */
+    void extend(milliseconds ttl) {
+        polylock_error err = 0;
+        detail::check(polylock_extend_ttl(handle_.get(), ttl.count(), &err), err);
+    }
+
+    /** Frees the lock at once. Again is harmless. Blocks. */
+    polylock::outcome release() {
+        polylock_error err = 0;
+        polylock_outcome outcome = POLYLOCK_OUTCOME_UNKNOWN;
+        detail::check(polylock_release(handle_.get(), &outcome, &err), err);
+        return static_cast<polylock::outcome>(outcome);
+    }
+
+    /** Waits until it is lost (says why) or released (loss::none); nothing if `limit` passes before. Blocks. */
+    std::optional<polylock::loss> wait_lost(milliseconds limit = forever) const {
+        polylock_error err = 0;
+        polylock_loss reason = POLYLOCK_LOSS_NONE;
+        const polylock_status status = polylock_lease_wait_lost(handle_.get(), detail::timeout(limit), &reason, &err);
+        if (status == POLYLOCK_ERR_TIMEOUT) {
+            polylock_error_free(err);
+            return std::nullopt;
+        }
+        detail::check(status, err);
+        return static_cast<polylock::loss>(reason);
+    }
+
+    /** Calls `listener` once if it is lost, on the callback thread of the library. It must not throw. */
+    void on_lost(std::function<void(polylock::loss)> listener) {
+        auto kept = std::make_unique<std::function<void(polylock::loss)>>(std::move(listener));
+        polylock_error err = 0;
+        // The finalizer owns it from here on, also if the call fails.
+        detail::check(polylock_lease_on_lost(handle_.get(), call, kept.release(), destroy, &err), err);
+    }
+
+    polylock_lease get() const noexcept { return handle_.get(); }
+
+private:
+    static void call(polylock_lease, polylock_loss reason, void *listener) noexcept {
+        (*static_cast<std::function<void(polylock::loss)> *>(listener))(static_cast<polylock::loss>(reason));
+    }
+    static void destroy(void *listener) noexcept { delete static_cast<std::function<void(polylock::loss)> *>(listener); }
+
+    detail::handle<polylock_lease_free> handle_;
+};
+
+/** Who holds a resource. */
+struct holder {
+    std::string owner;
+    std::optional<std::string> label, host;
+    std::optional<std::uint64_t> fencing_token;
+    std::optional<milliseconds> expires_in;
+    std::optional<std::uint32_t> pid;
+};
+
+/** An acquisition on its way. Destroying it cancels it, and gives back what it won. */
+class pending_lease {
+public:
+    explicit pending_lease(polylock_future number) noexcept : handle_{number} {}
+
+    bool is_ready() const noexcept { return polylock_future_is_ready(handle_.get()); }
+
+    /** Whether it was over before `limit`. Blocks. */
+    bool wait(milliseconds limit = forever) const {
+        polylock_error err = 0;
+        const polylock_status status = polylock_future_wait(handle_.get(), detail::timeout(limit), &err);
+        if (status == POLYLOCK_ERR_TIMEOUT) {
+            polylock_error_free(err);
+            return false;
+        }
+        detail::check(status, err);
+        return true;
+    }
+
+    /** Waits, and takes the lease out: once. Blocks unless it is ready. */
+    lease get() {
+        polylock_error err = 0;
+        polylock_lease won = 0;
+        detail::check(polylock_future_take_lease(handle_.get(), &won, &err), err);
+        return lease{won};
+    }
+
+    void cancel() { detail::check(polylock_future_cancel(handle_.get()), 0); }
+
+private:
+    detail::handle<polylock_future_free> handle_;
+};
+
+/** Makes locks on one backend. Destroying it leaves its leases as they are; close() releases them. */
+class manager {
+public:
+    /** No connection is opened: a server that cannot be reached shows at the first use. */
+    explicit manager(std::string_view url) : handle_{connect(url)} {}
+
+    /** Redlock over several independent Redis servers. */
+    explicit manager(const std::vector<std::string> &urls) : handle_{connect(urls)} {}
+
+    /** Acquires a resource, waiting as the options say. Blocks. */
+    lease acquire(std::string_view resource) { return acquire_with(resource, 0); }
+    lease acquire(std::string_view resource, const options &how) { return acquire_with(resource, how.get()); }
+
+    /** Tries once; nothing if somebody else holds it. */
+    std::optional<lease> try_acquire(std::string_view resource) { return try_with(resource, 0); }
+    std::optional<lease> try_acquire(std::string_view resource, const options &how) {
+        return try_with(resource, how.get());
+    }
+
+    /** Begins to acquire, and returns at once. */
+    pending_lease acquire_start(std::string_view resource, const options &how = options{}) {
+        polylock_error err = 0;
+        polylock_future future = 0;
+        detail::check(polylock_acquire_start_n(handle_.get(), resource.data(), resource.size(), how.get(), 0, &future,
+                                               &err),
+                      err);
+        return pending_lease{future};
+    }
+
+    /** Who holds a resource; nothing if it is free. Blocks. */
+    std::optional<holder> inspect(std::string_view resource) {
+        polylock_error err = 0;
+        polylock_holder number = 0;
+        detail::check(polylock_inspect_n(handle_.get(), resource.data(), resource.size(), &number, &err), err);
+        if (number == 0) {
+            return std::nullopt;
+        }
+        const detail::handle<polylock_holder_free> found{number};
+        holder who{polylock_holder_owner(number), {}, {}, {}, {}, {}};
+        if (const char *label = polylock_holder_label(number)) {
+            who.label = label;
+        }
+        if (const char *host = polylock_holder_host(number)) {
+            who.host = host;
+        }
+        if (const std::uint64_t token = polylock_holder_fencing_token(number)) {
+            who.fencing_token = token;
+        }
+        if (const double left = polylock_holder_expires_in_ms(number); left >= 0) {
+            who.expires_in = milliseconds{left};
+        }
+        if (const std::uint32_t pid = polylock_holder_pid(number)) {
+            who.pid = pid;
+        }
+        return who;
+    }
+
+    /** How many wait for a resource through this manager. */
+    std::size_t waiting(const std::string &resource) const {
+        polylock_error err = 0;
+        std::size_t count = 0;
+        detail::check(polylock_waiting(handle_.get(), resource.c_str(), &count, &err), err);
+        return count;
+    }
+
+    /** Ends who waits, releases the leases, lets go of connections. Again is harmless. Blocks. */
+    void close() {
+        polylock_error err = 0;
+        detail::check(polylock_close(handle_.get(), &err), err);
+    }
+
+    polylock_manager get() const noexcept { return handle_.get(); }
+
+private:
+    static polylock_manager connect(std::string_view url) {
+        polylock_error err = 0;
+        polylock_manager made = 0;
+        detail::check(polylock_connect_n(url.data(), url.size(), 0, &made, &err), err);
+        return made;
+    }
+
+    static polylock_manager connect(const std::vector<std::string> &urls) {
+        std::vector<const char *> texts;
+        for (const std::string &url : urls) {
+            texts.push_back(url.c_str());
+        }
+        polylock_error err = 0;
+        polylock_manager made = 0;
+        detail::check(polylock_connect_many(texts.data(), texts.size(), 0, &made, &err), err);
+        return made;
+    }
+
+    lease acquire_with(std::string_view resource, polylock_options how) {
+        polylock_error err = 0;
+        polylock_lease won = 0;
+        detail::check(polylock_acquire_n(handle_.get(), resource.data(), resource.size(), how, &won, &err), err);
+        return lease{won};
+    }
+
+    std::optional<lease> try_with(std::string_view resource, polylock_options how) {
+        polylock_lease won = 0;
+        polylock_error err = 0;
+        const polylock_status status =
+            polylock_try_acquire_n(handle_.get(), resource.data(), resource.size(), how, &won, &err);
+        if (status == POLYLOCK_ERR_TIMEOUT) {
+            polylock_error_free(err);
+            return std::nullopt;
+        }
+        detail::check(status, err);
+        return lease{won};
+    }
+
+    detail::handle<polylock_manager_free> handle_;
+};
+
+/** Releases every lease of the process and stops the library's threads, within about `limit`. */
+inline void shutdown(milliseconds limit = std::chrono::seconds{2}) {
+    detail::check(polylock_shutdown(detail::timeout(limit)), 0);
+}
+
+} // namespace polylock
+
+#endif

@@ -1,0 +1,184 @@
+"""A real PostgreSQL, and a PgBouncer before it, on free loopback ports.
+
+Needs nothing but Python's own library and Debian's packages postgresql-15 and pgbouncer. Neither server runs as root,
+so root starts them as the user postgres.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from types import TracebackType
+
+from redis_server import free_port
+
+PROGRAMS = pathlib.Path("/usr/lib/postgresql/15/bin")
+# A start takes some 100 ms; a loaded machine gets this many seconds before it counts as failed.
+START_LIMIT = 60.0
+# Nothing is lost when the server is killed; only a crash of the machine would need the disk.
+QUICK = ["fsync=off", "full_page_writes=off", "autovacuum=off"]
+
+
+class _Server:
+    """A program with a directory of its own, a port and a log."""
+
+    def __init__(self, name: str) -> None:
+        self.port = 0
+        self._name = name
+        self._process: subprocess.Popen[bytes] | None = None
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"polylock-{name}-"))
+        if os.getuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(self.directory, account.pw_uid, account.pw_gid)
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError(f"{self._name} does not run")
+        return self._process.pid
+
+    def _launch(self, *command: str | pathlib.Path) -> None:
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [*_as_postgres(), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                # Ctrl-C is for whoever runs the tests; servers are stopped in order.
+                start_new_session=True,
+            )
+
+    def _await(self, url: str) -> None:
+        limit = time.monotonic() + START_LIMIT
+        while time.monotonic() < limit and self._process is not None and self._process.poll() is None:
+            if run_sql(url, "SELECT 1", check=False) == "1":
+                return
+            time.sleep(0.02)
+        log = (self.directory / "log").read_text(errors="replace")
+        raise RuntimeError(f"{self._name} did not start: {log[-2000:]}")
+
+    def _end(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """Ends it and removes what it kept on disk."""
+        self._end(signal.SIGQUIT)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class PostgresServer(_Server):
+    """A cluster of its own with a database `app`, which belongs to the user `app`; `admin` may do everything."""
+
+    def __init__(self, *options: str) -> None:
+        """`options` are settings, as in `max_connections=20`."""
+        super().__init__("postgres")
+        self.password = secrets.token_hex(8)
+        self.options = options
+        password_file = self.directory / "password"
+        password_file.write_text(self.password)
+        password_file.chmod(0o644)
+        _check(
+            *_as_postgres(),
+            *(PROGRAMS / "initdb", "--pgdata", self._data, "--username=admin", "--auth=scram-sha-256"),
+            *(f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync"),
+        )
+        self.start()
+        run_sql(self.admin_url, f"CREATE USER app PASSWORD '{self.password}'")
+        run_sql(self.admin_url, "CREATE DATABASE app OWNER app")
+
+    @property
+    def _data(self) -> pathlib.Path:
+        return self.directory / "data"
+
+    @property
+    def url(self) -> str:
+        return f"postgres://app:{self.password}@127.0.0.1:{self.port}/app"
+
+    @property
+    def admin_url(self) -> str:
+        return f"postgres://admin:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Starts it, on the port it had before if there was one, and waits until it answers."""
+        self.port = self.port or free_port()
+        settings = [*QUICK, "listen_addresses=127.0.0.1", f"port={self.port}", "unix_socket_directories="]
+        options = [word for setting in [*settings, *self.options] for word in ("-c", setting)]
+        self._launch(PROGRAMS / "postgres", "-D", self._data, *options)
+        self._await(self.admin_url)
+
+    def kill(self) -> None:
+        """Kills it without goodbye. `start` brings it back."""
+        self._end(signal.SIGKILL)
+
+    def __enter__(self) -> PostgresServer:
+        return self
+
+
+class PgBouncer(_Server):
+    """A pooler before `server`, which gives each transaction another session."""
+
+    def __init__(self, server: PostgresServer, mode: str = "transaction") -> None:
+        super().__init__("pgbouncer")
+        self.port = free_port()
+        self._server = server
+        users = self.directory / "users"
+        users.write_text(f'"app" "{server.password}"\n')
+        settings = self.directory / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\napp = host=127.0.0.1 port={server.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
+            f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\n"
+            "default_pool_size = 3\nmax_client_conn = 500\n"
+        )
+        for file in (users, settings):
+            file.chmod(0o644)
+        program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+        self._launch(program, settings)
+        self._await(self.url)
+
+    @property
+    def url(self) -> str:
+        return f"postgres://app:{self._server.password}@127.0.0.1:{self.port}/app"
+
+    def __enter__(self) -> PgBouncer:
+        return self
+
+
+def run_sql(url: str, text: str, check: bool = True, **variables: str) -> str:
+    """What `psql` prints for `text`, in which :'name' stands for a variable."""
+    options = [word for name, value in variables.items() for word in ("-v", f"{name}={value}")]
+    command = ["psql", "--no-psqlrc", "-qtA", "-v", "ON_ERROR_STOP=1", *options, url]
+    # By its standard input: with -c, variables are not filled in.
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"psql: {done.stderr}")
+    return done.stdout.strip()
+
+
+def _check(*command: str | pathlib.Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]}: {done.stdout}{done.stderr}")
+
+
+def _as_postgres() -> list[str]:
+    """What to put before a command: another user, and an end with the tests should they be killed."""
+    if os.getuid() != 0:
+        return ["setpriv", "--pdeathsig=KILL"]
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--pdeathsig=KILL"]
