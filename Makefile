@@ -13,7 +13,7 @@ include $(foreach language,$(LANGUAGES),bindings/$(language)/$(language).mk)
 
 .PHONY: help
 help: ## This list.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z]+(-c)?:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: test
 test: ## Installs what is missing, checks the code and runs every test in every language.
@@ -49,7 +49,7 @@ together-test: build ## What crosses languages; needs the servers' URLs in the e
 	tests/together/run.py $(COUNTERS)
 
 # Python outside of the package.
-SCRIPTS := tests/*.py tests/*/*.py benches/*/*.py
+SCRIPTS := tests/*.py tests/*/*.py benches/*.py benches/*/*.py
 
 .PHONY: lint
 lint: rust-lint scripts-lint $(patsubst %,%-lint,$(filter-out c,$(LANGUAGES))) ## Checks format, warnings and documentation in every language.
@@ -68,10 +68,22 @@ scripts-lint: python-build
 	$(VENV)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
 	MYPYPATH=tests/servers:benches/python $(VENV)/bin/mypy --strict $(SCRIPTS)
 
+# Everything is built for speed, apart from what the tests use.
+BENCH := $(CARGO_TARGET_DIR)/bench
+
 .PHONY: bench
 bench: ## Compares with the usual libraries; prints a table and writes target/bench/results.json.
 	tests/install.sh
-	$(SERVERS) $(MAKE) bench-run
+	$(MAKE) build C_PROFILE=release NODE_PROFILE=release
+	cargo build --release --manifest-path benches/rust/Cargo.toml
+	mkdir -p $(BENCH)
+	$(CC) -std=gnu99 -O2 $(C_FLAGS) -o $(BENCH)/c benches/c/bench.c $(C_LINK)
+	cd benches/node && npm install --no-package-lock --no-audit --no-fund --silent
+	$(SERVERS) bash -c 'address=$${POLYLOCK_TEST_REDIS#redis://}; benches/compare.py $(CURDIR)/target/bench/results.json \
+	    "$(CARGO_TARGET_DIR)/release/polylock-bench $$POLYLOCK_TEST_REDIS" \
+	    "$(BENCH)/c $${address%:*} $${address#*:} core/src/backend/redis/scripts" \
+	    "$(VENV)/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS" \
+	    "node benches/node/bench.mjs $$POLYLOCK_TEST_REDIS"'
 
 .PHONY: clean
 clean: ## Removes what was built.

@@ -109,10 +109,16 @@ def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * part))]
 
 
-def keys_of_ours(url: str) -> set[str]:
-    """The keys of a Redis that have to do with the resource; empty for other URLs."""
-    if urllib.parse.urlsplit(url).scheme != "redis":
-        return set()
+def keys_of_ours(urls: str) -> set[str]:
+    """The keys that have to do with the resource, on one Redis or each of several; none for other URLs."""
+    keys = set[str]()
+    for url in urls.split(","):
+        if urllib.parse.urlsplit(url).scheme == "redis":
+            keys |= keys_on(url)
+    return keys
+
+
+def keys_on(url: str) -> set[str]:
     client = RedisClient(url)
     try:
         keys, cursor = set[str](), b"0"
@@ -137,7 +143,7 @@ def demo(programs: dict[str, list[str]], url: str | None, count: int, directory:
     locks = directory / "locks"
     locks.mkdir()
     url = url or f"file://{locks}"
-    shown = "file: locks" if url.startswith("file:") else f"{urllib.parse.urlsplit(url).scheme}: locks"
+    shown = "Redlock" if "," in url else f"{urllib.parse.urlsplit(url).scheme}: locks"
     before = keys_of_ours(url)
     if RESOURCE in before:
         raise Failed(f"the key {RESOURCE!r} is in use already")

@@ -1,35 +1,46 @@
 #!/usr/bin/env python3
-"""What crosses languages: `run.py LANGUAGE=COMMAND…`, with the counters of all languages.
+"""What crosses languages: `run.py LANGUAGE=COUNTER…`, with each language's counter as tests/demo/demo.py takes it.
 
-Needs the environment of with_servers.py.
+The basic example of a language stands beside its counter. Needs the environment of with_servers.py.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
+def checks(counters: list[str]) -> dict[str, list[str]]:
+    """What to run, by what it shows."""
+    found = {"the README shows what is run here": [str(HERE / "readme.py")]}
+    for counter in counters:
+        language, _, command = counter.partition("=")
+        before, _, after = command.rpartition("counter")
+        found[f"the first example in {language}"] = [
+            *shlex.split(f"{before}basic{after}"),
+            os.environ["POLYLOCK_TEST_REDIS"],
+        ]
+    for where, count in (("REDIS", 1000), ("REDIS_AUTH", 250), ("REDLOCK", 250), ("FILE", 1000)):
+        demo = [str(HERE.parent / "demo" / "demo.py"), "--count", str(count)]
+        url = os.environ[f"POLYLOCK_TEST_{where}"]
+        found[f"{len(counters)} languages at once: {where}"] = [*demo, "--url", url, *counters]
+    return found
+
+
 def main(counters: list[str]) -> int:
-    checks = {
-        f"{len(counters)} languages on {scheme}": [str(HERE.parent / "demo" / "demo.py"), "--url", url, *counters]
-        for scheme, url in (
-            ("one Redis key", os.environ["POLYLOCK_TEST_REDIS"]),
-            ("a Redis with a password", os.environ["POLYLOCK_TEST_REDIS_AUTH"]),
-            ("file locks", os.environ["POLYLOCK_TEST_FILE"]),
-        )
-    }
     failed = 0
-    for name, command in checks.items():
+    everything = checks(counters)
+    for name, command in everything.items():
         print(f"\n-- {name}", flush=True)
         if subprocess.run(command, check=False).returncode != 0:
-            print(f"{name}: failed")
+            print(f"failed: {name}")
             failed += 1
-    print(f"together: {len(checks) - failed} passed, {failed} failed")
+    print(f"together: {len(everything) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
 
