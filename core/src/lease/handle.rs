@@ -192,6 +192,17 @@ impl Lease {
         held.extend(ttl, driver).await.map_err(|error| error.on(&Names(&held.claim.resources).to_string()))
     }
 
+    /// Leaves it to its ttl: it is not renewed any more, nobody is told when it ends, and neither dropping it nor
+    /// closing the manager releases it. For a holder that wants the lock to stay taken without it.
+    #[doc(hidden)]
+    pub fn leave(&self) -> Result<()> {
+        let held = self.own()?;
+        if held.begin_release() {
+            held.end_release();
+        }
+        Ok(())
+    }
+
     /// Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Calling it
     /// again is harmless and answers [`Release::NotHeld`].
     ///
