@@ -135,6 +135,11 @@ impl Lease {
         queue.start(py, |driver| async move { Ok(Outcome::Released(lease.end_by(&driver).await?)) })
     }
 
+    /// Leaves the lock to its ttl: nothing is renewed or released any more.
+    fn leave(&self) -> PyResult<()> {
+        boundary::guard(|| self.lease.leave())?.map_err(boundary::to_python)
+    }
+
     /// Begins a release and returns at once.
     fn release_soon(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| boundary::guard(|| release_in_background(&self.lease)))

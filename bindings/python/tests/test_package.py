@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import doctest
 import inspect
+import json
 import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -135,6 +137,29 @@ def test_the_examples_run(module: ModuleType) -> None:
                 runner.run(test)
     assert runner.failures == 0
     assert examples > 0
+
+
+def test_the_readme_runs() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    assert "charging under" in python("\n".join(blocks), "-W", "error").stdout
+
+
+@pytest.mark.parametrize("example", ["basic", "counter"])
+def test_the_examples_of_the_checkout_run(example: str, tmp_path: Path) -> None:
+    file = Path(__file__).parents[3] / "examples" / "python" / f"{example}.py"
+    number = tmp_path / "number"
+    number.write_text("0")
+    arguments = ["memory:", str(number), "3"] if example == "counter" else []
+    command = [sys.executable, "-W", "error", str(file), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    if example == "counter":
+        found = json.loads(done.stdout)
+        assert (found["language"], found["acquisitions"], number.read_text()) == ("Python", 3, "3")
+        assert found["tokens"] == sorted(set(found["tokens"]))
+    else:
+        assert "nobody else can" in done.stdout
 
 
 def test_the_version_is_the_crates() -> None:

@@ -1,0 +1,292 @@
+"""The drop-in for redis-py's lock, beside redis-py's own on one server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+import polylock
+import polylock.redis
+import polylock.redis.asyncio
+from conftest import unique, wait_until
+from polylock.redis._settings import url_of
+
+URL = os.environ.get("POLYLOCK_TEST_REDIS")
+pytestmark = pytest.mark.skipif(URL is None, reason="needs a Redis server")
+
+
+@pytest.fixture
+def client() -> Iterator[Any]:
+    assert URL is not None
+    with redis.Redis.from_url(URL) as client:
+        yield client
+
+
+def locks(client: Any, name: str, **options: Any) -> list[Any]:
+    """Ours and theirs."""
+    return [client.lock(name, lock_class=lock_class, **options) for lock_class in (polylock.redis.Lock, None)]
+
+
+def test_each_excludes_the_other(client: Any) -> None:
+    ours, theirs = locks(client, unique(), timeout=10)
+    for first, second in ((ours, theirs), (theirs, ours)):
+        assert first.acquire(blocking=False)
+        assert not second.acquire(blocking=False)
+        assert first.owned()
+        assert not second.owned()
+        assert second.locked()
+        assert client.get(first.name) == first.local.token
+        assert 9000 < client.pttl(first.name) <= 10_000
+        first.release()
+        assert not second.locked()
+
+
+def test_errors_are_redis_pys(client: Any) -> None:
+    name = unique()
+    for lock in locks(client, name, timeout=10):
+        for call in (lock.release, lambda lock=lock: lock.extend(1), lock.reacquire):
+            with pytest.raises(redis.exceptions.LockError) as caught:
+                call()
+            assert not isinstance(caught.value, redis.exceptions.LockNotOwnedError)
+            assert caught.value.lock_name == name
+        for call in (lock.release, lambda lock=lock: lock.extend(1), lock.reacquire):
+            assert lock.acquire()
+            client.set(name, "somebody")
+            with pytest.raises(redis.exceptions.LockNotOwnedError):
+                call()
+            assert client.get(name) == b"somebody"
+            client.delete(name)
+            lock.local.token = None
+        with pytest.raises(redis.exceptions.LockError, match="within the time"):
+            client.set(name, "somebody")
+            with client.lock(name, blocking_timeout=0.05, sleep=0.01, lock_class=type(lock)):
+                pass
+        client.delete(name)
+
+
+def test_extending_and_reacquiring(client: Any) -> None:
+    for lock in locks(client, unique(), timeout=10):
+        with lock:
+            assert lock.extend(10)
+            assert 15_000 < client.pttl(lock.name) <= 20_000
+            assert lock.extend(5, replace_ttl=True)
+            assert 4_000 < client.pttl(lock.name) <= 5_000
+            assert lock.reacquire()
+            assert 9_000 < client.pttl(lock.name) <= 10_000
+
+
+def test_a_lock_with_a_timeout_lasts_for_it_whatever_becomes_of_the_object(client: Any) -> None:
+    name = unique()
+    assert client.lock(name, timeout=0.4, lock_class=polylock.redis.Lock).acquire()
+    assert client.exists(name)
+    assert not client.lock(name, timeout=1, lock_class=polylock.redis.Lock).acquire(blocking=False)
+    # Not renewed either.
+    wait_until(lambda: not client.exists(name), 5)
+
+
+def test_a_lock_without_a_timeout_is_renewed(client: Any) -> None:
+    lock = client.lock(unique(), lock_class=polylock.redis.Lock)
+    with lock:
+        assert lock.lease is not None
+        assert lock.lease.is_held
+        assert 0 < client.pttl(lock.name) <= 30_000
+        with pytest.raises(redis.exceptions.LockError, match="no timeout"):
+            lock.extend(1)
+        client.delete(lock.name)
+        with pytest.raises(redis.exceptions.LockNotOwnedError):
+            lock.release()
+        assert lock.acquire()
+    assert not lock.locked()
+
+
+def test_a_renewed_lock_outlasts_its_timeout(client: Any) -> None:
+    told: list[str] = []
+    with client.lock(unique(), timeout=0.5, lock_class=polylock.redis.RenewedLock) as lock:
+        lock.lease.on_lost(told.append)
+        time.sleep(1.2)
+        assert lock.owned()
+        assert lock.extend(20)
+        assert client.pttl(lock.name) > 15_000
+        client.set(lock.name, "somebody")
+        with pytest.raises(redis.exceptions.LockNotOwnedError):
+            lock.reacquire()
+        wait_until(lambda: told == ["taken"])
+        lock.local.token = None
+        lock.raise_on_release_error = False
+    client.delete(lock.name)
+
+
+def test_waiting(client: Any) -> None:
+    name = unique()
+    ours = client.lock(name, timeout=10, lock_class=polylock.redis.Lock, thread_local=False)
+    assert ours.acquire()
+    waiter = client.lock(name, timeout=10, blocking_timeout=30, lock_class=polylock.redis.Lock)
+    # As redis-py: the first sleep would already be too long.
+    began = time.monotonic()
+    assert not waiter.acquire(sleep=60, blocking_timeout=20)
+    assert time.monotonic() - began < 10
+    assert not waiter.acquire(blocking_timeout=0.2)
+    threading.Timer(0.2, ours.release).start()
+    assert waiter.acquire()
+    waiter.release()
+
+
+def test_fencing_tokens_grow(client: Any) -> None:
+    lock = client.lock(unique(), timeout=10, lock_class=polylock.redis.Lock)
+    tokens = []
+    for _ in range(5):
+        with lock:
+            tokens.append(lock.fencing_token)
+    assert tokens == sorted(set(tokens))
+    assert lock.fencing_token is None
+
+
+def test_tokens_of_ones_own_and_of_others(client: Any) -> None:
+    name = unique()
+    lock = client.lock(name, timeout=10, thread_local=False, lock_class=polylock.redis.Lock)
+    assert lock.acquire(token="mine")
+    assert client.get(name) == b"mine"
+    # Another object, or process, that knows the token may release.
+    other = client.lock(name, timeout=10, lock_class=polylock.redis.Lock)
+    other.local.token = lock.local.token
+    assert other.owned()
+    other.release()
+    assert not client.exists(name)
+    with pytest.raises(redis.exceptions.LockNotOwnedError):
+        lock.release()
+    assert lock.local.token is None
+
+
+def test_a_thread_of_another_sees_no_token(client: Any) -> None:
+    lock = client.lock(unique(), timeout=10, lock_class=polylock.redis.Lock)
+    errors: list[type] = []
+
+    def release() -> None:
+        try:
+            lock.release()
+        except redis.exceptions.LockError as error:
+            errors.append(type(error))
+
+    with lock:
+        thread = threading.Thread(target=release)
+        thread.start()
+        thread.join()
+        assert lock.owned()
+    assert errors == [redis.exceptions.LockError]
+
+
+def test_subclasses_may_override_the_steps(client: Any) -> None:
+    class Counting(polylock.redis.Lock):
+        tries = 0
+
+        def do_acquire(self, token: Any) -> bool:
+            self.tries += 1
+            return self.tries > 2 and super().do_acquire(token)
+
+    lock = client.lock(unique(), timeout=10, sleep=0.01, lock_class=Counting)
+    with lock:
+        assert lock.tries == 3
+
+
+def test_a_dead_server_is_a_connection_error() -> None:
+    client = redis.Redis(port=1, socket_timeout=0.2)
+    lock = object.__new__(polylock.redis.Lock)
+    type(lock).lua_release = type(lock).lua_extend = type(lock).lua_reacquire = object()
+    try:
+        lock.__init__(client, "r", timeout=1)  # type: ignore[misc]
+        with pytest.raises(redis.exceptions.ConnectionError):
+            lock.acquire(blocking=False)
+    finally:
+        type(lock).lua_release = type(lock).lua_extend = type(lock).lua_reacquire = None
+
+
+def test_settings_become_a_url() -> None:
+    assert url_of(redis.Redis()) == "redis://localhost:6379/0"
+    assert url_of(redis.Redis("::1", 7, 3, password="p@ss/w")) == "redis://:p%40ss%2Fw@[::1]:7/3"
+    assert url_of(redis.Redis(username="u", password="p", ssl=True)) == "rediss://u:p@localhost:6379/0"
+    assert url_of(redis.Redis(unix_socket_path="/run/r.sock", db=2)) == "redis+unix:///run/r.sock?db=2"
+    assert url_of(redis.asyncio.Redis(host="h")) == "redis://h:6379/0"
+    sentinel: Any = redis.Sentinel([("localhost", 1)])  # type: ignore[no-untyped-call]
+    provider = redis.UsernamePasswordCredentialProvider("u", "p")
+    assert url_of(redis.Redis(credential_provider=provider)) == "redis://u:p@localhost:6379/0"
+    for client in (
+        redis.Redis(ssl=True, ssl_cert_reqs="none"),
+        redis.Redis(ssl=True, ssl_ca_certs="/ca.pem"),
+        sentinel.master_for("m"),
+        object(),
+    ):
+        with pytest.raises(polylock.Unsupported):
+            url_of(client)
+
+
+def test_asyncio() -> None:
+    assert URL is not None
+
+    async def main() -> None:
+        client: Any
+        async with redis.asyncio.Redis.from_url(URL) as client:
+            name = unique()
+            ours = client.lock(name, timeout=10, lock_class=polylock.redis.asyncio.Lock)
+            theirs = client.lock(name, timeout=10)
+            for first, second in ((ours, theirs), (theirs, ours)):
+                assert await first.acquire(blocking=False)
+                assert not await second.acquire(blocking=False)
+                assert await first.owned()
+                assert not await second.owned()
+                assert await second.locked()
+                assert await first.extend(10)
+                assert 15_000 < await client.pttl(name) <= 20_000
+                assert await first.reacquire()
+                assert 9_000 < await client.pttl(name) <= 10_000
+                await first.release()
+            for call in (lambda: ours.extend(1), ours.reacquire):
+                with pytest.raises(redis.exceptions.LockError):
+                    call()  # at the call, not when it is awaited
+            async with ours:
+                assert ours.fencing_token > 0
+                await client.set(name, "somebody")
+                with pytest.raises(redis.exceptions.LockNotOwnedError):
+                    await ours.release()
+                await client.delete(name)
+                assert await ours.acquire(token="mine")
+                assert await client.get(name) == b"mine"
+            async with client.lock(name, timeout=0.5, lock_class=polylock.redis.asyncio.RenewedLock) as renewed:
+                waiting = asyncio.create_task(ours.acquire())
+                await asyncio.sleep(1.2)
+                assert renewed.lease.is_held
+                assert await renewed.owned()
+                assert not waiting.done()
+            assert await waiting
+            await ours.release()
+            assert not await client.exists(name)
+
+    asyncio.run(main())
+
+
+def test_asyncio_cancelling_a_release_keeps_the_state() -> None:
+    assert URL is not None
+
+    async def main() -> None:
+        client: Any
+        async with redis.asyncio.Redis.from_url(URL) as client:
+            for steps in range(1, 8):
+                lock = client.lock(unique(), timeout=10, lock_class=polylock.redis.asyncio.Lock)
+                assert await lock.acquire()
+                task = asyncio.create_task(lock.release())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                if lock.local.token is not None:
+                    assert task.cancelled()
+                    await client.delete(lock.name)
+
+    asyncio.run(main())
