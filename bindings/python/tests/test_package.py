@@ -156,7 +156,7 @@ def test_the_examples_of_the_checkout_run(example: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     if example == "counter":
         found = json.loads(done.stdout)
-        assert (found["language"], found["acquisitions"], number.read_text()) == ("Python", 3, "3")
+        assert (found["acquisitions"], int(number.read_text())) == (3, 3)
         assert found["tokens"] == sorted(set(found["tokens"]))
     else:
         assert "nobody else can" in done.stdout
