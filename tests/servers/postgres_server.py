@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from types import TracebackType
@@ -126,6 +127,12 @@ class PostgresServer(_Server):
         """Kills it without goodbye. `start` brings it back."""
         self._end(signal.SIGKILL)
 
+    def become_standby(self) -> None:
+        """Restarts it as a replica, which can be read only."""
+        self._end(signal.SIGINT)
+        (self._data / "standby.signal").touch()
+        self.start()
+
     def __enter__(self) -> PostgresServer:
         return self
 
@@ -182,3 +189,26 @@ def _as_postgres() -> list[str]:
     if os.getuid() != 0:
         return ["setpriv", "--pdeathsig=KILL"]
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--pdeathsig=KILL"]
+
+
+def _obey(options: list[str]) -> None:
+    """Runs a server for tests in other languages: a line of URLs, then orders by standard input, each answered `ok`.
+
+    `kill` and `start` do just that; `standby` restarts it as a replica. It ends with the input.
+    """
+    with PostgresServer(*options) as server, PgBouncer(server) as pooler:
+        print(server.url, server.admin_url, pooler.url, flush=True)
+        for order in sys.stdin:
+            if order == "kill\n":
+                server.kill()
+            elif order == "start\n":
+                server.start()
+            elif order == "standby\n":
+                server.become_standby()
+            else:
+                raise ValueError(order)
+            print("ok", flush=True)
+
+
+if __name__ == "__main__":
+    _obey(sys.argv[1:])

@@ -1,0 +1,310 @@
+//! What holds for PostgreSQL alone: faults of a server of its own, and what it leaves in the database.
+//!
+//! `POLYLOCK_TEST_ROUNDS` multiplies the rounds; the usual number is for everyday.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use polylock::{Acquire, ErrorKind, LockManager, Release};
+use tokio_postgres::NoTls;
+
+const MS: Duration = Duration::from_millis(1);
+const LONG: Duration = Duration::from_secs(300);
+/// What must come about comes within this, however busy the machine is.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn rounds(usual: u32) -> u32 {
+    usual * std::env::var("POLYLOCK_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("not a number"))
+}
+
+/// A server of its own, in the hands of a program that obeys.
+struct Server {
+    program: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    url: String,
+    admin: String,
+    pooler: String,
+}
+
+impl Server {
+    fn start(options: &[&str]) -> Self {
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/servers/postgres_server.py");
+        let mut program = Command::new("python3")
+            .arg(program)
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("no python3");
+        let (orders, answers) = (program.stdin.take().unwrap(), program.stdout.take().unwrap());
+        let mut answers = BufReader::new(answers);
+        let mut urls = String::new();
+        answers.read_line(&mut urls).unwrap();
+        let [url, admin, pooler]: [&str; 3] =
+            urls.split_whitespace().collect::<Vec<_>>().try_into().expect("it did not start");
+        let (url, admin, pooler) = (url.to_owned(), admin.to_owned(), pooler.to_owned());
+        Self { program, orders, answers, url, admin, pooler }
+    }
+
+    fn order(&mut self, order: &str) {
+        writeln!(self.orders, "{order}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        assert_eq!(answer, "ok\n", "{order}");
+    }
+
+    fn password(&self) -> &str {
+        self.url.split(':').nth(2).and_then(|rest| rest.split('@').next()).unwrap()
+    }
+
+    /// As the administrator, in the database `app`.
+    async fn sql(&self) -> tokio_postgres::Client {
+        let url = self.admin.replace("/postgres", "/app");
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The end of its input ends it; it removes what it kept.
+        let orders = std::mem::replace(&mut self.orders, {
+            let mut nobody = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
+            let orders = nobody.stdin.take().unwrap();
+            nobody.wait().unwrap();
+            orders
+        });
+        drop(orders);
+        let _ = self.program.wait();
+    }
+}
+
+fn manager(url: &str) -> LockManager {
+    polylock::connect(url).lazy().unwrap()
+}
+
+fn long() -> Acquire {
+    Acquire::ttl(LONG)
+}
+
+async fn kind(url: &str) -> (ErrorKind, String) {
+    let error = polylock::connect(url).await.map(drop).unwrap_err();
+    (error.kind(), format!("{error} {error:?}"))
+}
+
+#[tokio::test]
+async fn says_what_is_wrong_and_never_the_password() {
+    let mut server = Server::start(&[]);
+    let password = server.password().to_owned();
+    assert!(polylock::connect(&server.url).await.is_ok());
+    let wrong = server.url.replace(&password, "swordfish");
+    let nameless = server.url.replace("/app", "/nothing").replace("//nothing", "//app");
+    let encrypted = format!("{}?sslmode=require", server.url);
+    for (url, expected) in
+        [(&wrong, ErrorKind::Auth), (&nameless, ErrorKind::InvalidArgument), (&encrypted, ErrorKind::Unavailable)]
+    {
+        let (kind, text) = kind(url).await;
+        assert_eq!(kind, expected, "{text}");
+        assert!(!text.contains("swordfish") && !text.contains(&password), "{text}");
+    }
+    let locks = manager(&server.url);
+    assert!(!format!("{locks:?}").contains(&password));
+    assert!(locks.try_acquire("r", long()).await.unwrap().is_some());
+
+    server.order("standby");
+    let (replica, text) = kind(&server.url).await;
+    assert_eq!(replica, ErrorKind::Unavailable);
+    assert!(text.contains("replica"), "{text}");
+
+    server.order("kill");
+    assert_eq!(kind(&server.url).await.0, ErrorKind::Unavailable);
+    server.order("start");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_that_start_at_once_make_one_table() {
+    let server = Server::start(&[]);
+    let url = format!("{}?table=made_at_once", server.url);
+    let begun = (0..10).map(|number| {
+        let locks = manager(&url);
+        tokio::spawn(async move {
+            let lease = locks.acquire(&format!("r{number}"), long().wait(LIMIT)).await.unwrap();
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+            locks.close().await;
+        })
+    });
+    for task in begun.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let sql = server.sql().await;
+    let count: i64 = sql.query_one("SELECT count(*) FROM made_at_once", &[]).await.unwrap().get(0);
+    assert_eq!(count, 10);
+
+    // Who may not make it is told what to do.
+    sql.batch_execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER SCHEMA public OWNER TO admin")
+        .await
+        .unwrap();
+    let refused = manager(&format!("{}?table=not_allowed", server.url)).try_acquire("r", long()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Auth);
+    assert!(refused.to_string().contains("table.sql"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_outlives_its_connections() {
+    let server = Server::start(&[]);
+    let sql = server.sql().await;
+    let limits = "ALTER ROLE app SET idle_session_timeout = '100ms'; ALTER ROLE app SET statement_timeout = '100ms'";
+    sql.batch_execute(limits).await.unwrap();
+    for url in [&server.url, &server.pooler] {
+        let locks = manager(url);
+        let lease = locks.acquire("r", Acquire::ttl(1000 * MS)).await.unwrap();
+        let mut killed = 0;
+        for _ in 0..6 {
+            let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
+            killed += sql.query_one(ended, &[]).await.unwrap().get::<_, i64>(0);
+            tokio::time::sleep(300 * MS).await;
+        }
+        // Behind the pooler the server ends most of them itself: they may not be idle.
+        assert!(killed > 1 || *url == server.pooler, "{killed}");
+        assert!(lease.is_held());
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_grow_and_grants_stay_though_the_server_is_killed_under_load() {
+    // Only what the statements ask for themselves is then on the disk.
+    let mut server = Server::start(&["synchronous_commit=off", "wal_writer_delay=10s"]);
+    let highest = Arc::new(AtomicU64::new(0));
+    for round in 0..rounds(3) {
+        let locks = manager(&server.url);
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let (locks, highest) = (locks.clone(), Arc::clone(&highest));
+                tokio::spawn(async move {
+                    loop {
+                        let Ok(lease) = locks.acquire("r", long().wait(LIMIT)).await else { return };
+                        let before = highest.fetch_max(lease.fencing_token(), Ordering::SeqCst);
+                        assert!(lease.fencing_token() > before, "{} after {before}", lease.fencing_token());
+                        if lease.release().await.unwrap() != Release::Released {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let held = manager(&server.url).acquire(&format!("held {round}"), long()).await.unwrap();
+        let before = highest.load(Ordering::SeqCst);
+        while highest.load(Ordering::SeqCst) == before {
+            tokio::time::sleep(MS).await;
+        }
+        let last = manager(&server.url).acquire(&format!("last {round}"), long()).await.unwrap();
+        tokio::task::block_in_place(|| server.order("kill"));
+        workers.iter().for_each(tokio::task::JoinHandle::abort);
+        tokio::task::block_in_place(|| server.order("start"));
+        let locks = manager(&server.url);
+        for (lease, name) in [(&held, "held"), (&last, "last")] {
+            let holder = locks.inspect(&format!("{name} {round}")).await.unwrap().expect("the grant was forgotten");
+            assert_eq!(holder.fencing_token, Some(lease.fencing_token()));
+        }
+        // The lock that was on its way may be left to its ttl: take it by force.
+        let sql = server.sql().await;
+        sql.execute("UPDATE polylock_lease SET owner = NULL WHERE key = 'r'", &[]).await.unwrap();
+        for worker in workers {
+            if let Err(error) = worker.await {
+                assert!(error.is_cancelled(), "{error}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_when_giving_up_races_with_the_grant() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&server.url), manager(&server.url));
+    let sql = server.sql().await;
+    for round in 0..rounds(100) {
+        let held = one.acquire("r", long().wait(LIMIT)).await.unwrap();
+        let patience = MS * spread(round) / 8;
+        let (timed, cancelled) = (two.clone(), one.clone());
+        let timed = tokio::spawn(async move { timed.acquire("r", long().wait(patience)).await.is_ok() });
+        let cancelled = tokio::spawn(async move { cancelled.acquire("r", long()).await.is_ok() });
+        tokio::time::sleep(patience / 2).await;
+        held.release().await.unwrap();
+        tokio::time::sleep(patience / 2).await;
+        cancelled.abort();
+        let _ = (timed.await, cancelled.await);
+    }
+    let began = Instant::now();
+    loop {
+        let held = "SELECT count(*) FROM polylock_lease WHERE owner IS NOT NULL";
+        if sql.query_one(held, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            break;
+        }
+        assert!(began.elapsed() < LIMIT, "a lock is left");
+        tokio::time::sleep(10 * MS).await;
+    }
+}
+
+/// Spread over 0 to 63, the same in each run.
+fn spread(round: u32) -> u32 {
+    round.wrapping_mul(2_654_435_761) >> 26
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_too_late_is_not_granted() {
+    let server = Server::start(&[]);
+    let locks = manager(&server.url);
+    locks.acquire("r", long()).await.unwrap().release().await.unwrap();
+    let mut sql = server.sql().await;
+    let in_the_way = sql.transaction().await.unwrap();
+    in_the_way.execute("SELECT 1 FROM polylock_lease WHERE key = 'r' FOR UPDATE", &[]).await.unwrap();
+    // Behind the row's lock for longer than the attempt may take; through the pooler no lock_timeout ends it.
+    let pooled = manager(&server.pooler);
+    let error = pooled.try_acquire("r", Acquire::ttl(600 * MS)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    tokio::time::sleep(300 * MS).await;
+    in_the_way.commit().await.unwrap();
+    let sql = server.sql().await;
+    let began = Instant::now();
+    while let waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'"
+        && sql.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
+    {
+        assert!(began.elapsed() < LIMIT);
+    }
+    assert!(locks.inspect("r").await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_holds_no_snapshot_and_is_told_of_the_release() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&server.url), manager(&server.url));
+    let held = one.acquire("r", long()).await.unwrap();
+    let waiting = tokio::spawn(async move { two.acquire("r", long()).await.unwrap() });
+    let sql = server.sql().await;
+    let began = Instant::now();
+    while !sql.query_one("SELECT wanted FROM polylock_lease", &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(began.elapsed() < LIMIT, "it does not ask to be told");
+        tokio::time::sleep(5 * MS).await;
+    }
+    // A look is over in a moment: most of the time there is nothing.
+    let mut idle = 0;
+    for _ in 0..50 {
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND backend_xmin IS NOT NULL";
+        idle += u32::from(sql.query_one(busy, &[]).await.unwrap().get::<_, i64>(0) == 0);
+        tokio::time::sleep(5 * MS).await;
+    }
+    assert!(idle > 25, "{idle} of 50");
+    held.release().await.unwrap();
+    let next = tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
+    assert!(next.fencing_token() > held.fencing_token());
+}
