@@ -19,9 +19,10 @@ python-venv: $(VENV_TOOLS)
 python-build: $(VENV_TOOLS)
 	cd bindings/python && VIRTUAL_ENV=$(VENV) $(VENV)/bin/maturin develop --quiet --release
 
-# Where the servers are is in the environment: run it by tests/servers/with_servers.py to have more than memory:.
+# Most tests wait most of the time: more of them run at once than there are processors. Where the servers are is in
+# the environment: run it by tests/servers/with_servers.py to have more than memory:.
 python-test: python-build
-	$(VENV)/bin/python -m pytest -c bindings/python/pyproject.toml --rootdir bindings/python bindings/python/tests
+	$(VENV)/bin/python -m pytest -n 4 -c bindings/python/pyproject.toml --rootdir bindings/python bindings/python/tests
 
 python-lint: python-build
 	$(VENV)/bin/ruff check --quiet bindings/python

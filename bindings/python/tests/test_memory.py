@@ -29,7 +29,7 @@ def stays_flat(work: Callable[[], None]) -> None:
 
 
 def test_pairs(url: str) -> None:
-    times = 20_000 if url.startswith("memory:") else 3_000
+    times = 20_000 if url.startswith("memory:") else 1_500
     with polylock.connect(url) as locks:
 
         def work() -> None:
@@ -41,7 +41,7 @@ def test_pairs(url: str) -> None:
 
 
 def test_asyncio_pairs_and_listeners(url: str) -> None:
-    times = 20_000 if url.startswith("memory:") else 3_000
+    times = 20_000 if url.startswith("memory:") else 1_500
     locks = polylock.asyncio.connect(url)
     name = unique()
 

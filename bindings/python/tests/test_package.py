@@ -39,10 +39,10 @@ print(len(os.listdir("/proc/self/task")), [l for l in open("/proc/self/status") 
 
 
 def test_importing_is_quick() -> None:
-    # In processor time: the machine may be busy with other things.
+    # In processor time, because the machine may be busy with other things; 16 ms where it is not, in a release build.
     code = "import time; t = time.process_time(); import polylock; print(time.process_time() - t)"
     best = min(float(python(code).stdout) for _ in range(7))
-    assert best < 0.03
+    assert best < 0.06
 
 
 def test_importing_does_not_import_asyncio() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 import polylock
 from conftest import assert_free
 
-RUNS = 3
+RUNS = int(os.environ.get("POLYLOCK_TEST_RUNS", "3"))
 """How often each ending is played: what goes wrong here goes wrong now and then."""
 
 
