@@ -20,6 +20,10 @@ pub struct Instant(Duration);
 impl Instant {
     /// Reads the clock.
     pub fn now() -> Self {
+        #[cfg(test)]
+        if let Some(now) = crate::simulation::now() {
+            return now;
+        }
         let now = rustix::time::clock_gettime(CLOCK);
         // The clock counts from boot, so neither part is negative.
         Self(Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0)))
@@ -27,6 +31,12 @@ impl Instant {
 
     /// The point this long after the clock's origin (boot).
     pub(crate) fn from_boot(since_boot: Duration) -> Self {
+        Self(since_boot)
+    }
+
+    /// A point given by the simulator.
+    #[cfg(test)]
+    pub(crate) fn at(since_boot: Duration) -> Self {
         Self(since_boot)
     }
 
@@ -61,6 +71,10 @@ impl Instant {
 
 /// Microseconds since 1970 by the wall clock: seeds fencing tokens, decides nothing else.
 pub(crate) fn unix_micros() -> u64 {
+    #[cfg(test)]
+    if let Some(now) = crate::simulation::now() {
+        return now.since_boot().as_micros() as u64;
+    }
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))

@@ -33,6 +33,8 @@ mod lease;
 mod manager;
 mod options;
 mod resource;
+#[cfg(test)]
+mod simulation;
 mod target;
 mod token;
 mod undo;

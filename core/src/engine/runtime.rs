@@ -76,6 +76,10 @@ pub(crate) fn running() -> Option<Arc<Engine>> {
 
 /// Runs `future` on the engine in the background.
 pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    #[cfg(test)]
+    if crate::simulation::is_on() {
+        return crate::simulation::spawn(future);
+    }
     match engine() {
         Ok(engine) => drop(engine.handle.spawn(future)),
         Err(error) => tracing::error!(%error, "background work is lost"),

@@ -51,6 +51,26 @@ struct Agenda {
     stopped: bool,
 }
 
+impl AlarmKey {
+    /// A key unlike any other of this process.
+    pub(crate) fn new(at: Instant) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        Self { at, serial: SERIAL.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// When it rings.
+    #[cfg(test)]
+    pub(crate) fn at(self) -> Instant {
+        self.at
+    }
+
+    /// The same alarm at another time.
+    #[cfg(test)]
+    pub(crate) fn moved_to(self, at: Instant) -> Self {
+        Self { at, ..self }
+    }
+}
+
 impl Timer {
     /// Starts the thread.
     pub(crate) fn start() -> std::io::Result<Self> {
@@ -63,8 +83,7 @@ impl Timer {
     /// Rings `alarm` at `at`, or as soon as possible if that has passed.
     pub(crate) fn set(&self, at: Instant, alarm: Arc<dyn Alarm>) -> AlarmKey {
         // Unique across engines, so that cancelling at the wrong one does nothing.
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let key = AlarmKey { at, serial: SERIAL.fetch_add(1, Ordering::Relaxed) };
+        let key = AlarmKey::new(at);
         let mut agenda = self.shared.agenda();
         agenda.alarms.insert(key, alarm);
         if agenda.armed.is_none_or(|armed| at < armed) {
@@ -195,6 +214,26 @@ impl Sleeper {
     }
 }
 
+/// Has `alarm` rung by the engine at `at`; `None` if there is no engine to be had.
+pub(crate) fn set(at: Instant, alarm: Arc<dyn Alarm>) -> Option<AlarmKey> {
+    #[cfg(test)]
+    if crate::simulation::is_on() {
+        return Some(crate::simulation::set_alarm(at, alarm));
+    }
+    runtime::engine().ok().map(|engine| engine.timer.set(at, alarm))
+}
+
+/// Forgets an alarm of [`set`].
+pub(crate) fn cancel(key: AlarmKey) {
+    #[cfg(test)]
+    if crate::simulation::is_on() {
+        return crate::simulation::cancel_alarm(key);
+    }
+    if let Some(engine) = runtime::running() {
+        engine.timer.cancel(key);
+    }
+}
+
 /// Waits until `at`. Works on any executor; drop it to forget it.
 pub(crate) fn sleep_until(at: Instant) -> Sleep {
     Sleep { at, alarm: None }
@@ -227,13 +266,12 @@ impl Future for Sleep {
             // The alarm may have rung between the look at the clock and the registration.
             return if Instant::now() >= self.at { Poll::Ready(()) } else { Poll::Pending };
         }
-        let Ok(engine) = runtime::engine() else {
+        let wake_up = Arc::new(WakeUp::default());
+        wake_up.0.register(cx.waker());
+        let Some(key) = set(self.at, Arc::clone(&wake_up) as Arc<dyn Alarm>) else {
             // No engine, no time: better too early than never.
             return Poll::Ready(());
         };
-        let wake_up = Arc::new(WakeUp::default());
-        wake_up.0.register(cx.waker());
-        let key = engine.timer.set(self.at, Arc::clone(&wake_up) as Arc<dyn Alarm>);
         self.alarm = Some((key, wake_up));
         Poll::Pending
     }
@@ -241,8 +279,8 @@ impl Future for Sleep {
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        if let (Some((key, _)), Some(engine)) = (self.alarm.take(), runtime::running()) {
-            engine.timer.cancel(key);
+        if let Some((key, _)) = self.alarm.take() {
+            cancel(key);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     engine::{
         driver::Driver,
         runtime,
-        timer::{Alarm, AlarmKey},
+        timer::{self, Alarm, AlarmKey},
     },
     manager::Manager,
     options,
@@ -272,9 +272,8 @@ impl Held {
             Some((at, _)) if Some(at) == next && at > now => None,
             other => {
                 inner.alarm = None;
-                if let (Some(at), Ok(engine)) = (next, runtime::engine()) {
-                    let alarm = Arc::clone(self) as Arc<dyn Alarm>;
-                    inner.alarm = Some((at, engine.timer.set(at, alarm)));
+                if let Some(at) = next {
+                    inner.alarm = timer::set(at, Arc::clone(self) as Arc<dyn Alarm>).map(|key| (at, key));
                 }
                 other
             }
@@ -427,8 +426,8 @@ impl Alarm for Held {
 }
 
 fn cancel_alarm(alarm: Option<(Instant, AlarmKey)>) {
-    if let (Some((_, key)), Some(engine)) = (alarm, runtime::running()) {
-        engine.timer.cancel(key);
+    if let Some((_, key)) = alarm {
+        timer::cancel(key);
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
         driver::{Driver, Kind},
         reactor::{Reactor, Source, SourceKey},
         runtime,
-        timer::{Alarm, AlarmKey},
+        timer::{self, Alarm, AlarmKey},
     },
 };
 
@@ -194,13 +194,10 @@ impl Connection {
         if state.watchdog_at.is_some_and(|at| at <= expires) {
             return;
         }
-        if let Ok(engine) = runtime::engine() {
-            let alarm = Arc::clone(self) as Arc<dyn Alarm>;
-            let earlier = state.watchdog.replace(engine.timer.set(expires, alarm));
-            state.watchdog_at = Some(expires);
-            if let Some(earlier) = earlier {
-                engine.timer.cancel(earlier);
-            }
+        let watchdog = timer::set(expires, Arc::clone(self) as Arc<dyn Alarm>);
+        state.watchdog_at = Some(expires);
+        if let Some(earlier) = std::mem::replace(&mut state.watchdog, watchdog) {
+            timer::cancel(earlier);
         }
     }
 

@@ -6,20 +6,17 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::future::{FutureExt, Shared};
-use redis::Value;
+use futures_util::future::{BoxFuture, FutureExt, Shared};
 
 use super::{
     call::{CallError, Reply},
     config::NodeConfig,
     connection::Connection,
     open,
-    script::Script,
+    request::{Request, Server},
 };
 use crate::{
     clock::Instant,
@@ -40,15 +37,11 @@ enum Lane {
     Open(Arc<Connection>),
 }
 
-type Opening = Shared<Pin<Box<dyn Future<Output = Result<Arc<Connection>, CallError>> + Send>>>;
+type Opening = Shared<BoxFuture<'static, Result<Arc<Connection>, CallError>>>;
 
 impl Node {
     pub(super) fn new(config: NodeConfig) -> Arc<Self> {
         Arc::new(Self { config, lanes: Mutex::default() })
-    }
-
-    pub(super) fn config(&self) -> &NodeConfig {
-        &self.config
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashMap<DriverId, Lane>> {
@@ -108,31 +101,23 @@ impl Node {
         opened.boxed().shared()
     }
 
-    /// Runs a script; `args` are made for the connection that it goes out on. Says also when it was sent.
-    pub(super) async fn run(
-        self: &Arc<Self>,
-        script: &'static Script,
-        keys: &[&str],
-        args: impl Fn(&Connection) -> Vec<Vec<u8>>,
-        driver: &Driver,
-        expires: Instant,
-    ) -> Result<(Value, Instant), CallError> {
+    async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Reply {
+        let expires = request.expires;
+        let keys: Vec<&str> = request.keys.iter().map(String::as_str).collect();
         let mut unanswered = None;
         loop {
-            let connection = match self.connection(driver, expires).await {
+            let connection = match self.connection(&driver, expires).await {
                 Ok(connection) => connection,
                 // What was sent before may have been carried out.
                 Err(error) => return Err(unanswered.unwrap_or(error)),
             };
-            let args = args(&connection);
-            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-            let sent = Instant::now();
-            let mut reply = connection.call(&script.by_name(keys, &args), expires).await;
+            let args = request.args(connection.server_time(expires));
+            let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
+            let mut reply = connection.call(&request.script.by_name(&keys, &args), expires).await;
             if matches!(reply, Err(CallError::NoScript)) {
-                reply = connection.call(&script.by_text(keys, &args), expires).await;
+                reply = connection.call(&request.script.by_text(&keys, &args), expires).await;
             }
             match reply {
-                Ok(value) => return Ok((value, sent)),
                 Err(error @ CallError::Unanswered(_)) => {
                     if Instant::now() >= expires {
                         return Err(error);
@@ -140,24 +125,36 @@ impl Node {
                     unanswered = Some(error);
                 }
                 Err(CallError::NotSent(_)) if Instant::now() < expires && connection.is_broken() => {}
-                Err(error) => return Err(error),
+                reply => return reply,
             }
         }
     }
+}
 
-    /// The server's clock shows `now_ms`, whatever it showed when the driver's connection was opened.
-    pub(super) fn set_clock(&self, driver: &Driver, now_ms: i64) {
+impl Server for Node {
+    fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Reply> {
+        Self::run(self, request, driver).boxed()
+    }
+
+    fn set_clock(&self, driver: &Driver, now_ms: i64) {
         if let Some(Lane::Open(connection)) = self.lanes().get(&driver.id()) {
             connection.set_server_clock(now_ms, Instant::now());
         }
     }
 
-    /// Finds out whether the server can be used.
-    pub(super) async fn ping(self: &Arc<Self>, driver: &Driver, expires: Instant) -> Reply {
-        self.connection(driver, expires).await?.call(&redis::cmd("PING").get_packed_command(), expires).await
+    fn check(self: Arc<Self>, driver: Driver, expires: Instant) -> BoxFuture<'static, Result<(), CallError>> {
+        async move {
+            let connection = self.connection(&driver, expires).await?;
+            connection.call(&redis::cmd("PING").get_packed_command(), expires).await.map(drop)
+        }
+        .boxed()
     }
 
-    pub(super) fn close(&self) {
+    fn close(&self) {
         for (_, lane) in self.lanes().drain() {
             if let Lane::Open(connection) = lane {
                 connection.close("the manager is closed");

@@ -13,7 +13,7 @@ use std::{
 use redis::Value;
 use tokio::sync::{Notify, watch};
 
-use super::{connection::Connection, node::Node, open, quorum};
+use super::{config::NodeConfig, connection::Connection, open, quorum};
 use crate::{
     backend::Watch,
     engine::{driver::Driver, runtime},
@@ -21,7 +21,7 @@ use crate::{
 
 /// The channels that somebody waits on, and the connections that are subscribed to them.
 pub(super) struct Subscriptions {
-    nodes: Vec<Arc<Node>>,
+    nodes: Vec<NodeConfig>,
     state: Mutex<State>,
 }
 
@@ -41,8 +41,16 @@ struct Channel {
 }
 
 impl Subscriptions {
-    pub(super) fn new(nodes: &[Arc<Node>]) -> Arc<Self> {
-        Arc::new(Self { nodes: nodes.to_vec(), state: Mutex::default() })
+    pub(super) fn new(nodes: Vec<NodeConfig>) -> Arc<Self> {
+        Arc::new(Self { nodes, state: Mutex::default() })
+    }
+
+    /// For servers that publish nothing.
+    #[cfg(test)]
+    pub(super) fn silent() -> Arc<Self> {
+        let subscriptions = Self::new(Vec::new());
+        subscriptions.close();
+        subscriptions
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -58,7 +66,7 @@ impl Subscriptions {
         if !std::mem::replace(&mut state.started, true) {
             state.connections = vec![None; self.nodes.len()];
             for (index, node) in self.nodes.iter().enumerate() {
-                runtime::spawn(keep_subscribed(Arc::downgrade(self), index, Arc::clone(node)));
+                runtime::spawn(keep_subscribed(Arc::downgrade(self), index, node.clone()));
             }
         }
         let changes = match state.channels.entry(channel.clone()) {
@@ -148,7 +156,7 @@ impl Drop for Watching {
 }
 
 /// Keeps one node's connection open and subscribed, for as long as the subscriptions are there.
-async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node: Arc<Node>) {
+async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node: NodeConfig) {
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
     let mut pause = Duration::from_millis(20);
     loop {
@@ -161,7 +169,7 @@ async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node:
                 }
             })
         };
-        match open::open(node.config(), &Driver::engine(), Some(on_push)).await {
+        match open::open(&node, &Driver::engine(), Some(on_push)).await {
             Ok(connection) => {
                 connection.on_broken(Arc::clone(&broken));
                 {

@@ -1,0 +1,173 @@
+//! What is asked of a server: a script, its keys and its arguments.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use redis::Value;
+
+use super::{
+    call::CallError,
+    config::NodeConfig,
+    holder,
+    keys::Keys,
+    script::{self, Script},
+};
+use crate::{
+    Mode, Resource,
+    backend::{Claim, Progress},
+    clock::{self, Instant},
+    engine::driver::Driver,
+};
+
+/// The fence outlives its last use by this at least: long against any ttl, and against clocks that are set back.
+const FENCE_OUTLIVES: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// One server, as the algorithm sees it.
+pub(super) trait Server: Send + Sync {
+    /// Where it is.
+    fn config(&self) -> &NodeConfig;
+
+    /// Runs a script there, on the connection that `driver` drives.
+    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Result<Value, CallError>>;
+
+    /// The server's clock shows `now_ms`, whatever it showed when it was last looked at.
+    fn set_clock(&self, driver: &Driver, now_ms: i64);
+
+    /// Finds out whether it can be used.
+    fn check(self: Arc<Self>, driver: Driver, expires: Instant) -> BoxFuture<'static, Result<(), CallError>>;
+
+    /// Lets go of connections.
+    fn close(&self);
+}
+
+/// A script to run; the same for all servers.
+pub(super) struct Request {
+    pub(super) script: &'static Script,
+    pub(super) keys: Vec<String>,
+    args: Vec<Arg>,
+    /// No answer is waited for after this.
+    pub(super) expires: Instant,
+    progress: Arc<Progress>,
+}
+
+enum Arg {
+    Text(String),
+    /// The server's time, in ms, at which the request expires.
+    NotAfter,
+}
+
+/// How a lock with several holders is kept: what stands before the owner token, and how many may hold (0: any
+/// number).
+fn sharing(mode: Mode) -> Option<(&'static str, u32)> {
+    match mode {
+        Mode::Exclusive => None,
+        Mode::Shared => Some(("shared:", 0)),
+        Mode::Permit { of } => Some(("permit:", of)),
+    }
+}
+
+impl Request {
+    fn new(script: &'static Script, keys: Vec<String>, args: Vec<Arg>, claim: &Claim, expires: Instant) -> Arc<Self> {
+        Arc::new(Self { script, keys, args, expires, progress: Arc::clone(&claim.progress) })
+    }
+
+    /// Takes the locks.
+    pub(super) fn acquire(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
+        let mut args = vec![
+            Arg::text(&claim.owner),
+            Arg::text(millis(claim.ttl)),
+            Arg::text(clock::unix_micros()),
+            Arg::NotAfter,
+            Arg::text(holder::record(claim.label.as_deref())),
+            Arg::text(millis(outlives(claim.ttl))),
+        ];
+        let (script, keys) = match (sharing(claim.mode), claim.resources.len()) {
+            (None, 1) => (&script::ACQUIRE, keys.locks_fences_and_writers()),
+            (None, _) => (&script::ACQUIRE_ALL, keys.locks_and_fences()),
+            (Some((kind, limit)), _) => {
+                args.extend([Arg::text(kind), Arg::text(limit)]);
+                (&script::SHARE, keys.locks_fences_and_writers())
+            }
+        };
+        Self::new(script, keys, args, claim, expires)
+    }
+
+    /// Writes the token back where the locks are held.
+    pub(super) fn raise(keys: &Keys, claim: &Claim, token: u64, expires: Instant) -> Arc<Self> {
+        let kind = sharing(claim.mode).map_or("", |(kind, _)| kind);
+        let args = vec![Arg::text(format_args!("{kind}{}", claim.owner)), Arg::text(token)];
+        Self::new(&script::RAISE, keys.locks_and_fences(), args, claim, expires)
+    }
+
+    /// Lets the locks live on.
+    pub(super) fn extend(keys: &Keys, claim: &Claim, ttl: Duration, expires: Instant) -> Arc<Self> {
+        let mut args = vec![Arg::text(&claim.owner), Arg::text(millis(ttl))];
+        let script = match sharing(claim.mode) {
+            None => &script::EXTEND,
+            Some((kind, _)) => {
+                args.push(Arg::text(kind));
+                &script::SHARE_EXTEND
+            }
+        };
+        Self::new(script, keys.locks(), args, claim, expires)
+    }
+
+    /// Puts the locks back on a server that lost them.
+    pub(super) fn repair(keys: &Keys, claim: &Claim, token: u64, ttl: Duration, expires: Instant) -> Arc<Self> {
+        let args = vec![
+            Arg::text(&claim.owner),
+            Arg::text(millis(ttl)),
+            Arg::text(token),
+            Arg::NotAfter,
+            Arg::text(millis(outlives(ttl))),
+        ];
+        Self::new(&script::REPAIR, keys.locks_and_fences(), args, claim, expires)
+    }
+
+    /// Frees the locks.
+    pub(super) fn release(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
+        let mut args = vec![Arg::text(&claim.owner)];
+        let script = match sharing(claim.mode) {
+            None => &script::RELEASE,
+            Some((kind, _)) => {
+                args.push(Arg::text(kind));
+                &script::SHARE_RELEASE
+            }
+        };
+        args.extend(keys.channels().into_iter().map(Arg::Text));
+        Self::new(script, keys.locks(), args, claim, expires)
+    }
+
+    /// Looks at a lock.
+    pub(super) fn inspect(prefix: &str, resource: &Resource, expires: Instant) -> Arc<Self> {
+        let keys = Keys::of(prefix, std::slice::from_ref(resource)).locks_and_fences();
+        Arc::new(Self { script: &script::INSPECT, keys, args: Vec::new(), expires, progress: Arc::default() })
+    }
+
+    /// The arguments for a server whose clock shows `server_time` when the request expires. A claim that is over
+    /// must not be granted anywhere any more: its time is up.
+    pub(super) fn args(&self, server_time: i64) -> Vec<String> {
+        let not_after = if self.progress.is_over() { 0 } else { server_time };
+        let arg = |arg: &Arg| match arg {
+            Arg::Text(text) => text.clone(),
+            Arg::NotAfter => not_after.to_string(),
+        };
+        self.args.iter().map(arg).collect()
+    }
+}
+
+impl Arg {
+    fn text(value: impl ToString) -> Self {
+        Self::Text(value.to_string())
+    }
+}
+
+/// How long the fence of a lock with this ttl outlives it.
+fn outlives(ttl: Duration) -> Duration {
+    FENCE_OUTLIVES.max(ttl.saturating_mul(2))
+}
+
+/// Redis counts whole milliseconds; rounding up keeps the lock at least as long as its holder thinks.
+fn millis(duration: Duration) -> u128 {
+    duration.as_nanos().div_ceil(1_000_000)
+}

@@ -1,0 +1,345 @@
+//! Redlock in a simulated world: the engine and the quorum as they are, on servers and a network that misbehave.
+//!
+//! Random schedules of 5 servers and 4 clients: delays long enough for requests to come late, lost requests and lost
+//! answers, servers that are away for a while (with their data, or without: a minority), clients that are
+//! paused past their ttl, cancelled acquisitions, dropped leases. At every event: no two leases may be
+//! acted on; over time: tokens strictly grow. `POLYLOCK_SEED=n` plays one seed again, `POLYLOCK_SEEDS=n` so many.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use futures_util::future::{BoxFuture, FutureExt};
+use redis::Value;
+use tokio::sync::oneshot;
+
+use super::{
+    RedisBackend,
+    call::{CallError, Reply},
+    config::NodeConfig,
+    request::{Request, Server},
+    script,
+    subscriber::Subscriptions,
+};
+use crate::{
+    Acquire, Lease, LockManager,
+    clock::Instant,
+    engine::{driver::Driver, timer},
+    lease::state::Drift,
+    simulation,
+};
+
+const SERVERS: usize = 5;
+const CLIENTS: usize = 4;
+const TTL: Duration = Duration::from_millis(1000);
+const LENGTH: Duration = Duration::from_secs(6);
+
+/// What a server knows, and the scripts as they work on it.
+#[derive(Default)]
+struct Memory {
+    lock: HashMap<String, (String, Instant)>,
+    fence: HashMap<String, u64>,
+}
+
+/// One server.
+struct Machine {
+    memory: Memory,
+    /// It is away: what comes is lost.
+    away: bool,
+    /// How fast its clock runs.
+    rate: f64,
+}
+
+impl Memory {
+    fn owner(&self, key: &str, now: Instant) -> Option<&(String, Instant)> {
+        self.lock.get(key).filter(|(_, expires)| *expires > now)
+    }
+
+    /// Runs a script; `rate` is the server's clock against real time.
+    fn run(&mut self, request: &Request, args: &[String], now: Instant, rate: f64) -> Value {
+        let number = |index: usize| args[index].parse::<u64>().unwrap();
+        let lasts = |ttl: u64| now.after(Duration::from_millis(ttl).mul_f64(rate));
+        let ints = |values: [u64; 3]| Value::Array(values.map(|value| Value::Int(value as i64)).to_vec());
+        let (key, owner) = (&request.keys[0], &args[0]);
+        let held = self.owner(key, now).cloned();
+        let ours = held.as_ref().is_some_and(|(holder, _)| holder == owner);
+        let left = held.as_ref().map_or(0, |(_, expires)| expires.since(now).as_millis() as u64);
+        let is = |other: &'static script::Script| std::ptr::eq(request.script, other);
+        if is(&script::ACQUIRE) {
+            let fence = self.fence.entry(request.keys[1].clone()).or_default();
+            if now.since_boot().as_millis() as u64 > number(3) {
+                return Value::Array(vec![Value::Int(-2), Value::Int(0), Value::Int(0)]);
+            }
+            if held.is_some() {
+                return ints([u64::from(ours), *fence, left]);
+            }
+            *fence = (*fence + 1).max(number(2));
+            let fence = *fence;
+            self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
+            ints([1, fence, number(1)])
+        } else if is(&script::RAISE) {
+            let fence = self.fence.entry(request.keys[1].clone()).or_default();
+            if !ours {
+                return Value::Array(vec![Value::Int(0), Value::Int(0)]);
+            }
+            let above = *fence > number(1);
+            if !above {
+                *fence = number(1);
+            }
+            Value::Array(vec![Value::Int(if above { -1 } else { 1 }), Value::Int(*fence as i64)])
+        } else if is(&script::EXTEND) {
+            if ours {
+                self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
+            }
+            Value::Int(if ours { 1 } else { -i64::from(held.is_none()) })
+        } else if is(&script::REPAIR) {
+            if now.since_boot().as_millis() as u64 > number(3) || (held.is_some() && !ours) {
+                return Value::Int(0);
+            }
+            if !ours {
+                let fence = self.fence.entry(request.keys[1].clone()).or_default();
+                *fence = (*fence).max(number(2));
+                self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
+            }
+            Value::Int(1)
+        } else if is(&script::RELEASE) {
+            if ours {
+                self.lock.remove(key);
+            }
+            Value::Int(if ours { 1 } else { -i64::from(held.is_none()) })
+        } else {
+            panic!("a script that is not simulated");
+        }
+    }
+}
+
+/// A server as one client sees it, through the network.
+struct Remote {
+    config: NodeConfig,
+    machine: Arc<Mutex<Machine>>,
+    rng: Mutex<Rng>,
+    loss: f64,
+}
+
+impl Remote {
+    fn delay(&self) -> Duration {
+        let mut rng = self.rng.lock().unwrap();
+        // Mostly a millisecond, now and then far longer than a node has to answer.
+        let longest = if rng.f64() < 0.03 { 1500.0 } else { 4.0 };
+        Duration::from_secs_f64(0.0002 + rng.f64() * longest / 1000.0)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.rng.lock().unwrap().f64() < self.loss
+    }
+}
+
+impl Server for Remote {
+    fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    fn run(self: Arc<Self>, request: Arc<Request>, _: Driver) -> BoxFuture<'static, Reply> {
+        async move {
+            let expires = request.expires;
+            let args = request.args(expires.since_boot().as_millis() as i64);
+            let (reply, answer) = oneshot::channel();
+            if !self.is_lost() {
+                let (there, back, answer_is_lost) = (self.delay(), self.delay(), self.is_lost());
+                let machine = Arc::clone(&self.machine);
+                simulation::after(there, move || {
+                    let mut machine = machine.lock().unwrap();
+                    if machine.away {
+                        return;
+                    }
+                    let (now, rate) = (Instant::now(), machine.rate);
+                    let value = machine.memory.run(&request, &args, now, rate);
+                    if !answer_is_lost {
+                        simulation::after(back, move || drop(reply.send(value)));
+                    }
+                });
+            }
+            match timer::until(Some(expires), answer).await {
+                Some(Ok(value)) => Ok(value),
+                Some(Err(_)) => {
+                    // Lost: nobody answers, and nobody says so before the time is up.
+                    timer::sleep_until(expires).await;
+                    Err(CallError::unanswered("server", "lost"))
+                }
+                None => Err(CallError::unanswered("server", "no answer in time")),
+            }
+        }
+        .boxed()
+    }
+
+    fn set_clock(&self, _: &Driver, _: i64) {}
+
+    fn check(self: Arc<Self>, _: Driver, _: Instant) -> BoxFuture<'static, Result<(), CallError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn close(&self) {}
+}
+
+/// What the clients hold, and what has been promised.
+#[derive(Default)]
+struct History {
+    leases: RefCell<Vec<Rc<Lease>>>,
+    last_token: Cell<u64>,
+    grants: Cell<u32>,
+}
+
+impl History {
+    fn granted(&self, lease: Lease) -> Rc<Lease> {
+        assert!(lease.fencing_token() > self.last_token.get(), "a token that does not grow");
+        self.last_token.set(lease.fencing_token());
+        self.grants.set(self.grants.get() + 1);
+        let lease = Rc::new(lease);
+        self.leases.borrow_mut().push(Rc::clone(&lease));
+        lease
+    }
+
+    fn forget(&self, lease: &Rc<Lease>) {
+        self.leases.borrow_mut().retain(|other| !Rc::ptr_eq(other, lease));
+    }
+
+    fn check(&self) {
+        let held = self.leases.borrow().iter().filter(|lease| lease.is_held()).count();
+        assert!(held <= 1, "{held} leases at one time");
+    }
+}
+
+/// One client: acquires, holds, and ends it in some way, again and again.
+async fn client(locks: LockManager, history: Rc<History>, mut rng: Rng) {
+    let engine = Driver::engine();
+    loop {
+        let options = Acquire::ttl(TTL).wait(Duration::from_millis(2500)).auto_extend(rng.f64() < 0.7);
+        let acquiring = locks.acquire_by("r", options, &engine);
+        let patience = (rng.f64() < 0.2).then(|| Instant::now().after(Duration::from_millis(rng.u64(0..20))));
+        if let Some(Ok(lease)) = timer::until(patience, acquiring).await {
+            let lease = history.granted(lease);
+            let hold = if rng.f64() < 0.2 { 1500 } else { 100 };
+            timer::sleep_until(Instant::now().after(Duration::from_millis(rng.u64(0..hold)))).await;
+            if rng.f64() < 0.2 {
+                let _ = lease.extend_by(None, &engine).await;
+            }
+            match rng.u32(0..10) {
+                0 => {}                                                                          // dropped
+                1 => timer::sleep_until(lease.deadline().after(Duration::from_millis(1))).await, // outlived, perhaps
+                _ => drop(lease.release_by(&engine).await),
+            }
+            history.forget(&lease);
+        }
+        timer::sleep_until(Instant::now().after(Duration::from_millis(rng.u64(0..60)))).await;
+    }
+}
+
+/// What may happen to the servers and to the clients.
+#[derive(Clone, Copy)]
+struct Faults {
+    /// Servers that lose their memory when they come back.
+    forgetful: usize,
+}
+
+async fn troubles(machines: Vec<Arc<Mutex<Machine>>>, faults: Faults, mut rng: Rng) {
+    loop {
+        timer::sleep_until(Instant::now().after(Duration::from_millis(rng.u64(50..800)))).await;
+        if rng.f64() < 0.5 {
+            simulation::pause(rng.usize(1..=CLIENTS), Duration::from_millis(rng.u64(1..2500)));
+            continue;
+        }
+        let index = rng.usize(0..SERVERS);
+        let machine = Arc::clone(&machines[index]);
+        machine.lock().unwrap().away = true;
+        let forgets = index < faults.forgetful;
+        simulation::after(Duration::from_millis(rng.u64(1..1500)), move || {
+            let mut machine = machine.lock().unwrap();
+            machine.away = false;
+            if forgets {
+                machine.memory = Memory::default();
+            }
+        });
+    }
+}
+
+/// Plays one seed; answers how many leases were granted.
+fn play(seed: u64, faults: Faults, look: impl Fn(&History)) -> u32 {
+    let mut rng = Rng::with_seed(seed);
+    fastrand::seed(seed);
+    simulation::start(CLIENTS);
+    let loss = if rng.bool() { 0.0 } else { rng.f64() * 0.1 };
+    let machines: Vec<_> = (0..SERVERS)
+        .map(|_| {
+            // Within what the drift allows between two clocks.
+            let rate = 1.0 + (rng.f64() - 0.5) * 0.008;
+            Arc::new(Mutex::new(Machine { memory: Memory::default(), away: false, rate }))
+        })
+        .collect();
+    let history = Rc::new(History::default());
+    for process in 1..=CLIENTS {
+        let nodes = machines.iter().enumerate().map(|(index, machine)| {
+            let config = NodeConfig::parse(&format!("redis://server{index}")).unwrap();
+            let rng = Mutex::new(rng.fork());
+            Arc::new(Remote { config, machine: Arc::clone(machine), rng, loss }) as Arc<dyn Server>
+        });
+        let backend = RedisBackend {
+            nodes: nodes.collect(),
+            subscriptions: Subscriptions::silent(),
+            prefix: String::new(),
+            node_timeout: None,
+        };
+        let locks = LockManager::new(Box::new(backend), Drift { factor: 0.01 });
+        simulation::spawn_in(process, client(locks, Rc::clone(&history), rng.fork()));
+    }
+    simulation::spawn(troubles(machines, faults, rng.fork()));
+    simulation::run(LENGTH, || look(&history));
+    simulation::end();
+    let grants = history.grants.get();
+    std::mem::forget(history);
+    grants
+}
+
+/// Plays many seeds on all cores; a failure names its seed.
+fn play_many(default: u64, faults: Faults, look: fn(&History)) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("POLYLOCK_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("POLYLOCK_SEEDS").unwrap_or(default),
+    };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
+    let total = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (seeds, total) = (seeds.clone(), &total);
+            scope.spawn(move || {
+                for seed in seeds.filter(|seed| seed % threads == thread) {
+                    let played = std::panic::catch_unwind(|| play(seed, faults, look));
+                    match played {
+                        Ok(grants) => total.fetch_add(grants.into(), std::sync::atomic::Ordering::Relaxed),
+                        Err(_) => panic!("POLYLOCK_SEED={seed} fails"),
+                    };
+                }
+            });
+        }
+    });
+    let total = total.into_inner();
+    println!("{total} leases granted");
+    // A world in which nobody gets anything proves nothing.
+    assert!(total >= 2 * (seeds.end - seeds.start), "only {total} leases were granted");
+}
+
+#[test]
+fn never_two_leases_and_tokens_grow_whatever_fails() {
+    play_many(400, Faults { forgetful: 0 }, History::check);
+}
+
+#[test]
+fn tokens_grow_even_when_servers_forget() {
+    // Exclusion may then end for a moment (a restarted server votes again at once); the tokens say who is later.
+    play_many(100, Faults { forgetful: 2 }, |_| {});
+}
