@@ -74,7 +74,7 @@ impl Request {
     /// Takes the locks.
     pub(super) fn acquire(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
         let mut args = vec![
-            Arg::text(&claim.owner),
+            Arg::text(claim.owner),
             Arg::text(millis(claim.ttl)),
             Arg::text(clock::unix_micros()),
             Arg::NotAfter,
@@ -101,7 +101,7 @@ impl Request {
 
     /// Lets the locks live on.
     pub(super) fn extend(keys: &Keys, claim: &Claim, ttl: Duration, expires: Instant) -> Arc<Self> {
-        let mut args = vec![Arg::text(&claim.owner), Arg::text(millis(ttl))];
+        let mut args = vec![Arg::text(claim.owner), Arg::text(millis(ttl))];
         let script = match sharing(claim.mode) {
             None => &script::EXTEND,
             Some((kind, _)) => {
@@ -115,7 +115,7 @@ impl Request {
     /// Puts the locks back on a server that lost them.
     pub(super) fn repair(keys: &Keys, claim: &Claim, token: u64, ttl: Duration, expires: Instant) -> Arc<Self> {
         let args = vec![
-            Arg::text(&claim.owner),
+            Arg::text(claim.owner),
             Arg::text(millis(ttl)),
             Arg::text(token),
             Arg::NotAfter,
@@ -126,7 +126,7 @@ impl Request {
 
     /// Frees the locks.
     pub(super) fn release(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
-        let mut args = vec![Arg::text(&claim.owner)];
+        let mut args = vec![Arg::text(claim.owner)];
         let script = match sharing(claim.mode) {
             None => &script::RELEASE,
             Some((kind, _)) => {
