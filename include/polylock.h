@@ -24,9 +24,11 @@
  * Objects do not depend on each other's handles: a lease may outlive the handle of its manager, for example.
  *
  * Errors. Functions that can fail return a polylock_status, POLYLOCK_OK or why they failed. Outputs are written
- * only with POLYLOCK_OK. `err` is the exception: it is written only without, with an error object to be freed with
- * polylock_error_free. It may be NULL. Functions that answer with a value give a harmless one (0, false, NULL) for
- * a handle that is not valid. A NULL where something must be given is POLYLOCK_ERR_INVALID_ARGUMENT.
+ * only with POLYLOCK_OK. `err` is the exception: it is written only on failure, with an error object to be freed with
+ * polylock_error_free; what was in it before is not freed. It may be NULL. Functions that answer with a value give
+ * a harmless one (0, false, NULL) for a handle that is not valid. A NULL where something must be given is
+ * POLYLOCK_ERR_INVALID_ARGUMENT. (In check(polylock_extend(lease, &err), err) a compiler may read `err` before the
+ * call: use two statements.)
  *
  * Strings are UTF-8. A function takes them ended by NUL, its twin that ends in _n with a length in bytes. The library
  * keeps no pointer that it was given, but for userdata. Strings that it returns belong to the object that was asked

@@ -77,7 +77,7 @@ struct check_case {
 static inline int check_run(const char *program, const struct check_case *cases, size_t count)
 {
     size_t i;
-    alarm(120); /* longer than all of it takes: a hang fails */
+    alarm(600); /* longer than all of it takes: a hang fails */
     for (i = 0; i < count; i++) {
         fprintf(stderr, "%s\n", cases[i].name);
         cases[i].run();

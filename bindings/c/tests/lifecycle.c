@@ -151,7 +151,7 @@ static void a_loss_is_told_once(void)
 static void no_loss_is_told_after_a_release(void)
 {
     polylock_manager locks = check_connect("memory:");
-    polylock_lease lease = check_acquire(locks, "r", 300, 0);
+    polylock_lease lease = check_acquire(locks, "r", 60000, 0);
     struct told *released = new_told(), *freed = new_told(), *failed = new_told();
     polylock_loss reason = POLYLOCK_LOSS_TAKEN;
     CHECK_OK(polylock_lease_on_lost(lease, on_lost, released, finalize, NULL));
@@ -181,11 +181,13 @@ static void *free_it(void *lease)
 static void waiting_for_a_loss_ends(void)
 {
     polylock_manager locks = check_connect("memory:");
-    polylock_lease lease = check_acquire(locks, "r", 300, 0);
+    polylock_lease lease = check_acquire(locks, "r", 60000, 1);
     polylock_loss reason = POLYLOCK_LOSS_TAKEN;
     pthread_t thread;
     CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_lease_wait_lost(lease, 0, &reason, NULL));
     CHECK(reason == POLYLOCK_LOSS_TAKEN);
+    CHECK_OK(polylock_lease_free(lease));
+    lease = check_acquire(locks, "r", 300, 0);
     CHECK_OK(polylock_lease_wait_lost(lease, 60000, &reason, NULL));
     CHECK(reason == POLYLOCK_LOSS_EXPIRED);
     CHECK_OK(polylock_lease_free(lease));

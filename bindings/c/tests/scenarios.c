@@ -383,7 +383,7 @@ int main(int argc, char **argv)
     int i, count = 0, played = 0, failed = 0;
     if (argc != 2)
         die("usage", "scenarios DIRECTORY");
-    alarm(300); /* longer than all of it takes: a hang fails */
+    alarm(600); /* longer than all of it takes: a hang fails */
     list_files(argv[1]);
     snprintf(urls, sizeof urls, "%s", given ? given : "memory:");
     for (url = strtok_r(urls, " ", &rest); url && count < 16; url = strtok_r(NULL, " ", &rest)) {
