@@ -1,0 +1,393 @@
+// polylock/redlock as redlock 5, on one server and on several; what redlock 4 and 5 get wrong; and both beside the originals.
+
+import assert from 'node:assert/strict'
+import { createRequire } from 'node:module'
+import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import { Redis } from 'ioredis'
+import { connect, InvalidArgumentError } from 'polylock'
+import Redlock, { ExecutionError, Lock, LockError, ResourceLockedError } from 'polylock/redlock'
+
+import { eventually, redisUrl, runNode, unique } from './support.mjs'
+
+const require = createRequire(import.meta.url)
+const nodes = (process.env.POLYLOCK_TEST_REDLOCK ?? '').split(',').filter((url) => url !== '')
+const sets = { 'one server': [redisUrl], 'three servers': nodes.slice(0, 3) }
+const skip = redisUrl === undefined
+/** Far beyond what fits in 32 bits, and a whole number still three times over. */
+const long = Math.floor(Number.MAX_SAFE_INTEGER / 10)
+
+/** Runs `body` with a client of each server. */
+async function withClients(urls, body) {
+  const clients = urls.map((url) => new Redis(url))
+  try {
+    await body(clients)
+  } finally {
+    for (const client of clients) client.disconnect()
+  }
+}
+
+/** Asserts that a majority of the servers keep `value` for about `duration`. */
+async function assertKept(clients, key, value, duration) {
+  const kept = await Promise.all(
+    clients.map(async (client) => [await client.get(key), Math.abs((await client.pttl(key)) - duration) < 2_000]),
+  )
+  const right = kept.filter(([found, soon]) => found === value && soon)
+  assert.ok(right.length > clients.length / 2, JSON.stringify(kept))
+}
+
+/** What most servers keep: a minority may be behind. */
+async function majority(clients, key) {
+  const kept = await Promise.all(clients.map((client) => client.get(key)))
+  const value = kept.find((value) => kept.filter((other) => other === value).length > clients.length / 2)
+  assert.equal(typeof value, 'string', JSON.stringify(kept))
+  return value
+}
+
+/** Asserts that a key is gone from all servers, at once or soon: the last ones may be told in the background. */
+const assertGone = (clients, key) =>
+  eventually(`${key} is gone`, async () => {
+    const found = await Promise.all(clients.map((client) => client.exists(key)))
+    return found.every((count) => count === 0)
+  })
+
+for (const [name, urls] of Object.entries(sets)) {
+  test(`acquires, extends and releases on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients)
+      for (const keys of [[unique('{r}a')], [unique('{r}b'), unique('{r}a')]]) {
+        const lock = await redlock.acquire(keys, long)
+        assert.ok(lock instanceof Lock && lock instanceof Redlock.Lock)
+        assert.deepEqual(lock.resources, keys)
+        for (const key of keys) await assertKept(clients, key, lock.value, long)
+        const extended = await lock.extend(3 * long)
+        assert.equal(lock.expiration, 0)
+        assert.equal(extended.value, lock.value)
+        for (const key of keys) await assertKept(clients, key, lock.value, 3 * long)
+        const { attempts, start } = await extended.release()
+        assert.ok(start > 0)
+        const stats = await attempts[0]
+        assert.equal(stats.membershipSize, clients.length)
+        assert.equal(stats.quorumSize, Math.floor(clients.length / 2) + 1)
+        assert.deepEqual([...stats.votesFor], clients)
+        assert.equal(extended.expiration, 0)
+        for (const key of keys) await assertGone(clients, key)
+        await assert.rejects(extended.release(), ExecutionError)
+        await assert.rejects(extended.extend(5_000), /^ExecutionError: Cannot extend an already-expired lock\.$/)
+      }
+      await redlock.quit()
+    }),
+  )
+
+  test(`locks exclude each other on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients, { retryDelay: 10, retryJitter: 5 })
+      const emitted = []
+      redlock.on('error', (error) => emitted.push(error))
+      const [one, two, three] = [unique('{r}1'), unique('{r}2'), unique('{r}3')]
+      const lock = await redlock.acquire([one, two], long)
+      const error = await redlock.acquire([two, three], long).catch((error) => error)
+      assert.ok(error instanceof ExecutionError)
+      assert.equal(error.message, 'The operation was unable to achieve a quorum during its retry window.')
+      assert.equal(error.attempts.length, 11)
+      for (const attempt of error.attempts) {
+        const { votesAgainst } = await attempt
+        assert.ok(votesAgainst.size > 0)
+        for (const vote of votesAgainst.values()) {
+          assert.ok(vote instanceof ResourceLockedError)
+          assert.equal(vote.message, 'The operation was applied to: 0 of the 2 requested resources.')
+        }
+      }
+      assert.deepEqual(emitted, [], 'a busy lock is no error')
+      await assertGone(clients, three)
+      await assertKept(clients, two, lock.value, long)
+      const few = await redlock.acquire([two], long, { retryCount: 0 }).catch((error) => error)
+      assert.equal(few.attempts.length, 1)
+      await lock.release()
+      await redlock.quit()
+    }),
+  )
+
+  test(`locks expire on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients)
+      const key = unique('{r}expire')
+      const lock = await redlock.acquire([key], 200)
+      await eventually('it expired', () => lock.expiration < Date.now())
+      const next = await redlock.acquire([key], 5_000)
+      await assert.rejects(lock.release(), ExecutionError)
+      await assertKept(clients, key, next.value, 5_000)
+      await next.release()
+      await redlock.quit()
+    }),
+  )
+
+  test(`using extends, is exclusive and releases on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients)
+      const key = unique('{r}using')
+      let inside = 0
+      const values = await Promise.all(
+        [1, 2].map(() =>
+          redlock.using([key], 500, { automaticExtensionThreshold: 200 }, async (signal) => {
+            assert.equal(++inside, 1)
+            const value = await majority(clients, key)
+            await sleep(700)
+            assert.equal(signal.aborted, false)
+            assert.equal(signal.error, undefined)
+            assert.equal(await majority(clients, key), value)
+            inside--
+            return value
+          }),
+        ),
+      )
+      assert.notEqual(values[0], values[1])
+      await assertGone(clients, key)
+      await redlock.quit()
+    }),
+  )
+
+  test(`using holds on while the event loop is blocked on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients)
+      const result = await redlock.using(
+        [unique('{r}block')],
+        700,
+        { automaticExtensionThreshold: 100 },
+        async (signal) => {
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2_500)
+          await sleep(50)
+          return signal.aborted
+        },
+      )
+      assert.equal(result, false)
+      await redlock.quit()
+    }),
+  )
+
+  test(`using tells of a loss, but never hides what the routine threw, on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients)
+      const settings = { automaticExtensionThreshold: 100 }
+      const key = unique('{r}lost')
+      const lose = async (signal) => {
+        const aborted = new Promise((resolve) => signal.addEventListener('abort', resolve))
+        await Promise.all(clients.map((client) => client.del(key)))
+        await aborted
+        assert.ok(signal.error instanceof ExecutionError)
+        assert.equal(signal.reason, signal.error)
+      }
+      await assert.rejects(redlock.using([key], 500, settings, lose), ExecutionError)
+      const thrown = new RangeError('from the routine')
+      const throwing = redlock.using([key], 500, settings, async (signal) => {
+        await lose(signal)
+        throw thrown
+      })
+      await assert.rejects(throwing, thrown)
+      await redlock.quit()
+    }),
+  )
+}
+
+test('durations are whole numbers, and longer than the threshold', { skip }, async () => {
+  const redlock = new Redlock([redisUrl])
+  const message = 'Duration must be an integer value in milliseconds.'
+  await assert.rejects(redlock.acquire(['x'], 0.5), { message })
+  await assert.rejects(
+    redlock.using(['x'], 0.5, async () => {}),
+    { message },
+  )
+  await assert.rejects(
+    redlock.using(['x'], 500, async () => {}),
+    /at least 100ms greater than the `automaticExtensionThreshold`/,
+  )
+  await redlock.quit()
+})
+
+test('a server out of reach is told as redlock tells it', { skip }, async () => {
+  const redlock = new Redlock(['redis://127.0.0.1:1'], { retryDelay: 1, retryJitter: 0 })
+  const emitted = []
+  redlock.on('error', (error) => emitted.push(error))
+  const error = await redlock.acquire(['x'], 10_000).catch((error) => error)
+  assert.ok(error instanceof ExecutionError)
+  assert.equal(error.attempts.length, 11)
+  for (const attempt of error.attempts) {
+    for (const vote of (await attempt).votesAgainst.values()) assert.equal(vote.message, 'Connection is closed.')
+  }
+  assert.equal(emitted.length, 11)
+  const of4 = await redlock.lock('x', 10_000).catch((error) => error)
+  assert.ok(of4 instanceof LockError)
+  assert.equal(of4.attempts, 11)
+  await redlock.quit()
+})
+
+test('a minority of servers that refuse does no harm, a majority does', { skip }, () =>
+  withClients(sets['three servers'], async (clients) => {
+    const redlock = new Redlock(clients, { retryDelay: 1, retryJitter: 0 })
+    const [few, many] = [unique('{r}few'), unique('{r}many')]
+    await clients[2].set(few, 'other')
+    const lock = await redlock.acquire([few], long)
+    await assertKept(clients, few, lock.value, long)
+    const extended = await lock.extend(3 * long)
+    await assertKept(clients, few, lock.value, 3 * long)
+    assert.equal(await clients[2].get(few), 'other')
+    await extended.release()
+    assert.equal(await clients[2].get(few), 'other')
+    assert.equal(await clients[2].pttl(few), -1)
+    await Promise.all(clients.slice(1).map((client) => client.set(many, 'other')))
+    await assert.rejects(redlock.acquire([many], long), ExecutionError)
+    await assertGone(clients.slice(0, 1), many)
+    assert.equal(await clients[1].get(many), 'other')
+    await Promise.all(clients.map((client) => client.del(few, many)))
+    await redlock.quit()
+  }),
+)
+
+test('an even split is an answer and no hang', { skip }, () =>
+  withClients(nodes.slice(0, 2), async (clients) => {
+    const redlock = new Redlock(clients, { retryCount: 2, retryDelay: 1, retryJitter: 0 })
+    const key = unique('{r}even')
+    await clients[0].set(key, 'other')
+    await assert.rejects(redlock.acquire([key], 5_000), ExecutionError)
+    await clients[0].del(key)
+    const lock = await redlock.acquire([key], 5_000)
+    await lock.release()
+    await redlock.quit()
+  }),
+)
+
+test('an extension that fails leaves the locks of others alone', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const redlock = new Redlock([client], { retryCount: 0 })
+    const key = unique('{r}extend')
+    const lock = await redlock.lock(key, 10_000)
+    await client.set(key, 'other', 'PX', 10_000)
+    await assert.rejects(lock.extend(20_000), LockError)
+    assert.equal(await client.get(key), 'other')
+    await assert.rejects(lock.unlock(), LockError)
+    assert.equal(await client.get(key), 'other')
+    await client.del(key)
+    await redlock.quit()
+  }),
+)
+
+test('retryCount 0 and -1 are taken as they are', { skip }, async () => {
+  const redlock = new Redlock([redisUrl], { retryDelay: 5, retryJitter: 0 })
+  const key = unique('{r}retry')
+  const lock = await redlock.lock(key, 10_000)
+  const error = await redlock.lockWithOptions(key, 1_000, { retryCount: 0 }).catch((error) => error)
+  assert.equal(error.attempts, 1)
+  const waiting = redlock.lockWithOptions(key, 1_000, { retryCount: -1 })
+  await sleep(1_000)
+  await lock.unlock()
+  const next = await waiting
+  assert.ok(next.attempts > 11, String(next.attempts))
+  await next.unlock()
+  await redlock.quit()
+})
+
+for (const [original, make] of Object.entries({
+  'redlock 4': (client) => new (require('redlock4'))([client], { retryCount: 0 }),
+  'redlock 5': (client) => new (require('redlock5').default)([client], { retryCount: 0 }),
+})) {
+  test(`excludes ${original} and is excluded by it`, { skip }, () =>
+    withClients([redisUrl], async ([client]) => {
+      const [ours, theirs] = [new Redlock([client], { retryCount: 0 }), make(client)]
+      theirs.on('error', () => {})
+      const key = unique('{r}both')
+      const mine = await ours.acquire([key], 10_000)
+      await assert.rejects(theirs.acquire([key], 10_000))
+      await mine.release()
+      const other = await theirs.acquire([key], 10_000)
+      await assert.rejects(ours.acquire([key], 10_000), ExecutionError)
+      const locks = connect(redisUrl)
+      assert.equal((await locks.inspect(key)).owner, other.value)
+      await (other.release ?? other.unlock).call(other)
+      await (await ours.acquire([key], 10_000)).release()
+      await locks.close()
+      await ours.quit()
+    }),
+  )
+}
+
+test('the settings of clients are read', { skip }, async (context) => {
+  const { hostname, port } = new URL(redisUrl)
+  const at = { host: hostname, port: Number(port) }
+  const clients = {
+    'a URL': () => redisUrl,
+    'an object of settings': () => ({ ...at, db: 3 }),
+    'ioredis 5': () => new Redis({ ...at, db: 3, keyPrefix: 'p:' }),
+    'ioredis 4': () => new (require('ioredis4'))({ ...at, db: 3, keyPrefix: 'p:' }),
+    'node-redis 3': () => require('redis3').createClient({ ...at, db: 3, prefix: 'p:' }),
+    'node-redis 4': () => require('redis4').createClient({ socket: at, database: 3 }),
+    'node-redis 5': () => require('redis5').createClient({ url: `${redisUrl}/3` }),
+  }
+  for (const [name, make] of Object.entries(clients)) {
+    await context.test(name, async () => {
+      const client = make()
+      client.on?.('error', () => {})
+      const redlock = new Redlock([client])
+      const key = unique('{r}client')
+      const lock = await redlock.acquire([key], 10_000)
+      const database = name === 'a URL' ? 0 : 3
+      const prefix = /ioredis|3$/.test(name) && database === 3 ? 'p:' : ''
+      await withClients([`${redisUrl}/${database}`], async ([plain]) => {
+        assert.equal(await plain.get(prefix + key), lock.value)
+      })
+      await lock.release()
+      // The clients of node-redis 4 and 5 were never connected.
+      if (client.isOpen !== false) (client.end ?? client.disconnect)?.call(client, true)
+    })
+  }
+})
+
+test('a password is read from a client', { skip: process.env.POLYLOCK_TEST_REDIS_AUTH === undefined }, () =>
+  withClients([process.env.POLYLOCK_TEST_REDIS_AUTH], async ([client]) => {
+    const redlock = new Redlock([client], { retryCount: 0 })
+    await (await redlock.acquire([unique('{r}auth')], 10_000)).release()
+    await redlock.quit()
+  }),
+)
+
+test('a client that cannot be read is an error at once', () => {
+  const cannot = (clients, why) =>
+    assert.throws(
+      () => new Redlock(clients),
+      (error) => error instanceof InvalidArgumentError && error.argument === 'clients' && why.test(error.message),
+    )
+  cannot([{}], /no settings/)
+  cannot([5], /neither a URL nor an object/)
+  cannot([null], /null/)
+  const { Cluster } = require('ioredis')
+  cannot([new Cluster(['redis://127.0.0.1:1'], { lazyConnect: true })], /cluster/)
+  cannot([new Redis({ sentinels: [{ host: '127.0.0.1', port: 1 }], name: 'm', lazyConnect: true })], /sentinel/)
+  cannot([new Redis({ tls: { ca: 'x' }, lazyConnect: true })], /TLS option ca/)
+  cannot([new Redis({ tls: { rejectUnauthorized: false }, lazyConnect: true })], /does not verify/)
+  cannot(
+    [new Redis({ keyPrefix: 'a:', lazyConnect: true }), new Redis({ lazyConnect: true })],
+    /different key prefixes/,
+  )
+  assert.throws(() => new Redlock([]), /at least one redis client/)
+  assert.throws(() => new Redlock(['nonsense://x']), InvalidArgumentError)
+})
+
+test('both ways of loading give the class, and no timer is left', { skip }, async () => {
+  const source = `
+    const Redlock = require('polylock/redlock')
+    if (Redlock.default !== Redlock || typeof Redlock.LockError !== 'function') throw new Error('require')
+    import('polylock/redlock').then(async (module) => {
+      if (module.default !== Redlock || module.ExecutionError !== Redlock.ExecutionError) throw new Error('import')
+      const redlock = new Redlock([process.argv[1]])
+      await redlock.using([process.argv[2]], 30000, async () => {})
+      await redlock.acquire([process.argv[2]], 30000)
+      console.log('done')
+    })`
+  const { status, output, errors, took } = await runNode(source, {
+    type: 'commonjs',
+    args: [redisUrl, unique('{r}load')],
+  })
+  assert.equal(status, 0, errors)
+  assert.equal(output.trim(), 'done')
+  assert.ok(took < 15_000)
+})

@@ -1,0 +1,448 @@
+/**
+ * `polylock/redlock`: the API of redlock 4 and of redlock 5 over the engine.
+ *
+ * `lock`, `unlock`, `lockWithOptions` and `disposer` are redlock 4's: promises of bluebird, callbacks, `LockError`. `acquire`
+ * and `release` with a list of resources, and `using`, are redlock 5's: `ExecutionError` with `attempts`. The clients' settings are read,
+ * and connections of our own opened; locks exclude those of node-redlock on the same servers.
+ *
+ * @packageDocumentation
+ */
+
+import { createHash } from 'node:crypto'
+import { EventEmitter } from 'node:events'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import { AcquireTimeoutError, AuthError, ConflictError, LockLostError, UnavailableError } from './errors.js'
+import type { Lease } from './lease.js'
+import { connect, type LockManager } from './manager.js'
+import { placesOf, type Client } from './redlock/clients.js'
+import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
+import { forget, leaseOf, Lock, remember } from './redlock/lock.js'
+import { disposable, settle, type Callback } from './redlock/promises.js'
+import { Tries, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
+
+interface RetrySettings {
+  /** How often to try again; -1 for ever. Default 10. */
+  readonly retryCount: number
+  /** The time between two tries, in milliseconds. Default 200. */
+  readonly retryDelay: number
+  /** The most that is added to or taken from that at random. Default 100. */
+  readonly retryJitter: number
+}
+
+interface AllSettings extends RetrySettings {
+  /** How far clocks may run apart, as a part of the duration. Default 0.01. */
+  readonly driftFactor: number
+  /** redlock 5: checked against the duration of `using`, which the engine extends when it is due. Default 500. */
+  readonly automaticExtensionThreshold: number
+}
+
+type ScriptOption = string | ((text: string) => string)
+
+interface Scripts {
+  readonly lockScript?: ScriptOption
+  readonly unlockScript?: ScriptOption
+  readonly extendScript?: ScriptOption
+}
+
+interface Scripts5 {
+  readonly acquireScript?: ScriptOption
+  readonly releaseScript?: ScriptOption
+  readonly extendScript?: ScriptOption
+}
+
+const defaults: AllSettings = {
+  driftFactor: 0.01,
+  retryCount: 10,
+  retryDelay: 200,
+  retryJitter: 100,
+  automaticExtensionThreshold: 500,
+}
+
+/** What the fields with scripts say: the engine has its own. */
+const scriptText = '-- polylock runs scripts of its own\n'
+
+const NO_QUORUM = 'The operation was unable to achieve a quorum during its retry window.'
+
+class Redlock extends EventEmitter {
+  static readonly default = Redlock
+  static readonly Lock = Lock
+  static readonly LockError = LockError
+  static readonly ExecutionError = ExecutionError
+  static readonly ResourceLockedError = ResourceLockedError
+
+  readonly driftFactor: number
+  readonly retryCount: number
+  readonly retryDelay: number
+  readonly retryJitter: number
+  /** redlock 4: the clients as they were given. */
+  readonly servers: Client[]
+  /** redlock 5: the same. */
+  readonly clients: Set<Client>
+  readonly settings: AllSettings
+  readonly lockScript: string
+  readonly unlockScript: string
+  readonly extendScript: string
+  readonly scripts: Readonly<Record<string, { value: string; hash: string }>>
+
+  readonly #locks: LockManager
+
+  /**
+   * Throws `InvalidArgumentError` for a client whose settings cannot be read, `Error` if there is none.
+   */
+  constructor(
+    clients: Iterable<Client | string | object>,
+    options: Partial<AllSettings> & Scripts = {},
+    scripts: Scripts5 = {},
+  ) {
+    super()
+    // Without a listener, an event of this name would be thrown.
+    this.on('error', () => undefined)
+    this.servers = (Array.isArray(clients) ? clients : [...clients]) as Client[]
+    if (this.servers.length === 0) throw new Error('Redlock must be instantiated with at least one redis client.')
+    this.clients = new Set(this.servers)
+    this.settings = numbers(options, defaults)
+    this.driftFactor = this.settings.driftFactor
+    this.retryCount = this.settings.retryCount
+    this.retryDelay = this.settings.retryDelay
+    this.retryJitter = this.settings.retryJitter
+    this.lockScript = script(options.lockScript ?? scripts.acquireScript)
+    this.unlockScript = script(options.unlockScript ?? scripts.releaseScript)
+    this.extendScript = script(options.extendScript ?? scripts.extendScript)
+    const [acquireScript, releaseScript, extendScript] = [this.lockScript, this.unlockScript, this.extendScript].map(
+      (value) => ({ value, hash: createHash('sha1').update(value).digest('hex') }),
+    ) as [Hashed, Hashed, Hashed]
+    const [lockScript, unlockScript] = [acquireScript, releaseScript]
+    this.scripts = { lockScript, unlockScript, extendScript, acquireScript, releaseScript }
+    const { urls, prefix } = placesOf(this.servers)
+    this.#locks = connect(urls, { prefix, driftFactor: this.driftFactor })
+  }
+
+  /** redlock 4: takes a lock. Rejects with `LockError`. */
+  lock(resource: string | string[], ttl: number, callback?: Callback<Lock>): Promise<Lock> {
+    return settle(this.#lock([resource].flat(), ttl, this.settings), callback)
+  }
+
+  /** redlock 4: as `lock`, retrying as `options` say. */
+  lockWithOptions(
+    resource: string | string[],
+    ttl: number,
+    options: Partial<RetrySettings>,
+    callback?: Callback<Lock>,
+  ): Promise<Lock> {
+    return settle(this.#lock([resource].flat(), ttl, numbers(options, this.settings)), callback)
+  }
+
+  /** redlock 4: another name of `lockWithOptions`. */
+  acquireWithOptions(
+    resource: string | string[],
+    ttl: number,
+    options: Partial<RetrySettings>,
+    callback?: Callback<Lock>,
+  ): Promise<Lock> {
+    return this.lockWithOptions(resource, ttl, options, callback)
+  }
+
+  /** redlock 4: releases a lock. Rejects with `LockError` if it was not held any more. */
+  unlock(lock: Lock, callback?: Callback<void>): Promise<void> {
+    lock.expiration = 0
+    return settle(this.#unlock(lock), callback)
+  }
+
+  /** redlock 4: for bluebird's `Promise.using`. `onError` gets what releasing fails with. */
+  disposer(resource: string | string[], ttl: number, onError: (error: Error) => void = () => undefined): unknown {
+    return disposable(this.#lock([resource].flat(), ttl, this.settings), (lock) => this.unlock(lock).catch(onError))
+  }
+
+  /** redlock 5: takes a lock. Rejects with `ExecutionError`. With a single name or a callback: redlock 4's `lock`. */
+  acquire(resources: string[], duration: number, settings?: Partial<AllSettings>): Promise<Lock>
+  acquire(resource: string | string[], ttl: number, callback?: Callback<Lock>): Promise<Lock>
+  acquire(
+    resources: string | string[],
+    duration: number,
+    settings?: Partial<AllSettings> | Callback<Lock>,
+  ): Promise<Lock> {
+    if (typeof resources === 'string' || typeof settings === 'function') {
+      return this.lock(resources, duration, settings as Callback<Lock> | undefined)
+    }
+    return this.#acquire(resources, duration, numbers(settings ?? {}, this.settings))
+  }
+
+  /** Releases a lock: as `unlock` if redlock 4's `lock` made it, else redlock 5's, which rejects with `ExecutionError`. */
+  release(lock: Lock, settings?: Partial<AllSettings>): Promise<ExecutionResult>
+  release(lock: Lock, callback?: Callback<void>): Promise<void>
+  release(lock: Lock, more?: Partial<AllSettings> | Callback<void>): Promise<ExecutionResult | void> {
+    if (isOfVersion4(lock) || typeof more === 'function') return this.unlock(lock, more as Callback<void> | undefined)
+    lock.expiration = 0
+    return this.#release(lock)
+  }
+
+  /**
+   * Makes a lock last until `duration` milliseconds from now. One of redlock 4 is changed; for one of redlock 5 there is a new
+   * one. A failure leaves the lock as it was.
+   */
+  extend(lock: Lock, duration: number, settings?: Partial<AllSettings> | Callback<Lock>): Promise<Lock> {
+    if (isOfVersion4(lock) || typeof settings === 'function') {
+      return settle(this.#extend4(lock, duration, this.settings), settings as Callback<Lock> | undefined)
+    }
+    return this.#extend5(lock, duration, numbers(settings ?? {}, this.settings))
+  }
+
+  /**
+   * redlock 5: runs `routine` under a lock that the engine extends, also while the event loop is blocked. The signal is aborted when the
+   * lock is lost, and has the error. Rejects with what the routine threw, whatever becomes of the release.
+   */
+  using<T>(resources: string[], duration: number, routine: Routine<T>): Promise<T>
+  using<T>(resources: string[], duration: number, settings: Partial<AllSettings>, routine: Routine<T>): Promise<T>
+  async using<T>(
+    resources: string[],
+    duration: number,
+    settings: Partial<AllSettings> | Routine<T>,
+    routine?: Routine<T>,
+  ): Promise<T> {
+    const [own, body] = typeof settings === 'function' ? [{}, settings] : [settings, routine]
+    if (typeof body !== 'function') throw new TypeError('routine must be a function')
+    checkDuration(duration)
+    const all = numbers(own, this.settings)
+    if (all.automaticExtensionThreshold > duration - 100) {
+      throw new Error(
+        'A lock `duration` must be at least 100ms greater than the `automaticExtensionThreshold` setting.',
+      )
+    }
+    const tries = this.#tries(resources)
+    const lease = await this.#take(resources, duration, all, tries, true)
+    if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
+    const controller = new AbortController()
+    const signal: RedlockAbortSignal = controller.signal
+    const lost = (): ExecutionError => new ExecutionError(NO_QUORUM, tries.attempts, { cause: lease.signal.reason })
+    lease.signal.addEventListener('abort', () => {
+      signal.error = lost()
+      controller.abort(signal.error)
+    })
+    let result: T
+    try {
+      result = await body(signal)
+    } catch (error) {
+      await lease.end().catch(() => undefined)
+      throw error
+    }
+    const ended = await lease.end()
+    if (lease.loss !== null || ended === 'not_held') throw signal.error ?? lost()
+    return result
+  }
+
+  /** Closes our connections, and the clients. Locks that are held are released. */
+  quit(callback?: Callback<unknown[]>): Promise<unknown[]> {
+    const closed = Promise.all(this.servers.map((client) => client.quit?.())).then(async (results) => {
+      await this.#locks.close()
+      return results
+    })
+    return settle(closed, callback)
+  }
+
+  /** redlock 4's inner method, which programs call: takes a lock, or with a value extends the one that has it. */
+  _lock(
+    resource: string | string[],
+    value: string | null,
+    ttl: number,
+    options?: Partial<RetrySettings> | Callback<Lock>,
+    callback?: Callback<Lock>,
+  ): Promise<Lock> {
+    const [own, done] = typeof options === 'function' ? [{}, options] : [options ?? {}, callback]
+    const settings = numbers(own, this.settings)
+    const resources = [resource].flat()
+    if (value === null) return settle(this.#lock(resources, ttl, settings), done)
+    return settle(this.#extend4(new Lock(this, resources, value, Infinity, 0), ttl, settings), done)
+  }
+
+  async #lock(resources: string[], ttl: number, settings: AllSettings): Promise<Lock> {
+    const tries = this.#tries(resources)
+    const lease = await this.#take(resources, ttl, settings, tries, false)
+    if (lease === null) throw exceeded(resources, settings, tries)
+    remember(lease)
+    const remaining = settings.retryCount - tries.count
+    return new Lock(this, resources, lease.ownerToken, lease.deadline, tries.count, remaining)
+  }
+
+  async #unlock(lock: Lock): Promise<void> {
+    const lease = leaseOf(lock)
+    const released = await lease?.end()
+    if (lease !== undefined) forget(lease)
+    if (released !== 'released') {
+      throw new LockError(`Unable to fully release the lock on resource "${String(lock.resource)}".`)
+    }
+  }
+
+  async #extend4(lock: Lock, ttl: number, settings: AllSettings): Promise<Lock> {
+    if (lock.expiration < Date.now()) {
+      const why = 'because the lock has already expired.'
+      throw new LockError(`Cannot extend lock on resource "${String(lock.resource)}" ${why}`, 0)
+    }
+    const resources = [lock.resource].flat()
+    const tries = this.#tries(resources)
+    const lease = await this.#prolong(lock, ttl, settings, tries)
+    if (lease === null) throw exceeded(resources, settings, tries)
+    lock.expiration = lease.deadline
+    lock.attempts = tries.count
+    lock.attemptsRemaining = settings.retryCount - tries.count
+    return lock
+  }
+
+  async #acquire(resources: string[], duration: number, settings: AllSettings): Promise<Lock> {
+    checkDuration(duration)
+    const tries = this.#tries(resources)
+    const lease = await this.#take(resources, duration, settings, tries, false)
+    if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
+    remember(lease)
+    return new Lock(this, resources, lease.ownerToken, lease.deadline, tries.attempts)
+  }
+
+  async #release(lock: Lock): Promise<ExecutionResult> {
+    const tries = this.#tries(lock.resources)
+    const lease = leaseOf(lock)
+    const released = await lease?.end()
+    if (lease !== undefined) forget(lease)
+    if (released !== 'released') {
+      // One round: asking again about a lock that is not held would not bring it back.
+      tries.add(lease?.lostError() ?? new ResourceLockedError(applied(0, lock.resources.length)))
+      throw new ExecutionError(NO_QUORUM, tries.attempts)
+    }
+    tries.add()
+    return { attempts: tries.attempts, start: tries.start }
+  }
+
+  async #extend5(lock: Lock, duration: number, settings: AllSettings): Promise<Lock> {
+    checkDuration(duration)
+    if (lock.expiration < Date.now()) throw new ExecutionError('Cannot extend an already-expired lock.', [])
+    const tries = this.#tries(lock.resources)
+    const lease = await this.#prolong(lock, duration, settings, tries)
+    if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
+    lock.expiration = 0
+    return new Lock(this, lock.resources, lock.value, lease.deadline, tries.attempts)
+  }
+
+  #tries(resources: readonly string[]): Tries {
+    return new Tries(this.servers, resources.length)
+  }
+
+  /** Tries to acquire, as often as the settings say; `null` if that came to nothing. */
+  async #take(
+    resources: readonly string[],
+    ttl: number,
+    settings: AllSettings,
+    tries: Tries,
+    autoExtend: boolean,
+  ): Promise<Lease | null> {
+    const names = [...new Set(resources)]
+    const [name] = names
+    const options = { ttl, wait: 0, autoExtend }
+    return this.#retry(settings, tries, () =>
+      names.length === 1 ? this.#locks.acquire(name as string, options) : this.#locks.acquireAll(names, options),
+    )
+  }
+
+  /** Tries to extend, as often as the settings say and as long as there is something to extend. */
+  async #prolong(lock: Lock, ttl: number, settings: AllSettings, tries: Tries): Promise<Lease | null> {
+    return this.#retry(settings, tries, async () => {
+      const lease = leaseOf(lock)
+      if (lease === undefined) return null
+      await lease.extend(ttl)
+      return lease
+    })
+  }
+
+  async #retry(settings: AllSettings, tries: Tries, operation: () => Promise<Lease | null>): Promise<Lease | null> {
+    for (;;) {
+      try {
+        const lease = await operation()
+        tries.add(lease === null ? new ResourceLockedError(applied(0, 1)) : undefined)
+        return lease
+      } catch (error) {
+        if (!isRetried(error)) throw error
+        for (const failure of tries.add(error)) {
+          this.emit('clientError', failure)
+          this.emit('error', failure)
+        }
+        // It will not come back.
+        if (error instanceof LockLostError) return null
+      }
+      if (settings.retryCount !== -1 && tries.count > settings.retryCount) return null
+      const jitter = Math.floor((Math.random() * 2 - 1) * settings.retryJitter)
+      await sleep(Math.max(0, settings.retryDelay + jitter))
+    }
+  }
+}
+
+interface Hashed {
+  value: string
+  hash: string
+}
+
+/** redlock 5: the signal that a routine gets. */
+type RedlockAbortSignal = AbortSignal & { error?: Error }
+type Routine<T> = (signal: RedlockAbortSignal) => Promise<T>
+
+/** What redlock tries again after. Anything else (a wrong argument, a closed manager) stays as it is. */
+function isRetried(error: unknown): boolean {
+  return [AcquireTimeoutError, ConflictError, UnavailableError, AuthError, LockLostError].some(
+    (kind) => error instanceof kind,
+  )
+}
+
+function isOfVersion4(lock: Lock): boolean {
+  return typeof lock.attempts === 'number'
+}
+
+function exceeded(resources: readonly string[], settings: AllSettings, tries: Tries): LockError {
+  const message = `Exceeded ${settings.retryCount} attempts to lock the resource "${String(resources)}".`
+  return new LockError(message, tries.count)
+}
+
+function applied(count: number, resources: number): string {
+  return `The operation was applied to: ${count} of the ${resources} requested resources.`
+}
+
+function checkDuration(duration: number): void {
+  if (!Number.isInteger(duration)) throw new Error('Duration must be an integer value in milliseconds.')
+}
+
+/** The settings that are numbers; the rest as in `base`. */
+function numbers(given: Partial<AllSettings>, base: AllSettings): AllSettings {
+  const result: Record<string, number> = { ...base }
+  for (const name of Object.keys(base) as (keyof AllSettings)[]) {
+    const value = given[name]
+    if (typeof value === 'number') result[name] = value
+  }
+  return result as unknown as AllSettings
+}
+
+/** The text that a custom script would have. It is not run, and so the program is told. */
+function script(custom: ScriptOption | undefined): string {
+  if (typeof custom !== 'function') return scriptText
+  const message = 'polylock/redlock runs scripts of its own: the scripts that were given to Redlock are not used.'
+  process.emitWarning(message, { type: 'PolylockWarning', code: 'POLYLOCK_REDLOCK_SCRIPTS' })
+  return custom(scriptText)
+}
+
+type LockClass = Lock
+type LockErrorClass = LockError
+type ExecutionErrorClass = ExecutionError
+type ResourceLockedErrorClass = ResourceLockedError
+type Result = ExecutionResult
+type Stats = ExecutionStats
+type Signal = RedlockAbortSignal
+
+// The names of redlock's types: of version 4 in the namespace, of version 5 as named exports.
+namespace Redlock {
+  export type Lock = LockClass
+  export type LockError = LockErrorClass
+  export type ExecutionError = ExecutionErrorClass
+  export type ResourceLockedError = ResourceLockedErrorClass
+  export type ExecutionResult = Result
+  export type ExecutionStats = Stats
+  export type RedlockAbortSignal = Signal
+  export type Settings = AllSettings
+  export type Options = Partial<AllSettings> & Scripts
+}
+
+export = Redlock

@@ -1,0 +1,83 @@
+/** The locks of redlock 4 and 5, and the leases behind them. */
+
+import type { Lease } from '../lease.js'
+import type { Callback } from './promises.js'
+import type { ExecutionResult, ExecutionStats } from './stats.js'
+
+/** The operations of a Redlock that its locks lead to. */
+export interface Operations {
+  unlock(lock: Lock, callback?: Callback<void>): Promise<void>
+  release(lock: Lock): Promise<ExecutionResult | void>
+  extend(lock: Lock, duration: number, callback?: Callback<Lock>): Promise<Lock>
+}
+
+/** Leases that may still be held, by the value of their lock. One that lapses goes by itself. */
+const leases = new Map<string, Lease>()
+
+/** Remembers the lease of a lock, until it is over. */
+export function remember(lease: Lease): void {
+  leases.set(lease.ownerToken, lease)
+  lease.signal.addEventListener('abort', () => leases.delete(lease.ownerToken))
+}
+
+export function forget(lease: Lease): void {
+  leases.delete(lease.ownerToken)
+}
+
+/** The lease behind a lock, if it may still be held and the lock still names its resources. */
+export function leaseOf(lock: Lock): Lease | undefined {
+  const lease = leases.get(lock.value)
+  const named = new Set([lock.resource].flat())
+  const same =
+    lease !== undefined && lease.resources.length === named.size && lease.resources.every((r) => named.has(r))
+  return same ? lease : undefined
+}
+
+/** A held lock. */
+export class Lock {
+  readonly redlock: Operations
+  /** What is locked: always a list, as in both versions. */
+  resource: string[]
+  /** The same under its name in redlock 5. */
+  readonly resources: string[]
+  /** What the servers keep under the names of the resources. */
+  value: string
+  /** Until when it may be relied on, as `Date.now()` counts; 0 once it was released. */
+  expiration: number
+  /** redlock 4: how often it was tried. redlock 5: what became of each try. */
+  attempts: number | ReadonlyArray<Promise<ExecutionStats>>
+  /** redlock 4: how often it could have been tried more. */
+  attemptsRemaining: number | undefined
+
+  constructor(
+    redlock: Operations,
+    resource: string[],
+    value: string,
+    expiration: number,
+    attempts: number | ReadonlyArray<Promise<ExecutionStats>>,
+    attemptsRemaining?: number,
+  ) {
+    this.redlock = redlock
+    this.resource = resource
+    this.resources = resource
+    this.value = value
+    this.expiration = expiration
+    this.attempts = attempts
+    this.attemptsRemaining = attemptsRemaining
+  }
+
+  /** redlock 4: releases it. */
+  unlock(callback?: Callback<void>): Promise<void> {
+    return this.redlock.unlock(this, callback)
+  }
+
+  /** redlock 5: releases it. */
+  release(): Promise<ExecutionResult> {
+    return this.redlock.release(this) as Promise<ExecutionResult>
+  }
+
+  /** Makes it last until `duration` milliseconds from now. redlock 4: resolves to this lock; redlock 5: to a new one. */
+  extend(duration: number, callback?: Callback<Lock>): Promise<this> {
+    return this.redlock.extend(this, duration, callback) as Promise<this>
+  }
+}
