@@ -235,6 +235,19 @@ static void break_lock(struct play *play, char *outcome)
         strcpy(outcome, "not broken");
 }
 
+/* With time for an answer: a busy machine is no dead server. */
+static polylock_manager connect_to(const char *url)
+{
+    polylock_connect_options options = polylock_connect_options_new();
+    polylock_manager locks = 0;
+    polylock_error err = 0;
+    if (polylock_connect_options_set_node_timeout_ms(options, 2000, &err) != POLYLOCK_OK ||
+        polylock_connect(url, options, &locks, &err) != POLYLOCK_OK)
+        die(url, polylock_error_message(err));
+    polylock_connect_options_free(options);
+    return locks;
+}
+
 static polylock_status act(struct play *play, const char *expected, char *outcome, polylock_error *err)
 {
     const char *action = play->words > 1 ? play->word[1] : "";
@@ -246,8 +259,8 @@ static polylock_status act(struct play *play, const char *expected, char *outcom
     if (play->word[0][0] < 'A' || play->word[0][0] > 'Z' || play->word[0][1])
         die("no actor", play->word[0]);
     actor = &play->actors[play->word[0][0] - 'A'];
-    if (!actor->locks && polylock_connect(play->url, 0, &actor->locks, err) != POLYLOCK_OK)
-        die(play->url, polylock_error_message(*err));
+    if (!actor->locks)
+        actor->locks = connect_to(play->url);
     if (!strcmp(action, "acquire") || !strcmp(action, "try"))
         return acquire(play, actor, outcome, err);
     if (!strcmp(action, "join") || !strcmp(action, "cancel"))
