@@ -74,7 +74,7 @@ BENCH := $(CARGO_TARGET_DIR)/bench
 .PHONY: bench
 bench: ## Compares with the usual libraries; prints a table and writes target/bench/results.json.
 	tests/install.sh
-	$(MAKE) build C_PROFILE=release NODE_PROFILE=release
+	$(MAKE) build C_PROFILE=release NODE_PROFILE=release PYTHON_PROFILE=release
 	cargo build --release --manifest-path benches/rust/Cargo.toml
 	mkdir -p $(BENCH)
 	$(CC) -std=gnu99 -O2 $(C_FLAGS) -o $(BENCH)/c benches/c/bench.c $(C_LINK)

@@ -1,6 +1,8 @@
 # The Python package: python-build, python-test, python-lint. Included by the Makefile at the root.
 
 PYTHON ?= python3
+# How the module is built for tests and the demo; `pip install` builds a release.
+PYTHON_PROFILE ?= dev
 VENV ?= $(CURDIR)/.venv
 VENV_TOOLS := $(VENV)/.polylock-tools
 PYTHON_TOOLS := bindings/python/requirements-dev.txt
@@ -17,7 +19,7 @@ python-venv: $(VENV_TOOLS)
 
 # Cargo knows better than make what has changed.
 python-build: $(VENV_TOOLS)
-	cd bindings/python && VIRTUAL_ENV=$(VENV) $(VENV)/bin/maturin develop --quiet --release
+	cd bindings/python && VIRTUAL_ENV=$(VENV) $(VENV)/bin/maturin develop --quiet --profile $(PYTHON_PROFILE)
 
 # Most tests wait most of the time: more of them run at once than there are processors. Where the servers are is in
 # the environment: run it by tests/servers/with_servers.py to have more than memory:.
