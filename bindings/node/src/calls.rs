@@ -215,6 +215,21 @@ pub fn forget_lease(env: Env, lease: f64) {
     }
 }
 
+/// Has the end of the environment leave a lease to its ttl, instead of releasing it.
+#[napi(catch_unwind)]
+pub fn let_stay(env: Env, lease: f64) {
+    if let Some(environment) = Environment::of(env) {
+        environment.let_stay(id(lease));
+    }
+}
+
+/// Leaves a lease to its ttl: it is not renewed any more, and nobody is told when it ends.
+#[napi(catch_unwind)]
+pub fn leave(env: Env, lease: f64) -> Reply {
+    let lease = Environment::of(env).and_then(|environment| environment.lease(id(lease)));
+    lease.map_or(Ok(()), |lease| lease.leave()).map_or_else(Reply::Failed, |()| Reply::Done)
+}
+
 /// Until when the holder may act, as `Date.now()` counts; `null` for a lease that was forgotten.
 #[napi(catch_unwind)]
 pub fn deadline(env: Env, lease: f64) -> Option<f64> {
@@ -248,6 +263,7 @@ pub fn loss(env: Env, lease: f64) -> Option<&'static str> {
 pub fn shutdown(env: Env, ms: u32) {
     if let Some(environment) = Environment::of(env) {
         environment.cancel_all();
+        environment.leave_staying();
     }
     polylock::shutdown(Duration::from_millis(u64::from(ms)));
 }

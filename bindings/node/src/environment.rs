@@ -43,11 +43,18 @@ pub(crate) struct Environment {
     watcher: OnceCell<Watcher>,
     drain: FunctionRef<(), ()>,
     managers: RefCell<HashMap<u64, LockManager>>,
-    leases: RefCell<HashMap<u64, Arc<Lease>>>,
+    leases: RefCell<HashMap<u64, Kept>>,
     /// Finished, but not yet taken by JavaScript.
     finished: RefCell<Vec<(OperationId, Outcome)>>,
     /// Operations under way: while there is one, the loop stays alive.
     under_way: Cell<usize>,
+}
+
+/// A lease of this environment.
+struct Kept {
+    lease: Arc<Lease>,
+    /// The end of the environment leaves it to its ttl, instead of releasing it.
+    stays: bool,
 }
 
 impl Environment {
@@ -105,12 +112,27 @@ impl Environment {
             // Nobody is there any more to hear of it if the queue is closed.
             let _ = queue.push(id, Outcome::Lost(reason));
         });
-        self.leases.borrow_mut().insert(id, Arc::new(lease));
+        self.leases.borrow_mut().insert(id, Kept { lease: Arc::new(lease), stays: false });
         Ok(id)
     }
 
     pub(crate) fn lease(&self, id: u64) -> Option<Arc<Lease>> {
-        self.leases.borrow().get(&id).cloned()
+        self.leases.borrow().get(&id).map(|kept| Arc::clone(&kept.lease))
+    }
+
+    /// Has the end of the environment leave a lease to its ttl.
+    pub(crate) fn let_stay(&self, id: u64) {
+        if let Some(kept) = self.leases.borrow_mut().get_mut(&id) {
+            kept.stays = true;
+        }
+    }
+
+    /// Leaves to their ttl the leases that stay.
+    pub(crate) fn leave_staying(&self) {
+        for kept in self.leases.borrow().values().filter(|kept| kept.stays) {
+            // It fails only in the child of a fork, where there is nothing to leave.
+            let _ = kept.lease.leave();
+        }
     }
 
     pub(crate) fn forget_lease(&self, id: u64) {
@@ -189,6 +211,7 @@ impl Watched for Environment {
 
     fn ending(&self) {
         self.cancel_all();
+        self.leave_staying();
         let managers = std::mem::take(&mut *self.managers.borrow_mut());
         let leases = std::mem::take(&mut *self.leases.borrow_mut());
         drop((leases, managers)); // released in the background

@@ -391,3 +391,31 @@ test('both ways of loading give the class, and no timer is left', { skip }, asyn
   assert.equal(output.trim(), 'done')
   assert.ok(took < 15_000)
 })
+
+test('a lock outlives quit, the process and its worker until its time is over', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const key = unique('{r}stays')
+    const redlock = new Redlock([redisUrl])
+    const lock = await redlock.lock(key, 20_000)
+    await redlock.quit()
+    assert.equal(await client.get(key), lock.value)
+    await assert.rejects(lock.unlock(), LockError)
+    const source = `
+      const { Worker } = require('node:worker_threads')
+      const Redlock = require('polylock/redlock')
+      const [url, key] = process.argv.slice(1)
+      const work = (key) => new Redlock([url]).lock(key, 20000)
+      work(key + '-process').then(() => {
+        const source = "const Redlock = require('polylock/redlock'); const { url, key } = require('node:worker_threads').workerData;" +
+          "new Redlock([url]).lock(key, 20000).then(() => console.log('locked'))"
+        new Worker(source, { eval: true, execArgv: [], workerData: { url, key: key + '-worker' } })
+      })`
+    const { status, errors } = await runNode(source, { type: 'commonjs', args: [redisUrl, key] })
+    assert.equal(status, 0, errors)
+    for (const end of ['', '-process', '-worker']) {
+      const left = await client.pttl(key + end)
+      assert.ok(left > 0 && left <= 20_000, `${end}: ${left}`)
+    }
+    await client.del(key, `${key}-process`, `${key}-worker`)
+  }),
+)

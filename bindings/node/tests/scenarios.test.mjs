@@ -24,7 +24,7 @@ test('sees every scenario', () => {
 })
 
 for (const url of urls) {
-  test(`scenarios on ${url.includes(',') ? 'Redlock' : url.split(':')[0]}`, { concurrency: 8 }, async (context) => {
+  test(`scenarios on ${url.includes(',') ? 'Redlock' : url.split(':')[0]}`, { concurrency: 2 }, async (context) => {
     await Promise.all(files.map((file) => context.test(file, (scenario) => play(read(file), url, scenario))))
   })
 }

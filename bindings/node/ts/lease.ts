@@ -115,6 +115,17 @@ export class Lease {
     await this.release()
   }
 
+  /** @internal Has the end of the process, or of the worker, leave it to its ttl instead of releasing it. */
+  letStay(): void {
+    native.letStay(this.#id)
+  }
+
+  /** @internal Leaves it to its ttl now. */
+  leave(): void {
+    check(native.leave(this.#id), this.resource)
+    this.#over()
+  }
+
   /** @internal The error that says why it was lost. */
   lostError(): LockLostError {
     return lostError(this.resource, this.loss)
@@ -131,14 +142,17 @@ export class Lease {
     if (this.#lost?.signal.aborted === false) this.#lost.abort(this.lostError())
   }
 
+  #over(): void {
+    if (this.#releasedAt !== null) return
+    this.#releasedAt = Date.now()
+    unlisten(this.#id)
+    collected.unregister(this)
+    native.forgetLease(this.#id)
+  }
+
   readonly #released = (reply: Reply): Release | 'ended' => {
     const released = check(reply, this.resource)
-    if (this.#releasedAt === null) {
-      this.#releasedAt = Date.now()
-      unlisten(this.#id)
-      collected.unregister(this)
-      native.forgetLease(this.#id)
-    }
+    this.#over()
     return released[0] === Kind.Released ? released[1] : 'unknown'
   }
 }

@@ -77,6 +77,8 @@ interface Native {
   extend(lease: number, ttl?: number): Started
   release(lease: number): Started
   forgetLease(lease: number): void
+  letStay(lease: number): void
+  leave(lease: number): Reply
   deadline(lease: number): number | null
   remaining(lease: number): number
   isHeld(lease: number): boolean

@@ -17,7 +17,7 @@ import type { Lease } from './lease.js'
 import { connect, type LockManager } from './manager.js'
 import { placesOf, type Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
-import { forget, leaseOf, Lock, remember } from './redlock/lock.js'
+import { forget, leaseOf, leaveAll, Lock, remember } from './redlock/lock.js'
 import { disposable, settle, type Callback } from './redlock/promises.js'
 import { Tries, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
 
@@ -231,8 +231,9 @@ class Redlock extends EventEmitter {
     return result
   }
 
-  /** Closes our connections, and the clients. Locks that are held are released. */
+  /** Closes our connections, and the clients. Locks that are held stay taken until their time is over. */
   quit(callback?: Callback<unknown[]>): Promise<unknown[]> {
+    leaveAll(this)
     const closed = Promise.all(this.servers.map((client) => client.quit?.())).then(async (results) => {
       await this.#locks.close()
       return results
@@ -259,7 +260,7 @@ class Redlock extends EventEmitter {
     const tries = this.#tries(resources)
     const lease = await this.#take(resources, ttl, settings, tries, false)
     if (lease === null) throw exceeded(resources, settings, tries)
-    remember(lease)
+    remember(this, lease)
     const remaining = settings.retryCount - tries.count
     return new Lock(this, resources, lease.ownerToken, lease.deadline, tries.count, remaining)
   }
@@ -293,7 +294,7 @@ class Redlock extends EventEmitter {
     const tries = this.#tries(resources)
     const lease = await this.#take(resources, duration, settings, tries, false)
     if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
-    remember(lease)
+    remember(this, lease)
     return new Lock(this, resources, lease.ownerToken, lease.deadline, tries.attempts)
   }
 

@@ -11,12 +11,18 @@ export interface Operations {
   extend(lock: Lock, duration: number, callback?: Callback<Lock>): Promise<Lock>
 }
 
-/** Leases that may still be held, by the value of their lock. One that lapses goes by itself. */
-const leases = new Map<string, Lease>()
+interface Remembered {
+  lease: Lease
+  redlock: Operations
+}
 
-/** Remembers the lease of a lock, until it is over. */
-export function remember(lease: Lease): void {
-  leases.set(lease.ownerToken, lease)
+/** Leases that may still be held, by the value of their lock. One that lapses goes by itself. */
+const leases = new Map<string, Remembered>()
+
+/** Remembers the lease of a lock of `redlock`, until it is over. It outlives the process, as locks of redlock do. */
+export function remember(redlock: Operations, lease: Lease): void {
+  leases.set(lease.ownerToken, { lease, redlock })
+  lease.letStay()
   lease.signal.addEventListener('abort', () => leases.delete(lease.ownerToken))
 }
 
@@ -24,9 +30,18 @@ export function forget(lease: Lease): void {
   leases.delete(lease.ownerToken)
 }
 
+/** Leaves the locks of `redlock` to their time. */
+export function leaveAll(redlock: Operations): void {
+  for (const { lease, redlock: other } of leases.values()) {
+    if (other !== redlock) continue
+    forget(lease)
+    lease.leave()
+  }
+}
+
 /** The lease behind a lock, if it may still be held and the lock still names its resources. */
 export function leaseOf(lock: Lock): Lease | undefined {
-  const lease = leases.get(lock.value)
+  const lease = leases.get(lock.value)?.lease
   const named = new Set([lock.resource].flat())
   const same =
     lease !== undefined && lease.resources.length === named.size && lease.resources.every((r) => named.has(r))
