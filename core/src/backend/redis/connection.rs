@@ -277,6 +277,11 @@ impl Connection {
         }
     }
 
+    /// Nobody drives it any more: its event loop has ended.
+    pub(super) fn is_abandoned(&self) -> bool {
+        matches!(self.attached.get(), Some(Attached::Reactor(reactor, _)) if reactor.strong_count() == 0)
+    }
+
     /// Has `broken` notified when it breaks, or now if it has.
     pub(super) fn on_broken(&self, broken: Arc<Notify>) {
         let mut state = self.state();

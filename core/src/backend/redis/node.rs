@@ -60,8 +60,9 @@ impl Node {
                 Some(Lane::Open(connection)) if connection.is_alive() => return Ok(Arc::clone(connection)),
                 Some(Lane::Opening(opening)) => opening.clone(),
                 _ => {
-                    // Drivers come and go; their connections break when they do.
-                    lanes.retain(|_, lane| !matches!(lane, Lane::Open(connection) if connection.is_broken()));
+                    // Drivers come and go, and their connections with them.
+                    let gone = |connection: &Connection| connection.is_broken() || connection.is_abandoned();
+                    lanes.retain(|_, lane| !matches!(lane, Lane::Open(connection) if gone(connection)));
                     let opening = self.open(driver);
                     lanes.insert(driver.id(), Lane::Opening(opening.clone()));
                     opening
