@@ -320,8 +320,9 @@ const char *polylock_loss_name(int reason);
 enum polylock_status polylock_shutdown(double timeout_ms);
 
 /**
- * Tells the library that this process is the child of a fork, as from pthread_atfork. Never needed: every call
- * finds that out by itself. It does only earlier what the first call does: let go of what belongs to the parent.
+ * Tells the library that this process is the child of a fork; best registered with pthread_atfork. Every call finds
+ * that out by itself. What this does beyond that is to close the parent's lock files (of file: locks), which would
+ * stay locked for as long as the child lives if the parent were killed. No effect in any other process.
  *
  * In the child, managers, leases, futures and queues of the parent answer POLYLOCK_ERR_FORKED, send nothing and
  * stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     abi::{POLYLOCK_ABI_VERSION, polylock_status},
-    boundary, callback, wait,
+    boundary, callback, pointer, wait,
 };
 
 const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
@@ -91,15 +91,16 @@ pub extern "C" fn polylock_shutdown(timeout_ms: f64) -> polylock_status {
     })
 }
 
-/// Tells the library that this process is the child of a fork, as from pthread_atfork. Never needed: every call
-/// finds that out by itself. It does only earlier what the first call does: let go of what belongs to the parent.
+/// Tells the library that this process is the child of a fork; best registered with pthread_atfork. Every call finds
+/// that out by itself. What this does beyond that is to close the parent's lock files (of file: locks), which would
+/// stay locked for as long as the child lives if the parent were killed. No effect in any other process.
 ///
 /// In the child, managers, leases, futures and queues of the parent answer POLYLOCK_ERR_FORKED, send nothing and
 /// stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_fork_child() {
     boundary::value((), || {
-        engine::host::generation();
+        engine::host::inherited_fds().into_iter().for_each(pointer::close);
         Some(())
     });
 }

@@ -3,7 +3,10 @@
 //! The methods here are for the parameters of exported functions. The header's conventions are what makes following
 //! those sound: a pointer is NULL, or points at what its type says for the time of the call.
 
-use std::ffi::{CStr, c_char};
+use std::{
+    ffi::{CStr, c_char},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+};
 
 use engine::{Error, Result};
 
@@ -137,6 +140,12 @@ impl Buffer for *mut c_char {
             self.add(length).write(0);
         }
     }
+}
+
+/// Closes a descriptor that the child of a fork has inherited.
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: the engine names each inherited descriptor once, and uses and closes none of them itself.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
 #[cfg(test)]

@@ -42,6 +42,12 @@ mod _native {
         polylock::ErrorKind::ALL.into_iter().map(|kind| (kind.code(), kind.name())).collect()
     }
 
+    /// The parent's lock files, which the child of a fork has to close.
+    #[pyfunction]
+    fn inherited_fds() -> Vec<i32> {
+        polylock::host::inherited_fds()
+    }
+
     /// Panics inside the boundary, so that a test can see what a panic becomes.
     #[pyfunction]
     fn panic_for_test(message: String) -> PyResult<()> {

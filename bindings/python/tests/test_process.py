@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -228,3 +230,25 @@ def test_multiprocessing(url: str, name: str, method: str, tmp_path: object) -> 
     command = [sys.executable, "-W", "error", file, url, name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert (done.stdout, done.stderr) == ("30\n3\n", "")
+
+
+def test_a_child_does_not_keep_the_file_lock_of_a_killed_parent(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys, time
+import polylock
+
+lease = polylock.connect(sys.argv[1]).acquire("r", ttl=60)
+child = os.fork()
+if child:
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+    url = f"file://{tmp_path}/locks"
+    command = [sys.executable, "-c", code, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert parent.wait(60) == -signal.SIGKILL
+        with polylock.connect(url).acquire("r", wait=30):
+            os.kill(child, 0)  # it lives, and waits for the end of its input

@@ -2,7 +2,7 @@
 
 from typing import Literal, final
 
-__all__ = ["Lease", "Manager", "Queue", "SIGNAL_TICK", "__version__", "error_kinds", "panic_for_test", "shutdown"]
+__all__ = ["Lease", "Manager", "Queue", "SIGNAL_TICK", "__version__", "error_kinds", "inherited_fds", "panic_for_test", "shutdown"]
 
 __version__: str
 SIGNAL_TICK: float
@@ -13,6 +13,7 @@ _Loss = Literal["expired", "taken", "max_hold"]
 
 def shutdown(timeout: float) -> None: ...
 def error_kinds() -> list[tuple[int, str]]: ...
+def inherited_fds() -> list[int]: ...
 def panic_for_test(message: str) -> None: ...
 
 @final

@@ -1,7 +1,8 @@
 """What happens at the end of a process and after a fork.
 
 The engine itself notices a fork: managers and leases of the parent answer `Forked` in the child. Only the Python
-thread that calls listeners has to be forgotten there.
+thread that calls listeners has to be forgotten there, and the parent's lock files closed: they stay locked for as long
+as any process has them open.
 """
 
 from __future__ import annotations
@@ -38,10 +39,16 @@ def _at_exit() -> None:
     _native.shutdown(EXIT_TIMEOUT)
 
 
+def _after_fork_in_child() -> None:
+    _listeners.after_fork_in_child()
+    for descriptor in _native.inherited_fds():
+        os.close(descriptor)
+
+
 def install() -> None:
     """Registers the hooks. Starts nothing."""
     atexit.register(_at_exit)
-    os.register_at_fork(after_in_child=_listeners.after_fork_in_child)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def enroll_child() -> None:
