@@ -56,5 +56,5 @@ def main(url: str, path: pathlib.Path, count: int, log: TextIO | None) -> None:
 
 if __name__ == "__main__":
     with contextlib.ExitStack() as files:
-        log = files.enter_context(open(sys.argv[4], "a")) if len(sys.argv) > 4 else None
+        log = files.enter_context(open(sys.argv[4], "a")) if sys.argv[4:] else None
         main(sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), log)

@@ -2,7 +2,17 @@
 
 from typing import Literal, final
 
-__all__ = ["Lease", "Manager", "Queue", "SIGNAL_TICK", "__version__", "error_kinds", "inherited_fds", "panic_for_test", "shutdown"]
+__all__ = [
+    "Lease",
+    "Manager",
+    "Queue",
+    "SIGNAL_TICK",
+    "__version__",
+    "error_kinds",
+    "inherited_fds",
+    "panic_for_test",
+    "shutdown",
+]
 
 __version__: str
 SIGNAL_TICK: float

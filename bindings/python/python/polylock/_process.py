@@ -1,8 +1,8 @@
 """What happens at the end of a process and after a fork.
 
 The engine itself notices a fork: managers and leases of the parent answer `Forked` in the child. Only the Python
-thread that calls listeners has to be forgotten there, and the parent's lock files closed: they stay locked for as long
-as any process has them open.
+thread that calls listeners has to be forgotten there, and the parent's lock files closed: they stay locked for as
+long as any process has them open.
 """
 
 from __future__ import annotations
