@@ -15,7 +15,9 @@ import time
 # How each runner closes: cargo test, pytest, node's test runner (two reporters), and our own plain line.
 CLOSINGS = [
     re.compile(r"^test result: \w+\. (?P<passed>\d+) passed; (?P<failed>\d+) failed"),
-    re.compile(r"^=+ (?:(?P<failed>\d+) failed)?,? ?(?:(?P<passed>\d+) passed)?.* in [\d.]+s"),
+    re.compile(
+        r"^(?:=+ )?(?=\d+ (?:failed|passed))(?:(?P<failed>\d+) failed)?,? ?(?:(?P<passed>\d+) passed)?.* in [\d.]+s"
+    ),
     re.compile(r"^(?:#|ℹ) pass (?P<passed>\d+)$"),
     re.compile(r"^(?:#|ℹ) fail (?P<failed>\d+)$"),
     re.compile(r"^(?:\w+: )?(?P<passed>\d+) passed, (?P<failed>\d+) failed"),
