@@ -424,7 +424,7 @@ enum polylock_status polylock_connect_options_set_drift_factor(polylock_connect_
 
 /**
  * How long one server may take to answer, in milliseconds. Default: a third of the ttl, between 50 ms and 2 s; with
- * several servers a twentieth of the ttl, between 50 ms and 500 ms.
+ * several servers a fifth of the ttl, between 50 ms and 500 ms.
  */
 enum polylock_status polylock_connect_options_set_node_timeout_ms(polylock_connect_options options,
                                                                   double timeout_ms,

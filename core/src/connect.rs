@@ -64,7 +64,7 @@ impl Connect {
     }
 
     /// How long one server may take to answer. Default: a third of the ttl, between 50 ms and 2 s; with several
-    /// servers a twentieth of the ttl, between 50 ms and 500 ms.
+    /// servers a fifth of the ttl, between 50 ms and 500 ms.
     pub fn node_timeout(mut self, timeout: Duration) -> Self {
         self.options.node_timeout = Some(timeout);
         self

@@ -138,7 +138,7 @@ pub extern "C" fn polylock_connect_options_set_drift_factor(
 }
 
 /// How long one server may take to answer, in milliseconds. Default: a third of the ttl, between 50 ms and 2 s; with
-/// several servers a twentieth of the ttl, between 50 ms and 500 ms.
+/// several servers a fifth of the ttl, between 50 ms and 500 ms.
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_connect_options_set_node_timeout_ms(
     options: polylock_connect_options,

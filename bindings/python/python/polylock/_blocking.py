@@ -432,7 +432,7 @@ def connect(
             exclude ours and are excluded by ours.
         drift_factor: How far clocks may run apart, as a part of the ttl: 0 to 0.5.
         node_timeout: Seconds that one server may take to answer. Default: a third of the ttl, between 0.05 and 2;
-            with several servers a twentieth of the ttl, between 0.05 and 0.5.
+            with several servers a fifth of the ttl, between 0.05 and 0.5.
 
     Raises:
         InvalidArgument: `Error.argument` names the one.

@@ -96,7 +96,8 @@ impl RedisBackend {
         self.node_timeout.unwrap_or(if self.nodes.len() == 1 {
             (ttl / 3).clamp(SHORTEST, Duration::from_secs(2))
         } else {
-            (ttl / 20).clamp(SHORTEST, Duration::from_millis(500))
+            // A silent node costs nothing while a majority answers, so there is no hurry to give it up.
+            (ttl / 5).clamp(SHORTEST, Duration::from_millis(500))
         })
     }
 
