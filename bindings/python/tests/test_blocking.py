@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import os
 import pickle
 import signal
 import threading
@@ -360,3 +361,16 @@ def test_bad_arguments_of_the_other_locks(memory: str) -> None:
     for wrong_names in ("ab", [1], None, {"a", "b"}):
         with pytest.raises(TypeError), locks.lock_all(wrong_names):  # type: ignore[arg-type]
             pass
+
+
+def test_redlock_by_a_list_of_urls(name: str) -> None:
+    urls = os.environ.get("POLYLOCK_TEST_REDLOCK")
+    if urls is None:
+        pytest.skip("needs five Redis servers")
+    for connect in (polylock.connect(urls.split(",")), polylock.connect(tuple(urls.split(",")))):
+        with connect as locks, locks.lock(name, ttl=10, wait=20) as lease:
+            assert lease.fencing_token > 0
+            assert locks.try_acquire(name) is None
+    with pytest.raises(polylock.InvalidArgument) as caught:
+        polylock.connect(["memory:", "memory:"])
+    assert caught.value.argument == "url"

@@ -426,8 +426,9 @@ def connect(
     """A manager for the locks at `url`. Touches no server and starts no thread: the first use does.
 
     Args:
-        url: ``memory:``, ``file:///directory``, ``redis://[user:password@]host[:port][/database]``,
-            ``rediss://…`` (TLS), ``redis+unix:///path``, or a list of URLs of independent Redis servers (Redlock).
+        url: ``memory:`` or ``memory:NAME`` (this process), ``file:///directory`` (the processes of this host),
+            ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+unix:///path``, a list
+            of the Redis URLs of independent servers (Redlock), ``postgres://user:password@host[:port]/database``.
         prefix: Put before each name to make the Redis key. Without one, other libraries' locks on the same name
             exclude ours and are excluded by ours.
         drift_factor: How far clocks may run apart, as a part of the ttl: 0 to 0.5.
