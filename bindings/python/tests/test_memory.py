@@ -29,7 +29,7 @@ def stays_flat(work: Callable[[], None]) -> None:
 
 
 def test_pairs(url: str) -> None:
-    times = 20_000 if url.startswith("memory:") else 1_500
+    times = 20_000 if url.startswith("memory:") else 500
     with polylock.connect(url) as locks:
 
         def work() -> None:
@@ -41,7 +41,7 @@ def test_pairs(url: str) -> None:
 
 
 def test_asyncio_pairs_and_listeners(url: str) -> None:
-    times = 20_000 if url.startswith("memory:") else 1_500
+    times = 20_000 if url.startswith("memory:") else 500
     locks = polylock.asyncio.connect(url)
     name = unique()
 
@@ -72,7 +72,7 @@ def test_cancelled_acquires(url: str) -> None:
 
 def test_managers(url: str) -> None:
     def work() -> None:
-        for _ in range(200):
+        for _ in range(60):
             with polylock.connect(url) as locks, locks.lock(unique()):
                 pass
 
