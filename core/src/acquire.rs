@@ -34,6 +34,12 @@ use crate::{
 /// Other libraries publish nothing when they release, so nobody sleeps longer than this.
 const LONGEST_SLEEP: Duration = Duration::from_millis(250);
 
+/// Who waited longer than this to be first in line was kept waiting by others of its process.
+const IN_LINE: Duration = Duration::from_millis(1);
+
+/// How long a backend has at least to answer before it is called out of reach by somebody who was kept in line.
+const FAIR_CHANCE: Duration = Duration::from_secs(1);
+
 /// How long a backend may be out of reach for somebody who would otherwise wait for ever.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
 
@@ -54,8 +60,17 @@ pub(crate) async fn acquire(
     let (resources, mode) = (target.resources()?, target.mode());
     manager.check_can(&resources, mode)?;
     let began = Instant::now();
-    let mut waiting =
-        Waiting { manager, resources: &resources, mode, began, refusal: None, outage: None, tries: 0, clashes: 0 };
+    let mut waiting = Waiting {
+        manager,
+        resources: &resources,
+        mode,
+        began,
+        refusal: None,
+        outage: None,
+        tries: 0,
+        first_in_line: None,
+        clashes: 0,
+    };
     let result = match options.wait {
         Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
         Wait::For(wait) => {
@@ -85,6 +100,8 @@ struct Waiting<'a> {
     /// Since when the backend has been out of reach.
     outage: Option<Instant>,
     tries: u32,
+    /// When the line of this process had come to it.
+    first_in_line: Option<Instant>,
     /// Attempts in a row that stood in each other's way.
     clashes: u32,
 }
@@ -99,6 +116,7 @@ impl Waiting<'_> {
             place.first().await;
             places.push(place);
         }
+        self.first_in_line = Some(Instant::now());
         let mut watches: Vec<Watch> = Vec::new();
         loop {
             if let Some(lease) = self.attempt(options, driver).await? {
@@ -207,7 +225,14 @@ impl Waiting<'_> {
                 Error::new(ErrorKind::Timeout, format!("held by somebody else{until}; waited {waited:.3} s"))
             }
             Some(Refusal::Unreachable(error)) => {
-                Error::unavailable(format!("not acquired within {waited:.3} s")).caused_by(error)
+                Error::unavailable(format!("not acquired within {waited:.3} s")).with_causes_of(error)
+            }
+            // It came up only just before its time was over: that says nothing of the backend.
+            None if self.first_in_line.is_some_and(|first| {
+                first.since(self.began) > IN_LINE && Instant::now().since(first) < FAIR_CHANCE
+            }) =>
+            {
+                Error::new(ErrorKind::Timeout, format!("others of this process were before us; waited {waited:.3} s"))
             }
             None if self.tries > 0 => Error::unavailable(format!("no answer within {waited:.3} s")),
             None => {

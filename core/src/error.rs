@@ -127,6 +127,16 @@ impl Error {
         self
     }
 
+    /// Adds the causes of another failure; that failure itself if it has none.
+    #[must_use]
+    pub(crate) fn with_causes_of(mut self, other: &Self) -> Self {
+        if other.0.causes.is_empty() {
+            return self.caused_by(other);
+        }
+        self.0.causes.extend_from_slice(&other.0.causes);
+        self
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

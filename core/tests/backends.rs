@@ -41,6 +41,7 @@ backends! {
         times_out
         is_not_reentrant
         tries_once
+        those_in_line_time_out
         releases_once
         releases_when_dropped
         extends

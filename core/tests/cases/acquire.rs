@@ -102,6 +102,23 @@ pub async fn tries_once(store: Store) {
     assert!(two.try_acquire(&name, long()).await.unwrap().is_some());
 }
 
+pub async fn those_in_line_time_out(store: Store) {
+    let (locks, name) = (store.manager(), store.name("r"));
+    let lease = locks.acquire(&name, long()).await.unwrap();
+    let waiters: Vec<_> = (0..30)
+        .map(|_| {
+            let (locks, name) = (locks.clone(), name.clone());
+            tokio::spawn(async move { locks.acquire(&name, long().wait(ms(400))).await.unwrap_err() })
+        })
+        .collect();
+    for waiter in waiters {
+        // Not `Unavailable`: the backend is well, only the time was too short.
+        let error = waiter.await.unwrap();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+    }
+    lease.release().await.unwrap();
+}
+
 pub async fn inspects(store: Store) {
     let (one, two, name) = (store.manager(), store.manager(), store.name("r"));
     assert!(one.capabilities().inspection);

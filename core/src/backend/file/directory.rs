@@ -57,6 +57,10 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn parse(url: &str) -> Result<Self> {
         let invalid = |why: &str| Error::invalid("url", why);
+        // The parser would take `file:locks` for `file:///locks`.
+        if !url.get("file:".len()..).is_some_and(|path| path.starts_with('/')) {
+            return Err(invalid("must name a directory of this host, as in file:///var/lock/app"));
+        }
         let url = Url::parse(url).map_err(|error| Error::invalid("url", format!("is not a URL: {error}")))?;
         if url.fragment().is_some() {
             return Err(invalid("must not have a #fragment; write # as %23"));
@@ -165,6 +169,23 @@ impl Directory {
         entry
     }
 
+    /// Closes the file of a resource that was released, unless few files are open.
+    pub(super) fn tidy(&self, resource: &Resource) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.by_resource.len() > KEPT
+            && let Some(entry) = entries.by_resource.get_mut(resource)
+            && Arc::get_mut(entry).is_some_and(|entry| entry.is_idle())
+        {
+            entries.by_resource.remove(resource);
+        }
+    }
+
+    /// Closes every file that nobody holds or waits for.
+    pub(super) fn close_idle(&self) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.by_resource.retain(|_, entry| Arc::get_mut(entry).is_none_or(|entry| !entry.is_idle()));
+    }
+
     /// Makes the directory if it is missing, and finds out whether locks can be kept in it. Looks once.
     pub(super) fn make_ready(&self) -> Result<()> {
         if self.ready.load(Ordering::Relaxed) {
@@ -268,6 +289,7 @@ mod tests {
         assert_eq!(place("file:///a%20b%23").ok(), Some((PathBuf::from("/a b#"), false)));
         for bad in [
             "file:",
+            "file:locks",
             "file:///",
             "file://other/var/lock",
             "file:///a#b",

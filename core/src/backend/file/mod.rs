@@ -89,7 +89,11 @@ impl FileBackend {
     }
 
     fn give_back(&self, claim: &Claim) -> Release {
-        let outcomes = claim.resources.iter().map(|resource| self.0.entry(resource).give_back(claim));
+        let outcomes = claim.resources.iter().map(|resource| {
+            let outcome = self.0.entry(resource).give_back(claim);
+            self.0.tidy(resource);
+            outcome
+        });
         // Each is given back, whatever became of the others.
         outcomes.fold(Release::Released, |all, one| if one == Release::Released { all } else { one })
     }
@@ -141,6 +145,10 @@ impl Backend for FileBackend {
     fn watch(&self, resource: &Resource) -> Watch {
         let entry = self.0.entry(resource);
         Watch::new(entry.watch(), Watching(entry))
+    }
+
+    fn close(&self) {
+        self.0.close_idle();
     }
 }
 

@@ -28,6 +28,11 @@ impl NodeConfig {
     /// Reads a URL; errors do not repeat it, as it may hold a password.
     pub(super) fn parse(url: &str) -> Result<Self> {
         let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
+        // The parser ignores options that it does not know, and so would a typing error go unseen.
+        if !matches!(scheme, "redis+unix" | "unix") && rest.contains(['?', '#']) {
+            let why = "takes no ?options and no #fragment; in a password, write ? as %3F and # as %23";
+            return Err(Error::invalid("url", why));
+        }
         let tls = matches!(scheme, "rediss" | "valkeys");
         // Whether to use TLS is ours to decide; the parser was built without it.
         let plain = if tls { format!("redis:{rest}") } else { url.to_owned() };
@@ -95,7 +100,13 @@ mod tests {
     fn shows_no_password() {
         let node = NodeConfig::parse("redis://me:secret@h/0").unwrap();
         assert!(!format!("{node:?}").contains("secret"));
-        for bad in ["redis://:secret@h:notaport", "redis://me:secret@", "redis://:secret@h/notadb"] {
+        for bad in [
+            "redis://h/0?password=secret",
+            "rediss://h#insecure",
+            "redis://:secret@h:notaport",
+            "redis://me:secret@",
+            "redis://:secret@h/notadb",
+        ] {
             let error = NodeConfig::parse(bad).unwrap_err();
             assert_eq!(error.argument(), Some("url"));
             assert!(!format!("{error:?}").contains("secret"), "{error:?}");
