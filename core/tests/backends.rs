@@ -33,7 +33,7 @@ macro_rules! backends {
 }
 
 backends! {
-    memory file redis redlock postgres pgbouncer;
+    memory file redis redlock postgres postgres_session pgbouncer;
     {
         excludes
         hands_over_to_another_manager

@@ -166,12 +166,12 @@ async fn a_lease_outlives_its_connections() {
     sql.batch_execute(limits).await.unwrap();
     for url in [&server.url, &server.pooler] {
         let locks = manager(url);
-        let lease = locks.acquire("r", Acquire::ttl(1000 * MS)).await.unwrap();
+        let lease = locks.acquire("r", Acquire::ttl(5000 * MS)).await.unwrap();
         let mut killed = 0;
-        for _ in 0..6 {
+        for _ in 0..10 {
             let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
             killed += sql.query_one(ended, &[]).await.unwrap().get::<_, i64>(0);
-            tokio::time::sleep(300 * MS).await;
+            tokio::time::sleep(700 * MS).await;
         }
         // Behind the pooler the server ends most of them itself: they may not be idle.
         assert!(killed > 1 || *url == server.pooler, "{killed}");
@@ -307,4 +307,150 @@ async fn a_waiter_holds_no_snapshot_and_is_told_of_the_release() {
     held.release().await.unwrap();
     let next = tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
     assert!(next.fencing_token() > held.fencing_token());
+}
+
+fn session(server: &Server) -> String {
+    format!("{}?mode=session", server.url)
+}
+
+async fn count(sql: &tokio_postgres::Client, query: &str) -> i64 {
+    sql.query_one(query, &[]).await.unwrap().get(0)
+}
+
+const OURS: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_ended_tells_its_holders_at_once() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let sql = server.sql().await;
+    let held = one.acquire("r", long()).await.unwrap();
+    let other = one.acquire("s", long()).await.unwrap();
+    let waiting = tokio::spawn(async move { two.acquire("r", long()).await.unwrap() });
+    let holder = one.inspect("r").await.unwrap().unwrap();
+    assert_eq!(
+        (holder.owner.as_str(), holder.fencing_token),
+        (held.owner_token().as_str(), Some(held.fencing_token()))
+    );
+    let end = "SELECT pg_terminate_backend(backend) FROM polylock_session WHERE key = 'r'";
+    sql.query_one(end, &[]).await.unwrap();
+    assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+    assert_eq!(other.lost().await, Some(polylock::LossReason::Taken));
+    let next = tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
+    assert!(next.fencing_token() > held.fencing_token());
+    next.release().await.unwrap();
+    // The connection tells, not the next heartbeat; the best of some, as the machine may be busy.
+    let mut quickest = LIMIT;
+    for _ in 0..5 {
+        let held = one.acquire("r", long().wait(LIMIT)).await.unwrap();
+        sql.query_one(end, &[]).await.unwrap();
+        let began = Instant::now();
+        assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+        quickest = quickest.min(began.elapsed());
+    }
+    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    // The manager goes on with another session.
+    assert!(one.try_acquire("s", long()).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_mode_refuses_a_pooler_and_names_the_other_mode() {
+    let server = Server::start(&[]);
+    let (kind, text) = kind(&format!("{}?mode=session", server.pooler)).await;
+    assert_eq!(kind, ErrorKind::Unsupported, "{text}");
+    assert!(text.contains("lease mode"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_names_on_one_number_are_one_lock() {
+    let server = Server::start(&[]);
+    let url = format!("{}&keys=number", session(&server));
+    let (one, two) = (manager(&url), manager(&url));
+    let held = one.acquire("7", long()).await.unwrap();
+    // In one process it would be a deadlock of a task with itself: an error.
+    assert_eq!(one.acquire("+7", long()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    // Among several it is a lock that is in use.
+    assert!(two.try_acquire("+7", long()).await.unwrap().is_none());
+    assert_eq!(two.try_acquire("seven", long()).await.unwrap_err().argument(), Some("resource"));
+    // So is a lock that somebody else takes by its number.
+    let sql = server.sql().await;
+    let theirs: bool = sql.query_one("SELECT pg_try_advisory_lock(7)", &[]).await.unwrap().get(0);
+    assert!(!theirs);
+    held.release().await.unwrap();
+    let theirs: bool = sql.query_one("SELECT pg_try_advisory_lock(7)", &[]).await.unwrap().get(0);
+    assert!(theirs && two.try_acquire("7", long()).await.unwrap().is_none());
+    assert!(two.inspect("7").await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_session_lock_is_left_when_giving_up_races_with_the_grant() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let sql = server.sql().await;
+    let mut last = 0;
+    for round in 0..rounds(100) {
+        let held = one.acquire("r", long().wait(LIMIT)).await.unwrap();
+        assert!(held.fencing_token() > last);
+        last = held.fencing_token();
+        let patience = MS * spread(round) / 8;
+        let (timed, cancelled) = (two.clone(), one.clone());
+        let timed = tokio::spawn(async move { timed.acquire("r", long().wait(patience)).await.is_ok() });
+        let cancelled = tokio::spawn(async move { cancelled.acquire("r", long()).await.is_ok() });
+        tokio::time::sleep(patience / 2).await;
+        held.release().await.unwrap();
+        tokio::time::sleep(patience / 2).await;
+        cancelled.abort();
+        let _ = (timed.await, cancelled.await);
+    }
+    let began = Instant::now();
+    while count(&sql, OURS).await > 0 {
+        assert!(began.elapsed() < LIMIT, "a lock is left");
+        tokio::time::sleep(10 * MS).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_tokens_grow_though_the_server_is_killed() {
+    let mut server = Server::start(&["synchronous_commit=off", "wal_writer_delay=10s"]);
+    let locks = manager(&session(&server));
+    let mut last = 0;
+    for _ in 0..rounds(3) {
+        for _ in 0..5 {
+            let lease = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+            assert!(lease.fencing_token() > last);
+            last = lease.fencing_token();
+            lease.release().await.unwrap();
+        }
+        let held = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+        last = held.fencing_token();
+        tokio::task::block_in_place(|| server.order("kill"));
+        assert_eq!(tokio::time::timeout(LIMIT, held.lost()).await.unwrap(), Some(polylock::LossReason::Taken));
+        tokio::task::block_in_place(|| server.order("start"));
+        let kept: i64 = count(&server.sql().await, "SELECT token FROM polylock_session WHERE key = 'r'").await;
+        assert_eq!(u64::try_from(kept).unwrap(), last, "the token was forgotten");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_sessions_ask_the_server_to_look_after_them() {
+    let server = Server::start(&[]);
+    let locks = manager(&session(&server));
+    let _held = locks.acquire("r", long()).await.unwrap();
+    let sql = server.sql().await;
+    let named = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+                 WHERE locktype = 'advisory' AND application_name LIKE 'polylock %'";
+    assert_eq!(count(&sql, named).await, 1);
+    // What the kernel was asked to do for the server's end of the connection: probes after 5 s of silence.
+    let port: i32 = sql
+        .query_one("SELECT client_port FROM pg_stat_activity WHERE application_name LIKE 'polylock %' LIMIT 1", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let sockets = Command::new("ss").args(["-tnoH", &format!("dport = :{port}")]).output().expect("no ss");
+    let sockets = String::from_utf8_lossy(&sockets.stdout).into_owned();
+    let left = sockets.split("timer:(keepalive,").nth(1).and_then(|rest| rest.split(',').next());
+    let left = left.unwrap_or_else(|| panic!("no keep-alive: {sockets}"));
+    let seconds = left.strip_suffix("sec").map(|seconds| seconds.parse::<f64>().unwrap());
+    // Less than a second is in ms.
+    assert!(left.ends_with("ms") || seconds.is_some_and(|seconds| seconds <= 6.0), "{sockets}");
 }

@@ -36,10 +36,20 @@ def break_in_directory(url: str, name: str) -> int:
 
 
 def break_in_postgres(url: str, name: str) -> int:
-    """Deletes the row, and with it the counter: a new one counts on from the server's clock."""
+    """Deletes the row, and with it the counter: a new one counts on from the server's clock. Or ends the session."""
+    url, _, options = url.partition("?")
+    if options == "mode=session":
+        return break_session(url, name)
     if run_sql(url, "SELECT to_regclass('polylock_lease')") == "":
         return 0
     return len(run_sql(url, "DELETE FROM polylock_lease WHERE key = :'name' RETURNING 1", name=name).split())
+
+
+def break_session(url: str, name: str) -> int:
+    if run_sql(url, "SELECT to_regclass('polylock_session')") == "":
+        return 0
+    end = "SELECT pg_terminate_backend(backend) FROM polylock_session WHERE key = :'name'"
+    return run_sql(url, end, name=name).split().count("t")
 
 
 def main() -> int:

@@ -51,6 +51,7 @@ def start(stack: contextlib.ExitStack) -> dict[str, str]:
     pgbouncer = stack.enter_context(PgBouncer(postgres))
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="polylock-locks-"))
     nodes = ",".join(node.url for node in redlock)
+    urls = ["memory:", f"file://{directory}", redis.url, nodes, postgres.url, f"{postgres.url}?mode=session"]
     return {
         "POLYLOCK_TEST_REDIS": redis.url,
         "POLYLOCK_TEST_REDIS_AUTH": auth.url,
@@ -58,7 +59,7 @@ def start(stack: contextlib.ExitStack) -> dict[str, str]:
         "POLYLOCK_TEST_FILE": f"file://{directory}",
         "POLYLOCK_TEST_POSTGRES": postgres.url,
         "POLYLOCK_TEST_PGBOUNCER": pgbouncer.url,
-        "POLYLOCK_TEST_URLS": f"memory: file://{directory} {redis.url} {nodes} {postgres.url}",
+        "POLYLOCK_TEST_URLS": " ".join(urls),
         "POLYLOCK_TEST_BREAK": str(HERE / "break_lock.py"),
     }
 

@@ -14,7 +14,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -54,8 +54,17 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// Reports, from now on, what may have freed `resource`.
     fn watch(&self, resource: &Resource) -> Watch;
 
+    /// Has `lease` told as soon as the backend itself learns that it is gone; at once if it knows already.
+    fn on_loss(&self, _claim: &Claim, _lease: Weak<dyn Losable>) {}
+
     /// Lets go of connections. Nothing is asked afterwards.
     fn close(&self) {}
+}
+
+/// What can be lost.
+pub(crate) trait Losable: Send + Sync {
+    /// It is certainly not held any more.
+    fn gone(self: Arc<Self>);
 }
 
 /// What a backend can do and promise.

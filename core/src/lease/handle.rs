@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::state::{LeaseState, LossReason, Step};
 use crate::{
     Error, ErrorKind, Mode, OwnerToken, Release, Resource, Result,
-    backend::{Claim, Extension},
+    backend::{Claim, Extension, Losable},
     clock::Instant,
     engine::{
         driver::Driver,
@@ -61,6 +61,8 @@ impl Lease {
         let held = Arc::new(Held { manager, claim, fencing_token, inner: Mutex::new(inner), changed: Notify::new() });
         held.manager.leases.insert(&held);
         held.look();
+        let weak = Arc::downgrade(&held);
+        held.manager.backend.on_loss(&held.claim, weak);
         Self { held: Some(held) }
     }
 
@@ -416,6 +418,15 @@ impl Held {
             self.end_release();
         }
         Some(outcome)
+    }
+}
+
+impl Losable for Held {
+    fn gone(self: Arc<Self>) {
+        let step = self.inner().state.taken();
+        if let Step::Lose(reason) = step {
+            self.tell_lost(reason);
+        }
     }
 }
 

@@ -44,6 +44,11 @@ impl Store {
         Self { urls: vec![server("POLYLOCK_TEST_POSTGRES")], unique: unique(), directory: None }
     }
 
+    pub fn postgres_session() -> Self {
+        let url = format!("{}?mode=session", server("POLYLOCK_TEST_POSTGRES"));
+        Self { urls: vec![url], unique: unique(), directory: None }
+    }
+
     /// PostgreSQL behind a pooler that gives each transaction another session.
     pub fn pgbouncer() -> Self {
         Self { urls: vec![server("POLYLOCK_TEST_PGBOUNCER")], unique: unique(), directory: None }
@@ -84,9 +89,15 @@ impl Store {
 
 /// The names with `unique` in them that are held. The rows themselves stay: they count the fencing tokens.
 async fn held_in_postgres(url: &str, unique: &str) -> Vec<String> {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("no PostgreSQL");
+    let (server, session) = url.split_once('?').map_or((url, false), |(server, _)| (server, true));
+    let (client, connection) = tokio_postgres::connect(server, tokio_postgres::NoTls).await.expect("no PostgreSQL");
     let driven = tokio::spawn(connection);
-    let held = "SELECT key FROM polylock_lease WHERE owner IS NOT NULL AND key LIKE '%' || $1 || '%'";
+    let held = if session {
+        "SELECT key FROM polylock_session WHERE key LIKE '%' || $1 || '%'
+         AND backend IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
+    } else {
+        "SELECT key FROM polylock_lease WHERE owner IS NOT NULL AND key LIKE '%' || $1 || '%'"
+    };
     let rows = client.query_typed(held, &[(&unique, Type::TEXT)]).await.expect("no rows");
     driven.abort();
     rows.iter().map(|row| row.get(0)).collect()

@@ -19,6 +19,10 @@ pub(super) struct Config {
     pub(super) listen: bool,
     /// The most connections for statements.
     pub(super) connections: usize,
+    /// Advisory locks of a session, not rows.
+    pub(super) session: bool,
+    /// In session mode: names are the numbers of the locks.
+    pub(super) literal_keys: bool,
     /// The table, quoted.
     pub(super) table: String,
 }
@@ -77,14 +81,20 @@ impl Config {
             tls: Tls::Prefer,
             listen: true,
             connections: 2,
-            table: "polylock_lease".to_owned(),
+            session: false,
+            literal_keys: false,
+            table: String::new(),
         };
         let (mut theirs, mut ssl_mode, mut roots) = (Vec::new(), None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = form_urlencoded::parse(pair.as_bytes()).next() else { continue };
             match (&*key, &*value) {
-                ("mode", "lease") => {}
-                ("mode", _) => return Err(invalid("takes mode=lease")),
+                ("mode", "lease") => config.session = false,
+                ("mode", "session") => config.session = true,
+                ("mode", _) => return Err(invalid("takes mode=lease or mode=session")),
+                ("keys", "name") => config.literal_keys = false,
+                ("keys", "number") => config.literal_keys = true,
+                ("keys", _) => return Err(invalid("takes keys=name or keys=number")),
                 ("listen", "on") => config.listen = true,
                 ("listen", "off") => config.listen = false,
                 ("listen", _) => return Err(invalid("takes listen=on or listen=off")),
@@ -101,6 +111,12 @@ impl Config {
                 ("sslrootcert", path) => roots = Some(PathBuf::from(path)),
                 _ => theirs.push(pair),
             }
+        }
+        if config.literal_keys && !config.session {
+            return Err(invalid("takes keys=number together with mode=session only"));
+        }
+        if config.table.is_empty() {
+            config.table = if config.session { "polylock_session" } else { "polylock_lease" }.to_owned();
         }
         config.tls = match ssl_mode.as_deref() {
             Some("disable") => Tls::Disable,
@@ -225,6 +241,7 @@ mod tests {
             "postgres://u:hush@h/d?table=a%22b",
             "postgres://u:hush@h/d?table=a.b.c",
             "postgres://u:hush@h/d?connections=0",
+            "postgres://u:hush@h/d?keys=number",
             "postgres://u:hush@h/d?sslmode=hush",
             "postgres://u:hush@/d",
         ] {

@@ -39,7 +39,7 @@ pub(super) struct Statement {
 }
 
 /// The most statements with a number.
-pub(super) const STATEMENTS: usize = 4;
+pub(super) const STATEMENTS: usize = 5;
 
 /// What comes without being asked for.
 pub(super) type OnMessage = Box<dyn FnMut(AsyncMessage) + Send>;

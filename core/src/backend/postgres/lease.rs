@@ -29,18 +29,19 @@ use super::{
     connection::{Connection, Statement},
     failure::Failure,
     listener::Listener,
+    make_table,
     pool::Pool,
 };
 use crate::{
-    Error, ErrorKind, Resource, Result,
+    Error, Resource, Result,
     backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch},
     clock::Instant,
     connect::Options,
     engine::driver::Driver,
 };
 
-/// Has those who make the table at the same time do it one after the other. "polylock" as a number.
-const MAKE_TABLE: i64 = 0x706f_6c79_6c6f_636b;
+/// The longest that any statement may take.
+const SLOWEST: Duration = Duration::from_secs(5);
 
 pub(super) struct LeaseBackend {
     config: Arc<Config>,
@@ -75,10 +76,7 @@ impl Statements {
             extend: statement(1, include_str!("sql/extend.sql"), &[TEXT, TEXT, INT8]),
             release: statement(2, include_str!("sql/release.sql"), &[TEXT, TEXT]),
             inspect: statement(3, include_str!("sql/inspect.sql"), &[TEXT]),
-            make_table: format!(
-                "SELECT pg_advisory_xact_lock({MAKE_TABLE});\n{}",
-                with_table(include_str!("sql/table.sql"))
-            ),
+            make_table: with_table(include_str!("sql/table.sql")),
         }
     }
 }
@@ -118,7 +116,7 @@ impl LeaseBackend {
 
     /// How long the server may take to answer a statement.
     fn answers_within(&self, ttl: Duration) -> Duration {
-        self.node_timeout.unwrap_or((ttl / 3).clamp(Duration::from_millis(50), Duration::from_secs(5)))
+        self.node_timeout.unwrap_or((ttl / 3).clamp(Duration::from_millis(250), SLOWEST))
     }
 
     fn key(&self, resource: &Resource) -> String {
@@ -159,7 +157,7 @@ impl LeaseBackend {
                 Err(failure) if failure.is_undefined_table() && !made_table => {
                     made_table = true;
                     sent = None;
-                    match self.make_table(&connection).await {
+                    match make_table(&connection, &self.statements.make_table, &self.config.table).await {
                         Ok(()) => continue,
                         Err(failure) => return Attempt::Refused(failure.into_error()),
                     }
@@ -198,17 +196,6 @@ impl LeaseBackend {
         }
     }
 
-    async fn make_table(&self, connection: &Connection) -> std::result::Result<(), Failure> {
-        const LONGEST: Duration = Duration::from_secs(10);
-        match connection.execute(&self.statements.make_table, Instant::now().after(LONGEST)).await {
-            Err(Failure::Refused { code, error }) if error.kind() == ErrorKind::Auth => {
-                let why = format!("the table {} is missing and may not be made: run table.sql", self.config.table);
-                Err(Failure::Refused { code, error: Error::new(ErrorKind::Auth, why).caused_by(error) })
-            }
-            outcome => outcome,
-        }
-    }
-
     /// One statement, sent once.
     async fn ask(
         &self,
@@ -242,7 +229,9 @@ impl LeaseBackend {
 
     async fn release_lease(&self, claim: &Claim) -> Release {
         let (key, owner) = (self.key(claim.resource()), claim.owner.as_str());
-        match self.ask(&self.statements.release, &[&key, &owner], self.answers_within(claim.ttl)).await.1 {
+        // Nothing depends on a quick answer, and a certain one is worth some time.
+        let within = self.node_timeout.unwrap_or(SLOWEST);
+        match self.ask(&self.statements.release, &[&key, &owner], within).await.1 {
             Ok(Some(row)) => match row.try_get("was_held") {
                 Ok(true) => Release::Released,
                 Ok(false) => Release::NotHeld,
@@ -255,9 +244,8 @@ impl LeaseBackend {
     }
 
     async fn holder(&self, resource: &Resource) -> Result<Option<Holder>> {
-        const WITHIN: Duration = Duration::from_secs(5);
         let key = self.key(resource);
-        let within = self.node_timeout.unwrap_or(WITHIN);
+        let within = self.node_timeout.unwrap_or(SLOWEST);
         match self.ask(&self.statements.inspect, &[&key], within).await.1 {
             Ok(Some(row)) => {
                 let unreadable = |error: tokio_postgres::Error| Error::unavailable(error.to_string());
@@ -287,7 +275,7 @@ fn strange(connection: &Connection, why: &dyn fmt::Display) -> Error {
 }
 
 /// Rounded up, so that the row lasts at least as long as its holder thinks; no longer than a timestamp can say.
-fn micros(ttl: Duration) -> i64 {
+pub(super) fn micros(ttl: Duration) -> i64 {
     const LONGEST: Duration = Duration::from_secs(3_000_000_000_000);
     i64::try_from(ttl.min(LONGEST).as_nanos().div_ceil(1000)).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,8 @@
 //! Locks in a PostgreSQL database, where an application's data already is.
 //!
 //! One row per name in a table ([`lease`]): exact names, a ttl, the fencing counter in the row, one statement for
-//! each step, so that it works through a pooler that gives each transaction another session.
+//! each step, so that it works through a pooler that gives each transaction another session. Or, with
+//! `?mode=session`, advisory locks of a session ([`session`]): no ttl on the server, which frees them when the session ends.
 
 mod config;
 mod connection;
@@ -9,13 +10,14 @@ mod failure;
 mod lease;
 mod listener;
 mod pool;
+mod session;
 mod tls;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use self::{config::Config, lease::LeaseBackend};
+use self::{config::Config, connection::Connection, failure::Failure, lease::LeaseBackend, session::SessionBackend};
 use super::Backend;
-use crate::{Result, connect::Options};
+use crate::{Error, ErrorKind, Result, clock::Instant, connect::Options};
 
 /// For `postgres://…`. Touches nothing yet.
 ///
@@ -23,5 +25,26 @@ use crate::{Result, connect::Options};
 /// `InvalidArgument` naming `url`.
 pub(crate) fn backend(url: &str, options: &Options) -> Result<Box<dyn Backend>> {
     let config = Arc::new(Config::parse(url)?);
-    Ok(Box::new(LeaseBackend::new(config, options)))
+    Ok(if config.session {
+        Box::new(SessionBackend::new(config, options))
+    } else {
+        Box::new(LeaseBackend::new(config, options))
+    })
+}
+
+/// Makes the table that a statement missed. `sql` does nothing if it is there by now.
+async fn make_table(connection: &Connection, sql: &str, table: &str) -> std::result::Result<(), Failure> {
+    /// Has those who make it at the same time do it one after the other. "polylock" as a number.
+    const ONE_AT_A_TIME: i64 = 0x706f_6c79_6c6f_636b;
+    const LONGEST: Duration = Duration::from_secs(10);
+    // One transaction, as there is one request.
+    let sql = format!("SELECT pg_advisory_xact_lock({ONE_AT_A_TIME});\n{sql}");
+    match connection.execute(&sql, Instant::now().after(LONGEST)).await {
+        Err(Failure::Refused { code, error }) if error.kind() == ErrorKind::Auth => {
+            let why =
+                format!("the table {table} is missing and may not be made: make it by the table.sql of this mode");
+            Err(Failure::Refused { code, error: Error::new(ErrorKind::Auth, why).caused_by(error) })
+        }
+        outcome => outcome,
+    }
 }
