@@ -15,6 +15,8 @@ need python3 python3
 need gcc gcc
 need g++ g++
 need make make
+need cmake cmake
+need valgrind valgrind
 need pkg-config pkg-config
 need node nodejs
 need npm npm
