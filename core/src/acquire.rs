@@ -40,6 +40,10 @@ const IN_LINE: Duration = Duration::from_millis(1);
 /// How long a backend has at least to answer before it is called out of reach by somebody who was kept in line.
 const FAIR_CHANCE: Duration = Duration::from_secs(1);
 
+/// After so many attempts in a row that stood in others' way it is taken for held, by somebody whose other nodes do
+/// not answer: then waiting is better than trying.
+const MOST_CLASHES: u32 = 6;
+
 /// How long a backend may be out of reach for somebody who would otherwise wait for ever.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
 
@@ -123,13 +127,16 @@ impl Waiting<'_> {
                 return Ok(Some(lease));
             }
             match &self.refusal {
-                Some(Refusal::Busy { contended: true, .. }) => {
+                Some(Refusal::Busy { contended: true, .. }) if self.clashes < MOST_CLASHES => {
                     self.outage = None;
                     sleep_until(Instant::now().after(self.step_aside())).await;
                 }
-                Some(Refusal::Busy { free_in, .. }) => {
+                Some(Refusal::Busy { free_in, contended, .. }) => {
                     let free_in = *free_in;
-                    (self.outage, self.clashes) = (None, 0);
+                    if !contended {
+                        self.clashes = 0;
+                    }
+                    self.outage = None;
                     if watches.is_empty() {
                         watches.extend(self.resources.iter().map(|resource| self.manager.backend.watch(resource)));
                     }
@@ -175,7 +182,9 @@ impl Waiting<'_> {
                 self.refusal = Some(Refusal::Unreachable(late));
             }
             Attempt::Busy { free_in, foreign, contended, residue } => {
-                if !residue {
+                if residue {
+                    pending.refused();
+                } else {
                     pending.settled();
                 }
                 self.refusal = Some(Refusal::Busy { free_in, foreign, contended });
@@ -189,6 +198,9 @@ impl Waiting<'_> {
             }
             Attempt::Unknown(error) => {
                 drop(pending);
+                if error.kind() != ErrorKind::Unavailable {
+                    return Err(error);
+                }
                 self.refusal = Some(Refusal::Unreachable(error));
             }
         }
@@ -198,7 +210,7 @@ impl Waiting<'_> {
     /// Pause after several attempts stood in each other's way: random, doubling up to a quarter of a second, and
     /// long enough for the part that was granted to be given back.
     fn step_aside(&mut self) -> Duration {
-        self.clashes = (self.clashes + 1).min(6);
+        self.clashes += 1;
         let longest = Duration::from_millis(4 << self.clashes);
         Duration::from_millis(2) + longest.mul_f64(fastrand::f64())
     }

@@ -2,7 +2,8 @@
 //!
 //! An attempt whose caller went away, whose answer was lost or came too late may hold the lock on the backend,
 //! or get it yet: the request may still be on its way. So one release is not enough: "not held" is final
-//! only after the last moment at which the request could take effect. Until then, and while the backend
+//! only after the last moment at which the request could take effect, or when the backend knows what became of all that
+//! it sent. Until then, and while the backend
 //! does not answer, the release is sent again, up to the time at which the lease must have expired.
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
 
@@ -80,26 +81,42 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
-    fn drop(&mut self) {
+impl Pending {
+    /// Somebody else holds it: what was granted all the same, a part of it, is undone without waking anybody. (It would
+    /// be the caller itself, to get and give back the same part again and again.)
+    pub(crate) fn refused(mut self) {
+        self.undo(false);
+    }
+
+    fn undo(&mut self, wakes: bool) {
         if let Some(claim) = self.claim.take() {
             self.manager.attempts.claims().remove(&claim.owner);
             let settles = Instant::now().after(self.manager.backend.settles_within(claim.ttl));
-            in_background(&self.manager, claim, settles);
+            spawn(&self.manager, claim, settles, wakes);
         }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.undo(true);
     }
 }
 
 /// Releases `claim` again and again until that is certain. Nothing can be granted to it after `settles`.
 pub(crate) fn in_background(manager: &Arc<Manager>, claim: Claim, settles: Instant) {
+    spawn(manager, claim, settles, true);
+}
+
+fn spawn(manager: &Arc<Manager>, claim: Claim, settles: Instant, wakes: bool) {
     if manager.check_process().is_err() {
         return;
     }
-    let task = undo(Arc::clone(manager), claim, settles);
+    let task = undo(Arc::clone(manager), claim, settles, wakes);
     runtime::spawn(manager.undoing.track_future(task));
 }
 
-async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant) {
+async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant, wakes: bool) {
     const FIRST_PAUSE: Duration = Duration::from_millis(10);
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
     let expired = settles.max(Instant::now()).after(claim.ttl).after(manager.drift.of(claim.ttl));
@@ -107,15 +124,18 @@ async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant) {
     loop {
         let asked = Instant::now();
         match manager.backend.release(&claim, &Driver::engine()).await {
-            Release::Released => break,
-            Release::NotHeld if asked >= settles => break,
+            // A part of it may be on its way yet, to one of several servers.
+            Release::Released if !claim.progress.has_doubts() || asked >= settles => break,
+            Release::NotHeld if claim.progress.is_certain() || asked >= settles => break,
             _ if asked >= expired => break,
             // No need to look twice before it is settled, once the pauses reach that far.
             _ => timer::sleep_until(asked.after(pause)).await,
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    for resource in claim.resources.iter() {
-        manager.waiters.nudge(resource);
+    if wakes {
+        for resource in claim.resources.iter() {
+            manager.waiters.nudge(resource);
+        }
     }
 }

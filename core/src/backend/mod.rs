@@ -45,7 +45,8 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// Makes the lease last until `ttl` from now. Never creates one that lapsed; never deletes anything.
     fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, driver: &'a Driver) -> Answer<'a, Extension>;
 
-    /// Frees the lock if it is still this claim's.
+    /// Frees the lock if it is still this claim's. What a majority freed is free: the rest is freed in the background,
+    /// as far as it can be reached.
     fn release<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Release>;
 
     /// Who holds the resource now, or `None` if it is free.
@@ -126,6 +127,12 @@ impl Claim {
 pub(crate) struct Progress {
     /// Nodes that are known to hold, as bits.
     pub(crate) holders: AtomicU32,
+    /// Nodes that were sent an attempt of which it is not known what became, as bits.
+    in_doubt: AtomicU32,
+    /// The backend keeps `in_doubt`.
+    tracked: AtomicBool,
+    /// Nodes at which the background sees to it that nothing is left, as bits.
+    pursued: AtomicU32,
     /// It is given up: nothing of it may be granted any more.
     pub(crate) over: AtomicBool,
     /// The token that was agreed on; 0 before.
@@ -141,12 +148,49 @@ impl Progress {
         self.holders.load(Ordering::Relaxed) & (1 << node) != 0
     }
 
+    // These are in one order for everybody: either whoever sends sees that it is over, or whoever ended it
+    // sees the doubt.
+
+    /// To be called by a backend that tells of each attempt before it sends it, and of its end.
+    pub(crate) fn track(&self) {
+        self.tracked.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it is certain that nothing is on its way any more.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.tracked.load(Ordering::SeqCst) && !self.has_doubts()
+    }
+
+    /// To be called before an attempt is sent to `node`.
+    pub(crate) fn doubt(&self, node: usize) {
+        self.in_doubt.fetch_or(1 << node, Ordering::SeqCst);
+    }
+
+    /// What was sent to `node` has come to its end.
+    pub(crate) fn resolve(&self, node: usize) {
+        self.in_doubt.fetch_and(!(1 << node), Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_in_doubt(&self, node: usize) -> bool {
+        self.in_doubt.load(Ordering::SeqCst) & (1 << node) != 0
+    }
+
+    /// Whether any node is in doubt.
+    pub(crate) fn has_doubts(&self) -> bool {
+        self.in_doubt.load(Ordering::SeqCst) != 0
+    }
+
+    /// Says whether this is the first time for `node`.
+    pub(crate) fn pursue(&self, node: usize) -> bool {
+        self.pursued.fetch_or(1 << node, Ordering::Relaxed) & (1 << node) == 0
+    }
+
     pub(crate) fn give_up(&self) {
-        self.over.store(true, Ordering::Release);
+        self.over.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.over.load(Ordering::SeqCst)
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) enum CallError {
     Unanswered(Error),
     /// The server refused it: nothing was done.
     Refused(Error),
+    /// A script failed in the middle: a part of it was done. Asking again would end the same way.
+    BrokenOff(Error),
     /// The server does not know the script.
     NoScript,
 }
@@ -34,19 +36,25 @@ impl CallError {
     /// | reply | taken as |
     /// |---|---|
     /// | `NOSCRIPT` | ask again with the script's text |
-    /// | `NOAUTH` `WRONGPASS` `NOPERM`, and `ERR` about a password | `Auth`: not tried again |
+    /// | `NOAUTH` `WRONGPASS` `NOPERM`, and `ERR` about a password or about what a user may do | `Auth`: not tried again |
     /// | `ERR unknown command` | `Unsupported`: not tried again |
+    /// | any error that a script of ours met on its way (another kind of key, a command that the user may not run) | as below and above, but a part may have been done |
     /// | `LOADING` `BUSY` `OOM` `READONLY` `MASTERDOWN` `CLUSTERDOWN` `TRYAGAIN`, too many clients, the rest | the server is out of reach for now |
     pub(super) fn from_server(peer: &str, code: &str, detail: &str) -> Self {
         let about_password = code == "ERR" && detail.to_ascii_lowercase().contains("password");
+        // What a script's user may not do is an ERR like any other, in different words from version to version.
+        let may_not = code == "ERR"
+            && ["user executing the script can't", "ACL failure"].iter().any(|words| detail.contains(words));
         let kind = match code {
             "NOSCRIPT" => return Self::NoScript,
             "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
-            _ if about_password => ErrorKind::Auth,
+            _ if about_password || may_not => ErrorKind::Auth,
             "ERR" if detail.starts_with("unknown command") => ErrorKind::Unsupported,
             _ => ErrorKind::Unavailable,
         };
-        Self::Refused(Error::new(kind, format!("{peer}: {code} {detail}")))
+        let error = Error::new(kind, format!("{peer}: {code} {detail}"));
+        // Every server names the line that failed, after this word.
+        if detail.contains("@user_script") { Self::BrokenOff(error) } else { Self::Refused(error) }
     }
 
     /// The reply, or the error that it is.
@@ -59,12 +67,12 @@ impl CallError {
 
     /// Whether the request may have been, or may yet be, carried out.
     pub(super) fn is_ambiguous(&self) -> bool {
-        matches!(self, Self::Unanswered(_))
+        matches!(self, Self::Unanswered(_) | Self::BrokenOff(_))
     }
 
     pub(super) fn into_error(self) -> Error {
         match self {
-            Self::NotSent(error) | Self::Unanswered(error) | Self::Refused(error) => error,
+            Self::NotSent(error) | Self::Unanswered(error) | Self::Refused(error) | Self::BrokenOff(error) => error,
             Self::NoScript => Error::unavailable("the server forgot a script twice in a row"),
         }
     }

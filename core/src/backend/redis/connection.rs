@@ -55,7 +55,7 @@ pub(super) struct Connection {
     state: Mutex<State>,
     attached: OnceLock<Attached>,
     on_push: Option<OnPush>,
-    /// What to add to [`Instant::since_boot`] to get the server's clock, in ms, at the latest.
+    /// What to add to [`Instant::since_boot`] to get the server's clock, in ms, at the earliest.
     server_clock: AtomicI64,
 }
 
@@ -362,12 +362,12 @@ impl Connection {
         }
     }
 
-    /// Notes the server's clock: it showed `server_ms` at some point after `asked`.
-    pub(super) fn set_server_clock(&self, server_ms: i64, asked: Instant) {
-        // Counted from the asking, the estimate is at most one round trip ahead of the server: a request is
-        // given that much more time, never less.
-        let asked = i64::try_from(asked.since_boot().as_millis()).unwrap_or(0);
-        self.server_clock.store(server_ms - asked, Ordering::Relaxed);
+    /// Notes the server's clock, now that its answer is here: it showed `server_ms` at some point before.
+    pub(super) fn set_server_clock(&self, server_ms: i64) {
+        // Counted from the answer, the estimate is never ahead of the server, however slow the answer was: a request
+        // is given less time, never more. One that is refused for that is sent once more.
+        let answered = i64::try_from(Instant::now().since_boot().as_millis()).unwrap_or(0);
+        self.server_clock.store(server_ms - answered, Ordering::Relaxed);
     }
 
     /// What the server's clock will show at `at`, in ms.

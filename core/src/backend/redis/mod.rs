@@ -11,6 +11,12 @@
 //!   on the server's clock and does nothing.
 //! * *A node answers after the attempt was decided*: if the attempt was won it counts as one more holder; if it was
 //!   lost the undoing reaches it.
+//! * *An attempt reaches a node after the release did, or a node does not answer the release*: the lock is free, as a
+//!   majority freed it. Each node that holds, or may, and has not said that it does not any more is asked again in
+//!   the background until it does or the lock must have expired there ([`Pursuit`]).
+//! * *A release's answer is cut off and the second request finds nothing*: the first may have freed it, so the
+//!   outcome is unknown and not "not held".
+//! * *A script fails in the middle*: a part may have been done, so it is undone as if the answer had been lost.
 //! * *An extension's answer is lost*: the old deadline stands. Only nodes known to hold count, and only "still ours"
 //!   counts; a lock put back on a node that lost it counts from the next round on.
 //! * *A server restarts without its memory*: a single one forgets the lock, and the holder learns of it at the next
@@ -34,7 +40,10 @@ mod tls;
 
 use std::{
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,13 +62,16 @@ use self::{
     request::{Request, Server},
     subscriber::Subscriptions,
 };
-use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
+use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Progress, Release, Watch};
 use crate::{
     Error, Mode, Resource, Result,
     clock::Instant,
     connect::Options,
-    engine::{driver::Driver, runtime},
+    engine::{driver::Driver, runtime, timer},
 };
+
+/// How much longer an inspection waits for the others when a majority has answered.
+const STRAGGLERS: Duration = Duration::from_millis(50);
 
 pub(crate) struct RedisBackend {
     nodes: Vec<Arc<dyn Server>>,
@@ -107,8 +119,8 @@ impl RedisBackend {
         &self,
         request: &Arc<Request>,
         driver: &Driver,
-        mut decide: impl FnMut(usize, std::result::Result<Value, CallError>) -> Option<D>,
-        late: impl Fn(usize, std::result::Result<Value, CallError>) + Send + 'static,
+        mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
+        late: impl Fn(usize, request::Answer) + Send + 'static,
     ) -> Option<D> {
         let ask = |(index, node): (usize, &Arc<dyn Server>)| {
             let answer = Arc::clone(node).run(Arc::clone(request), driver.clone());
@@ -134,6 +146,7 @@ impl RedisBackend {
         let expires = since.after(self.node_timeout(claim.ttl));
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::acquire(&keys, claim, expires);
+        claim.progress.track();
         let (mut ballot, mut verdict) = (Ballot::new(self.nodes.len()), None);
         // Once more if a server's clock was set since we looked at it: it takes us to be too late.
         for _ in 0..2 {
@@ -149,10 +162,7 @@ impl RedisBackend {
         }
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
-            return refused(ballot);
-        }
-        for index in ballot.holders() {
-            claim.progress.add_holder(index);
+            return refused(ballot, &claim.progress);
         }
         let token = match ballot.agreed_token() {
             Some(token) => Some(token),
@@ -176,9 +186,13 @@ impl RedisBackend {
         ballot: &mut Ballot,
         clock_was_set: &mut Vec<(usize, i64)>,
     ) -> Option<Verdict> {
-        let decide = |index: usize, answer| {
-            if let Ok(value) = &answer
-                && let Some([-2, now, _]) = numbers(value).as_deref()
+        for index in 0..self.nodes.len() {
+            claim.progress.doubt(index);
+        }
+        let decide = |index: usize, answer: request::Answer| {
+            note(&claim.progress, index, &answer);
+            if let Ok(answered) = &answer
+                && let Some([-2, now, _]) = numbers(&answered.value).as_deref()
             {
                 clock_was_set.push((index, *now));
             }
@@ -188,11 +202,7 @@ impl RedisBackend {
             }
         };
         let progress = Arc::clone(&claim.progress);
-        let late = move |index, answer| {
-            if matches!(vote("", answer), Vote::Granted { .. }) {
-                progress.add_holder(index);
-            }
-        };
+        let late = move |index, answer| note(&progress, index, &answer);
         self.ask(request, driver, decide, late).await
     }
 
@@ -208,11 +218,16 @@ impl RedisBackend {
     ) -> Option<u64> {
         while Instant::now() < expires {
             let request = Request::raise(keys, claim, token, expires);
-            let raises =
-                holders.iter().map(|index| Arc::clone(&self.nodes[*index]).run(Arc::clone(&request), driver.clone()));
+            let mut raises: FuturesUnordered<_> = holders
+                .iter()
+                .map(|index| Arc::clone(&self.nodes[*index]).run(Arc::clone(&request), driver.clone()))
+                .collect();
             let (mut confirmed, mut higher) = (0, token);
-            for answer in futures_util::future::join_all(raises).await {
-                match answer.as_ref().map(numbers).ok().flatten().as_deref() {
+            // Not held up by one that has just fallen silent.
+            while confirmed < majority(self.nodes.len())
+                && let Some(answer) = raises.next().await
+            {
+                match answer.as_ref().map(|answered| numbers(&answered.value)).ok().flatten().as_deref() {
                     Some([1, _]) => confirmed += 1,
                     Some([-1, above]) => higher = higher.max(u64::try_from(*above).unwrap_or(0)),
                     _ => {}
@@ -237,8 +252,8 @@ impl RedisBackend {
         let nodes = self.nodes.len();
         let (mut yes, mut no, mut lost, mut errors) = (0, 0, 0, Vec::new());
         let mut missing = Vec::new();
-        let decide = |index, answer: std::result::Result<Value, CallError>| {
-            match answer.as_ref().map(number) {
+        let mut decide = |index, answer: request::Answer| {
+            match answer.as_ref().map(|answered| number(&answered.value)) {
                 Ok(Some(1)) if claim.progress.holds(index) => yes += 1,
                 Ok(Some(1)) => {
                     // Ours all along, but its grant was never heard of: it counts from the next round on.
@@ -262,9 +277,28 @@ impl RedisBackend {
                 decided => Some(decided),
             }
         };
-        match self.ask(&request, driver, decide, |_, _| {}).await {
+        let won = Arc::new(AtomicBool::new(false));
+        let token = claim.progress.fencing_token.load(Ordering::Relaxed);
+        let repairs = Request::repair(&keys, claim, token, ttl, expires);
+        let late = {
+            let (won, claim, repairs, nodes) =
+                (Arc::clone(&won), claim.clone(), Arc::clone(&repairs), self.nodes.clone());
+            move |index: usize, answer: request::Answer| match answer.map(|answered| number(&answered.value)) {
+                Ok(Some(1)) => claim.progress.add_holder(index),
+                Ok(Some(-1)) if won.load(Ordering::Acquire) => repair(&claim, &repairs, index, &nodes[index]),
+                _ => {}
+            }
+        };
+        let decide = |index, answer| {
+            let decision = decide(index, answer);
+            won.store(decision == Some(Verdict::Won), Ordering::Release);
+            decision
+        };
+        match self.ask(&request, driver, decide, late).await {
             Some(Verdict::Won) => {
-                self.repair(&keys, claim, ttl, &missing);
+                for index in missing {
+                    repair(claim, &repairs, index, &self.nodes[index]);
+                }
                 Extension::Extended { since }
             }
             // Lost for certain when the nodes that said so leave too few for a majority.
@@ -273,36 +307,24 @@ impl RedisBackend {
         }
     }
 
-    /// Puts the lock back, in the background, where it is missing though a majority holds.
-    fn repair(&self, keys: &Keys, claim: &Claim, ttl: Duration, missing: &[usize]) {
-        let token = claim.progress.fencing_token.load(Ordering::Relaxed);
-        if claim.mode != Mode::Exclusive || missing.is_empty() {
-            return;
-        }
-        let request = Request::repair(keys, claim, token, ttl, Instant::now().after(self.node_timeout(ttl)));
-        for &index in missing {
-            let answer = Arc::clone(&self.nodes[index]).run(Arc::clone(&request), Driver::engine());
-            let progress = Arc::clone(&claim.progress);
-            runtime::spawn(async move {
-                if answer.await.is_ok_and(|value| number(&value) == Some(1)) {
-                    progress.add_holder(index);
-                }
-            });
-        }
-    }
-
     async fn release_all(&self, claim: &Claim, driver: &Driver) -> Release {
         claim.progress.give_up();
         let expires = Instant::now().after(self.node_timeout(claim.ttl));
-        let request = Request::release(&Keys::of(&self.prefix, &claim.resources), claim, expires);
+        let keys = Keys::of(&self.prefix, &claim.resources);
+        let request = Request::release(&keys, claim, expires);
+        let pursuit =
+            Arc::new(Pursuit { claim: claim.clone(), keys, settles_within: self.settles_within(claim.ttl) });
         let nodes = self.nodes.len();
         let (mut released, mut not_held, mut unknown) = (0, 0, 0);
-        let decide = |_, answer: std::result::Result<Value, CallError>| {
-            match answer.as_ref().map(number) {
-                Ok(Some(1)) => released += 1,
-                Ok(Some(_)) => not_held += 1,
-                Ok(None) | Err(_) => unknown += 1,
+        let mut unsettled = Vec::new();
+        let decide = |index, answer: request::Answer| {
+            let freed = Freed::of(&claim.progress, index, answer);
+            match freed {
+                Freed::Ours => released += 1,
+                Freed::NotOurs => not_held += 1,
+                Freed::Repeated | Freed::Unanswered => unknown += 1,
             }
+            unsettled.push((index, freed));
             if released >= majority(nodes) {
                 Some(Release::Released)
             } else if not_held >= majority(nodes) {
@@ -311,26 +333,46 @@ impl RedisBackend {
                 None
             }
         };
-        let decided = self.ask(&request, driver, decide, |_, _| {}).await;
-        decided.unwrap_or(match (unknown, released) {
+        let late = {
+            let (pursuit, nodes) = (Arc::clone(&pursuit), self.nodes.clone());
+            move |index: usize, answer| {
+                let freed = Freed::of(&pursuit.claim.progress, index, answer);
+                pursuit.begin(index, &nodes[index], freed);
+            }
+        };
+        let decided = self.ask(&request, driver, decide, late).await;
+        let release = decided.unwrap_or(match (unknown, released) {
             (0, 0) => Release::NotHeld,
             (0, _) => Release::Released,
             _ => Release::Unknown,
-        })
+        });
+        // What is unknown as a whole is asked again as a whole.
+        if nodes > 1 && release != Release::Unknown {
+            for (index, freed) in unsettled {
+                pursuit.begin(index, &self.nodes[index], freed);
+            }
+        }
+        release
     }
 
     async fn inspect_all(&self, resource: &Resource, driver: &Driver) -> Result<Option<Holder>> {
         let expires = Instant::now().after(self.node_timeout(Duration::from_secs(30)));
         let request = Request::inspect(&self.prefix, resource, expires);
         let asks = self.nodes.iter().map(|node| Arc::clone(node).run(Arc::clone(&request), driver.clone()));
+        let mut answers: FuturesUnordered<_> = asks.collect();
         let (mut holders, mut free, mut errors) = (Vec::<Holder>::new(), 0, Vec::new());
-        for answer in futures_util::future::join_all(asks).await {
+        let mut patience = None;
+        // Once a majority has answered the others get a little more time: one that is silent would take all of it.
+        while let Some(Some(answer)) = timer::until(patience, answers.next()).await {
             match answer {
-                Ok(value) => match holder::read(&value) {
+                Ok(answered) => match holder::read(&answered.value) {
                     Some(holder) => holders.push(holder),
                     None => free += 1,
                 },
                 Err(error) => errors.push(error.into_error()),
+            }
+            if patience.is_none() && holders.len() + free >= majority(self.nodes.len()) {
+                patience = Some(Instant::now().after(STRAGGLERS).min(expires));
             }
         }
         let needed = majority(self.nodes.len());
@@ -349,10 +391,125 @@ impl RedisBackend {
     }
 }
 
+/// Puts the lock back, in the background, on a node where it is missing though a majority holds.
+fn repair(claim: &Claim, request: &Arc<Request>, index: usize, node: &Arc<dyn Server>) {
+    if claim.mode != Mode::Exclusive {
+        return;
+    }
+    claim.progress.doubt(index);
+    let answer = Arc::clone(node).run(Arc::clone(request), Driver::engine());
+    let progress = Arc::clone(&claim.progress);
+    runtime::spawn(async move {
+        match answer.await {
+            Ok(answered) => {
+                let granted = number(&answered.value) == Some(1);
+                if granted {
+                    progress.add_holder(index);
+                }
+                if !answered.repeated && !(granted && progress.is_over()) {
+                    progress.resolve(index);
+                }
+            }
+            Err(error) if !error.is_ambiguous() => progress.resolve(index),
+            Err(_) => {}
+        }
+    });
+}
+
+/// Notes what an answer to an attempt tells of that node.
+fn note(progress: &Progress, index: usize, answer: &request::Answer) {
+    match answer {
+        Ok(answered) => {
+            let numbers = numbers(&answered.value);
+            let granted = matches!(numbers.as_deref(), Some([1, ..]));
+            if granted {
+                progress.add_holder(index);
+            }
+            // A grant of what was given up meanwhile is in doubt until the release has found it.
+            if !answered.repeated && numbers.is_some() && !(granted && progress.is_over()) {
+                progress.resolve(index);
+            }
+        }
+        Err(error) if !error.is_ambiguous() => progress.resolve(index),
+        Err(_) => {}
+    }
+}
+
+/// What a node answered to a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freed {
+    Ours,
+    NotOurs,
+    /// Not ours now, but the same request was sent before: that one may have freed it.
+    Repeated,
+    Unanswered,
+}
+
+impl Freed {
+    fn of(progress: &Progress, index: usize, answer: request::Answer) -> Self {
+        match answer.map(|answered| (number(&answered.value), answered.repeated)) {
+            Ok((Some(1), _)) => {
+                // The attempt was carried out before this, then.
+                progress.resolve(index);
+                Self::Ours
+            }
+            Ok((Some(_), true)) => Self::Repeated,
+            Ok((Some(_), false)) => Self::NotOurs,
+            Ok((None, _)) | Err(_) => Self::Unanswered,
+        }
+    }
+}
+
+/// Sees to it that nothing is left on single nodes of what a majority has freed.
+struct Pursuit {
+    claim: Claim,
+    keys: Keys,
+    settles_within: Duration,
+}
+
+impl Pursuit {
+    /// Whether something may be left on a node that answered so.
+    fn is_unsettled(&self, index: usize, freed: Freed) -> bool {
+        let progress = &self.claim.progress;
+        progress.is_in_doubt(index) || (freed == Freed::Unanswered && progress.holds(index))
+    }
+
+    /// Asks the node to release until it has, in the background, if it may still hold or get it.
+    fn begin(self: &Arc<Self>, index: usize, node: &Arc<dyn Server>, mut freed: Freed) {
+        const FIRST_PAUSE: Duration = Duration::from_millis(10);
+        const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+        if !self.is_unsettled(index, freed) || !self.claim.progress.pursue(index) {
+            return;
+        }
+        let (pursuit, node) = (Arc::clone(self), Arc::clone(node));
+        runtime::spawn(async move {
+            let claim = &pursuit.claim;
+            let settles = Instant::now().after(pursuit.settles_within);
+            let expired = settles.after(claim.ttl.mul_f64(1.1)).after(LONGEST_PAUSE);
+            let mut pause = FIRST_PAUSE;
+            loop {
+                timer::sleep_until(Instant::now().after(pause)).await;
+                let asked = Instant::now();
+                // The answer to the attempt may have come meanwhile.
+                if node.is_closed() || asked >= expired || !pursuit.is_unsettled(index, freed) {
+                    return;
+                }
+                let request = Request::release(&pursuit.keys, claim, asked.after(pursuit.settles_within));
+                let answer = Arc::clone(&node).run(request, Driver::engine()).await;
+                freed = Freed::of(&claim.progress, index, answer);
+                if freed != Freed::Unanswered && asked >= settles {
+                    return;
+                }
+                pause = (pause * 3).min(LONGEST_PAUSE);
+            }
+        });
+    }
+}
+
 /// What a node's answer to an attempt means.
-fn vote(node: &str, answer: std::result::Result<Value, CallError>) -> Vote {
+fn vote(node: &str, answer: request::Answer) -> Vote {
     let numbers = match answer {
-        Ok(value) => numbers(&value),
+        Ok(answered) => numbers(&answered.value),
         Err(error) if error.is_ambiguous() => return Vote::Unknown(error.into_error()),
         Err(error) => return Vote::Failed(error.into_error()),
     };
@@ -367,17 +524,19 @@ fn vote(node: &str, answer: std::result::Result<Value, CallError>) -> Vote {
 }
 
 /// What the engine makes of an attempt that did not get its majority.
-fn refused(ballot: Ballot) -> Attempt {
-    let residue = ballot.leaves_residue();
+fn refused(ballot: Ballot, progress: &Progress) -> Attempt {
+    let residue = ballot.leaves_residue() || progress.has_doubts();
+    let nodes = ballot.nodes();
     match ballot.refusal() {
         Refusal::Busy { free_in, foreign, contended } => Attempt::Busy { free_in, foreign, contended, residue },
         Refusal::OutOfReach(errors) => {
-            let fatal = errors.iter().find(|error| !error.is_retryable()).cloned();
-            match fatal {
-                Some(error) if !residue => Attempt::Refused(error),
-                _ if residue => Attempt::Unknown(out_of_reach(errors)),
-                _ => Attempt::Refused(out_of_reach(errors)),
-            }
+            // What tells against one node alone may pass with the others' trouble.
+            let fatal: Vec<_> = errors.iter().filter(|error| !error.is_retryable()).collect();
+            let error = match fatal[..] {
+                [error, ..] if fatal.len() > nodes - majority(nodes) => error.clone(),
+                _ => out_of_reach(errors),
+            };
+            if residue { Attempt::Unknown(error) } else { Attempt::Refused(error) }
         }
     }
 }
@@ -422,14 +581,19 @@ impl Backend for RedisBackend {
     fn check_reachable<'a>(&'a self, driver: &'a Driver) -> Answer<'a, Result<()>> {
         Box::pin(async {
             let expires = Instant::now().after(open::OPEN_TIMEOUT);
-            let pings = self.nodes.iter().map(|node| Arc::clone(node).check(driver.clone(), expires));
-            let mut errors = Vec::new();
-            for answer in futures_util::future::join_all(pings).await {
-                if let Err(error) = answer {
-                    errors.push(error.into_error());
+            let nodes = self.nodes.len();
+            let mut answers: FuturesUnordered<_> =
+                self.nodes.iter().map(|node| Arc::clone(node).check(driver.clone(), expires)).collect();
+            let (mut yes, mut errors) = (0, Vec::new());
+            while verdict(nodes, yes, errors.len()) == Verdict::Open
+                && let Some(answer) = answers.next().await
+            {
+                match answer {
+                    Ok(()) => yes += 1,
+                    Err(error) => errors.push(error.into_error()),
                 }
             }
-            if self.nodes.len() - errors.len() >= majority(self.nodes.len()) {
+            if verdict(nodes, yes, errors.len()) == Verdict::Won {
                 return Ok(());
             }
             let fatal = errors.iter().position(|error| !error.is_retryable());

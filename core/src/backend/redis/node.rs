@@ -2,21 +2,26 @@
 //!
 //! A request whose connection turns out to be dead is sent again on a new one while its time lasts. That is safe
 //! because every script may be run twice (an acquire by the owner token that holds is "granted"), and
-//! because the dead connection was reset. No answer in time is never followed by a second request.
+//! because the dead connection was reset; still the answer says that it is the second one's ([`Answered::repeated`]),
+//! as the first may have been carried out, too. No answer in time is never followed by a second request.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 
 use super::{
-    call::{CallError, Reply},
+    call::CallError,
     config::NodeConfig,
     connection::Connection,
     open,
-    request::{Request, Server},
+    request::{Answer, Answered, Request, Server},
 };
 use crate::{
     clock::Instant,
@@ -29,6 +34,7 @@ use crate::{
 pub(super) struct Node {
     config: NodeConfig,
     lanes: Mutex<HashMap<DriverId, Lane>>,
+    closed: AtomicBool,
 }
 
 /// The connection that one driver drives.
@@ -41,7 +47,7 @@ type Opening = Shared<BoxFuture<'static, Result<Arc<Connection>, CallError>>>;
 
 impl Node {
     pub(super) fn new(config: NodeConfig) -> Arc<Self> {
-        Arc::new(Self { config, lanes: Mutex::default() })
+        Arc::new(Self { config, lanes: Mutex::default(), closed: AtomicBool::new(false) })
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashMap<DriverId, Lane>> {
@@ -56,6 +62,9 @@ impl Node {
     ) -> Result<Arc<Connection>, CallError> {
         let opening = {
             let mut lanes = self.lanes();
+            if self.is_closed() {
+                return Err(CallError::not_sent(&self.config.name, "the manager is closed"));
+            }
             match lanes.get(&driver.id()) {
                 Some(Lane::Open(connection)) if connection.is_alive() => return Ok(Arc::clone(connection)),
                 Some(Lane::Opening(opening)) => opening.clone(),
@@ -82,6 +91,10 @@ impl Node {
             let opened = open::open(&node.config, &driver, None).await;
             let mut lanes = node.lanes();
             match &opened {
+                Ok(connection) if node.is_closed() => {
+                    connection.close("the manager is closed");
+                    lanes.remove(&driver.id())
+                }
                 Ok(connection) => lanes.insert(driver.id(), Lane::Open(Arc::clone(connection))),
                 Err(_) => lanes.remove(&driver.id()),
             };
@@ -102,8 +115,11 @@ impl Node {
         opened.boxed().shared()
     }
 
-    async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Reply {
+    async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
+        const FIRST_PAUSE: Duration = Duration::from_millis(5);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(100);
         let expires = request.expires;
+        let mut pause = Duration::ZERO;
         let keys: Vec<&str> = request.keys.iter().map(String::as_str).collect();
         let mut unanswered = None;
         loop {
@@ -119,6 +135,7 @@ impl Node {
                 reply = connection.call(&request.script.by_text(&keys, &args), expires).await;
             }
             match reply {
+                Ok(value) => return Ok(Answered { value, repeated: unanswered.is_some() }),
                 Err(error @ CallError::Unanswered(_)) => {
                     if Instant::now() >= expires {
                         return Err(error);
@@ -126,8 +143,13 @@ impl Node {
                     unanswered = Some(error);
                 }
                 Err(CallError::NotSent(_)) if Instant::now() < expires && connection.is_broken() => {}
-                reply => return reply,
+                Err(error) => return Err(unanswered.unwrap_or(error)),
             }
+            // At once the first time; a server that hangs up on everybody is not flooded.
+            if !pause.is_zero() {
+                timer::sleep_until(Instant::now().after(pause).min(expires)).await;
+            }
+            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         }
     }
 }
@@ -137,13 +159,13 @@ impl Server for Node {
         &self.config
     }
 
-    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Reply> {
+    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer> {
         Self::run(self, request, driver).boxed()
     }
 
     fn set_clock(&self, driver: &Driver, now_ms: i64) {
         if let Some(Lane::Open(connection)) = self.lanes().get(&driver.id()) {
-            connection.set_server_clock(now_ms, Instant::now());
+            connection.set_server_clock(now_ms);
         }
     }
 
@@ -155,7 +177,12 @@ impl Server for Node {
         .boxed()
     }
 
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         for (_, lane) in self.lanes().drain() {
             if let Lane::Open(connection) = lane {
                 connection.close("the manager is closed");

@@ -68,7 +68,6 @@ async fn connect(address: &Address) -> io::Result<Socket> {
 
 async fn log_in(config: &NodeConfig, connection: &Arc<Connection>, expires: Instant) -> Result<(), CallError> {
     let login = config.login();
-    let asked = Instant::now();
     let steps = login.iter().map(|(_, request)| connection.call(request, expires));
     let time = redis::cmd("TIME").get_packed_command();
     let (steps, time) =
@@ -78,7 +77,7 @@ async fn log_in(config: &NodeConfig, connection: &Arc<Connection>, expires: Inst
             return Err(name_step(config, step, error));
         }
     }
-    connection.set_server_clock(server_ms(&config.name, time)?, asked);
+    connection.set_server_clock(server_ms(&config.name, time)?);
     Ok(())
 }
 

@@ -68,6 +68,10 @@ impl Ballot {
         Self { nodes, votes: Vec::with_capacity(nodes) }
     }
 
+    pub(super) fn nodes(&self) -> usize {
+        self.nodes
+    }
+
     pub(super) fn cast(&mut self, node: usize, vote: Vote) -> Verdict {
         self.votes.push((node, vote));
         let granted = self.granted().count();
@@ -109,10 +113,10 @@ impl Ballot {
     pub(super) fn refusal(self) -> Refusal {
         let (nodes, majority) = (self.nodes, majority(self.nodes));
         let (mut busy, mut foreign, mut frees) = (0, 0, Vec::new());
-        let mut errors = Vec::new();
+        let (mut errors, mut granted) = (Vec::new(), 0);
         for (_, vote) in self.votes {
             match vote {
-                Vote::Granted { .. } => {}
+                Vote::Granted { .. } => granted += 1,
                 Vote::Busy { free_in, foreign: is_foreign } => {
                     busy += 1;
                     foreign += usize::from(is_foreign);
@@ -133,7 +137,9 @@ impl Ballot {
                 .copied()
                 .filter(|free| *free < Duration::MAX),
             foreign: foreign > nodes - majority,
-            contended: busy < majority,
+            // We had a part of it, and nobody is known to have the whole. With no part of ours in the way, those who
+            // refused are somebody's, and the rest of his nodes did not answer.
+            contended: granted > 0 && busy < majority,
         }
     }
 }
@@ -201,6 +207,14 @@ mod tests {
         assert_eq!(ballot.cast(1, vote(1)), Verdict::Lost);
         assert!(ballot.leaves_residue());
         assert!(matches!(ballot.refusal(), Refusal::Busy { contended: true, .. }));
+    }
+
+    #[test]
+    fn a_held_lock_is_not_taken_for_a_clash_because_a_node_is_down() {
+        let mut ballot = Ballot::new(3);
+        assert_eq!(ballot.cast(0, vote(1)), Verdict::Open);
+        assert_eq!(ballot.cast(1, vote(2)), Verdict::Lost);
+        assert!(matches!(ballot.refusal(), Refusal::Busy { contended: false, .. }));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) trait Server: Send + Sync {
     fn config(&self) -> &NodeConfig;
 
     /// Runs a script there, on the connection that `driver` drives.
-    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Result<Value, CallError>>;
+    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer>;
 
     /// The server's clock shows `now_ms`, whatever it showed when it was last looked at.
     fn set_clock(&self, driver: &Driver, now_ms: i64);
@@ -36,8 +36,21 @@ pub(super) trait Server: Send + Sync {
     /// Finds out whether it can be used.
     fn check(self: Arc<Self>, driver: Driver, expires: Instant) -> BoxFuture<'static, Result<(), CallError>>;
 
-    /// Lets go of connections.
+    /// Lets go of connections; there will be no others.
     fn close(&self);
+
+    /// Whether it was closed.
+    fn is_closed(&self) -> bool;
+}
+
+/// What became of a request.
+pub(super) type Answer = Result<Answered, CallError>;
+
+/// What a script answered.
+pub(super) struct Answered {
+    pub(super) value: Value,
+    /// It was sent more than once: an earlier request may have been carried out before this one, or may yet be.
+    pub(super) repeated: bool,
 }
 
 /// A script to run; the same for all servers.

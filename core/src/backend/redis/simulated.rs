@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 
 use super::{
     RedisBackend,
-    call::{CallError, Reply},
+    call::CallError,
     config::NodeConfig,
-    request::{Request, Server},
+    request::{Answer, Answered, Request, Server},
     script,
     subscriber::Subscriptions,
 };
@@ -144,7 +144,7 @@ impl Server for Remote {
         &self.config
     }
 
-    fn run(self: Arc<Self>, request: Arc<Request>, _: Driver) -> BoxFuture<'static, Reply> {
+    fn run(self: Arc<Self>, request: Arc<Request>, _: Driver) -> BoxFuture<'static, Answer> {
         async move {
             let expires = request.expires;
             let args = request.args(expires.since_boot().as_millis() as i64);
@@ -165,7 +165,7 @@ impl Server for Remote {
                 });
             }
             match timer::until(Some(expires), answer).await {
-                Some(Ok(value)) => Ok(value),
+                Some(Ok(value)) => Ok(Answered { value, repeated: false }),
                 Some(Err(_)) => {
                     // Lost: nobody answers, and nobody says so before the time is up.
                     timer::sleep_until(expires).await;
@@ -184,6 +184,10 @@ impl Server for Remote {
     }
 
     fn close(&self) {}
+
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 /// What the clients hold, and what has been promised.
