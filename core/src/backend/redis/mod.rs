@@ -54,7 +54,6 @@ use futures_util::{
 use redis::Value;
 
 use self::{
-    call::CallError,
     config::NodeConfig,
     keys::{Key, Keys},
     node::Node,
@@ -406,7 +405,8 @@ fn repair(claim: &Claim, request: &Arc<Request>, index: usize, node: &Arc<dyn Se
                 if granted {
                     progress.add_holder(index);
                 }
-                if !answered.repeated && !(granted && progress.is_over()) {
+                let left_over = granted && progress.is_over();
+                if !answered.repeated && !left_over {
                     progress.resolve(index);
                 }
             }

@@ -1,0 +1,126 @@
+//! Servers whose wall clock is set while they run.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use polylock::{Acquire, LossReason, Release};
+
+use super::{SLACK, fresh, long, manager, ms, server::Server, soon};
+
+/// A server with a clock of its own.
+struct Bent {
+    server: Server,
+    step: File,
+}
+
+impl Bent {
+    /// The first in a directory compiles the shim there.
+    fn start(directory: &Path, name: &str) -> Self {
+        let shim = directory.join("clock_shim.so");
+        if !shim.exists() {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/clock_shim.c");
+            let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(source).status();
+            assert!(compiled.expect("no C compiler").success());
+        }
+        let path = directory.join(name);
+        let step = File::create_new(&path).expect("no file");
+        step.set_len(4096).expect("no file");
+        let environment = [("LD_PRELOAD", &*shim.to_string_lossy()), ("CLOCK_SHIM", &*path.to_string_lossy())];
+        Self { server: Server::with(&[], &environment), step }
+    }
+
+    /// Sets the clock to be so far off.
+    fn set(&self, seconds: i64) {
+        self.step.write_all_at(&(seconds * 1000).to_ne_bytes(), 0).expect("not written");
+        let time: (i64, i64) = self.server.ask(&["TIME"]);
+        let real = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let off = time.0 - i64::try_from(real).unwrap();
+        assert!((off - seconds).abs() < 30, "the shim does not work: off by {off} s");
+    }
+}
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!(
+            "polylock-{}-{}",
+            std::process::id(),
+            fresh("clock").replace(':', "-")
+        ));
+        std::fs::create_dir_all(&path).expect("no directory");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_of_a_server_is_set() {
+    let directory = Directory::new();
+    let bent = Bent::start(&directory.0, "one");
+    let (locks, name) = (manager(&[bent.server.url()]), fresh("r"));
+    let mut last = 0;
+    // Forward, back, far back, and from one extreme to the other, on connections that learnt the clock before.
+    for seconds in [0, 100, 0, -100, 7200, -7200, 0, 86_400, 0] {
+        bent.set(seconds);
+        let lease = locks.try_acquire(&name, long()).await.expect("out of reach").expect("not free");
+        assert!(lease.fencing_token() > last, "at {seconds}: {} after {last}", lease.fencing_token());
+        last = lease.fencing_token();
+        lease.extend(None).await.expect("not extended");
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+
+    // A step forward frees a lock too early: the holder is told at its next renewal, and the next one's token is greater.
+    let lease = locks.acquire(&name, Acquire::ttl(Duration::from_secs(3))).await.unwrap();
+    bent.set(60);
+    let reason = tokio::time::timeout(SLACK, lease.lost()).await.expect("never told");
+    assert_eq!(reason, Some(LossReason::Taken));
+    let next = soon(&locks, &name).await;
+    assert!(next.fencing_token() > lease.fencing_token());
+    next.release().await.unwrap();
+
+    // A step back makes a lock last longer on the server: the holder goes by its own clock.
+    let lease = locks.acquire(&name, Acquire::ttl(ms(600)).auto_extend(false)).await.unwrap();
+    bent.set(-60);
+    let reason = tokio::time::timeout(SLACK, lease.lost()).await.expect("never told");
+    assert_eq!(reason, Some(LossReason::Expired));
+    // And what is left of it is freed all the same.
+    soon(&locks, &name).await.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clocks_of_a_quorum_disagree() {
+    let directory = Directory::new();
+    let bent: Vec<Bent> = ["a", "b", "c"].map(|name| Bent::start(&directory.0, name)).into();
+    for (node, seconds) in bent.iter().zip([-7200, 0, 86_400]) {
+        node.set(seconds);
+    }
+    let servers: Vec<String> = bent.iter().map(|node| node.server.url()).collect();
+    let (locks, name) = (manager(&servers), fresh("r"));
+    let mut last = 0;
+    for round in 0..5 {
+        let lease = locks.try_acquire(&name, long()).await.expect("out of reach").expect("not free");
+        assert!(lease.fencing_token() > last, "round {round}");
+        last = lease.fencing_token();
+        lease.extend(None).await.expect("not extended");
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+        bent[round % 3].set(100 * i64::try_from(round).unwrap());
+    }
+    // One node's step frees its key alone: the lease stays, and nobody else gets in.
+    let lease = locks.acquire(&name, Acquire::ttl(Duration::from_secs(4))).await.unwrap();
+    let deadline = lease.deadline();
+    bent[1].set(3600);
+    assert!(manager(&servers).try_acquire(&name, long()).await.unwrap().is_none());
+    super::eventually(SLACK, "it is renewed", || lease.deadline() > deadline).await;
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+}

@@ -1,0 +1,232 @@
+//! What servers say instead of doing what they are asked.
+
+use std::{
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use polylock::{Acquire, ErrorKind, Release};
+
+use super::{
+    FOREIGN, SLACK, eventually, fresh, long, manager, ms,
+    server::{Server, urls},
+    soon, until_clean,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_are_flushed_in_the_middle_of_everything() {
+    let server = Server::start();
+    let (locks, name) = (manager(&[server.url()]), fresh("r"));
+    let held = locks.acquire(fresh("held"), Acquire::ttl(ms(1500))).await.unwrap();
+    let first = held.deadline();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flushing = tokio::spawn({
+        let (locks, name, stop) = (locks.clone(), name.clone(), Arc::clone(&stop));
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let lease = locks.try_acquire(&name, long()).await.expect("out of reach").expect("not free");
+                lease.extend(None).await.expect("not extended");
+                assert_eq!(lease.release().await.unwrap(), Release::Released);
+            }
+        }
+    });
+    for _ in 0..100 {
+        let _: () = server.ask(&["SCRIPT", "FLUSH"]);
+        tokio::time::sleep(ms(2)).await;
+    }
+    eventually(SLACK, "it is renewed", || held.deadline() > first).await;
+    stop.store(true, Ordering::Relaxed);
+    flushing.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_clients_are_taken() {
+    let server = Server::start();
+    let (one, name) = (manager(&[server.url()]), fresh("r"));
+    let lease = soon(&one, &name).await;
+    let clients = server.clients();
+    let _: () = server.ask(&["CONFIG", "SET", "maxclients", &(clients + 1).to_string()]);
+    let mut guests = Vec::new();
+    let two = manager(&[server.url()]);
+    // Whether a connection is refused depends on how many there are: fill up what is left.
+    for _ in 0..3 {
+        guests.push(TcpStream::connect(("127.0.0.1", server.port)).expect("no connection"));
+    }
+    let error = two.try_acquire(&name, long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(format!("{error:?} {:?}", error.causes()).contains("max number of clients"), "{error:?}");
+    let _: () = server.ask(&["CONFIG", "SET", "maxclients", "1000"]);
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_password_is_changed() {
+    let server = Server::start();
+    let locks = manager(&[format!("redis://:sesame@127.0.0.1:{}", server.port)]);
+    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "sesame"]);
+    let name = fresh("r");
+    let lease = locks.acquire(&name, Acquire::ttl(ms(1500))).await.unwrap();
+    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "other"]);
+    server.cut_clients();
+    // Not tried again and again: said at once, without the password.
+    let error = tokio::time::timeout(SLACK, locks.acquire(fresh("r"), long())).await.expect("retried").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+    assert!(!format!("{error:?}{error}").contains("sesame"), "{error:?}");
+    assert!(tokio::time::timeout(SLACK, lease.lost()).await.expect("never told").is_some());
+    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "sesame"]);
+    soon(&locks, &name).await.release().await.unwrap();
+}
+
+/// Wrong at every node, it is said as clearly as by one; wrong at one, it is that node's affair.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passwords_of_a_quorum() {
+    let servers = Server::several(3);
+    let locks = manager(&urls(&servers));
+    let _: () = servers[0].ask(&["CONFIG", "SET", "requirepass", "other"]);
+    let name = fresh("r");
+    let lease = soon(&locks, &name).await;
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    for server in &servers[1..] {
+        let _: () = server.ask(&["CONFIG", "SET", "requirepass", "other"]);
+    }
+    let locks = manager(&urls(&servers));
+    let error = tokio::time::timeout(SLACK, locks.acquire(&name, long())).await.expect("retried").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endless_script_runs() {
+    let server = Server::start();
+    let _: () = server.ask(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+    let (locks, name) = (manager(&[server.url()]), fresh("r"));
+    let lease = soon(&locks, &name).await;
+    // On a connection of its own: its answer comes when it is killed.
+    let url = server.url();
+    let endless = tokio::task::spawn_blocking(move || {
+        let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+        redis::cmd("EVAL").arg("while true do end").arg(0).query::<()>(&mut connection).unwrap_err()
+    });
+    eventually(
+        SLACK,
+        "it is busy",
+        || matches!(server.try_ask::<()>(&["GET", "x"]), Err(error) if error.code() == Some("BUSY")),
+    )
+    .await;
+    let error = locks.try_acquire(&name, long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(format!("{error:?}").contains("BUSY"), "{error:?}");
+    assert_eq!(lease.release().await.unwrap(), Release::Unknown);
+    let _: () = server.ask(&["SCRIPT", "KILL"]);
+    endless.await.unwrap();
+    // What could not be released is released now.
+    until_clean(&[&server], &name).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_memory_is_used_up() {
+    let server = Server::start();
+    let (locks, name) = (manager(&[server.url()]), fresh("r"));
+    let lease = soon(&locks, &name).await;
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let error = locks.try_acquire(fresh("r"), long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(format!("{error:?}").contains("OOM"), "{error:?}");
+    lease.extend(None).await.expect("an extension needs no memory");
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    assert_eq!(server.keys(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_is_loading() {
+    let directory = std::env::temp_dir().join(format!("polylock-{}-loading", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.to_string_lossy().into_owned();
+    let server = Server::with(&["--dir", &path, "--enable-debug-command", "yes"], &[]);
+    let (locks, name) = (manager(&[server.url()]), fresh("r"));
+    let _: () = server.ask(&["DEBUG", "POPULATE", "4000", "filler", "1000"]);
+    let lease = soon(&locks, &name).await;
+    let _: () = server.ask(&["SAVE"]);
+    let _: () = server.ask(&["CONFIG", "SET", "key-load-delay", "1000"]);
+    let _: () = server.ask(&["CONFIG", "SET", "loading-process-events-interval-bytes", "1024"]);
+    // Loads what it saved, the lock as well; its answer comes afterwards.
+    let url = server.url();
+    let loading = tokio::task::spawn_blocking(move || {
+        let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+        redis::cmd("DEBUG").arg("RELOAD").arg("NOSAVE").query::<()>(&mut connection).unwrap();
+    });
+    eventually(
+        SLACK,
+        "it is loading",
+        || matches!(server.try_ask::<()>(&["GET", "x"]), Err(error) if error.code() == Some("LOADING")),
+    )
+    .await;
+    let tried = locks.try_acquire(&name, long()).await;
+    let still = matches!(server.try_ask::<()>(&["GET", "x"]), Err(error) if error.code() == Some("LOADING"));
+    if still {
+        let error = tried.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        assert!(format!("{error:?}").contains("LOADING"), "{error:?}");
+    }
+    loading.await.unwrap();
+    assert!(locks.try_acquire(&name, long()).await.unwrap().is_none());
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    drop(server);
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_key_is_something_else() {
+    let server = Server::start();
+    let locks = manager(&[server.url()]);
+    let fillings: [&[&str]; 5] = [&["LPUSH"], &["SADD"], &["HSET", "field"], &["ZADD", "1"], &["XADD", "*", "field"]];
+    for filling in fillings {
+        let name = fresh("r");
+        let mut command = vec![filling[0], &name];
+        command.extend(&filling[1..]);
+        command.push("value");
+        let _: redis::Value = server.ask(&command);
+        let before: Vec<u8> = server.ask(&["DUMP", &name]);
+        let error = locks.try_acquire(&name, long()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{filling:?}: {error:?}");
+        let error = locks.acquire(&name, long().wait(ms(30))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{filling:?}: {error:?}");
+        assert_eq!(server.ask::<Vec<u8>>(&["DUMP", &name]), before);
+    }
+    // Another library's, without a ttl: held, and nobody knows for how long.
+    let name = fresh("r");
+    let _: () = server.ask(&["SET", &name, FOREIGN]);
+    assert!(locks.try_acquire(&name, long()).await.unwrap().is_none());
+    let error = locks.acquire(&name, long().wait(ms(400))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+    let holder = locks.inspect(&name).await.unwrap().expect("it is held");
+    assert_eq!((holder.owner.as_str(), holder.expires_in, holder.fencing_token), (FOREIGN, None, None));
+}
+
+/// The script fails after its first write: what it wrote is taken back, though the server said no.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_breaks_off_leaves_nothing() {
+    let server = Server::start();
+    let (locks, name) = (manager(&[server.url()]), fresh("r"));
+    let fence = format!("polylock:fence:{{{name}}}");
+    let _: i64 = server.ask(&["LPUSH", &fence, "not a fence"]);
+    let error = locks.try_acquire(&name, long()).await.unwrap_err();
+    assert!(format!("{error:?}").contains("WRONGTYPE"), "{error:?}");
+    until_clean(&[&server], &name).await;
+
+    // A user who may set keys and nothing else.
+    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "on", ">secret", "~*", "&*", "+@all", "-hset"]);
+    let clerk = manager(&[format!("redis://clerk:secret@127.0.0.1:{}", server.port)]);
+    let name = fresh("r");
+    let error = tokio::time::timeout(SLACK, clerk.acquire(&name, long())).await.expect("retried").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+    until_clean(&[&server], &name).await;
+
+    // And one who may not publish still releases.
+    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "+hset", "-publish"]);
+    let lease = soon(&clerk, &name).await;
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
