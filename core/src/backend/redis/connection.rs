@@ -366,14 +366,15 @@ impl Connection {
     pub(super) fn set_server_clock(&self, server_ms: i64) {
         // Counted from the answer, the estimate is never ahead of the server, however slow the answer was: a request
         // is given less time, never more. One that is refused for that is sent once more.
+        // Both are rounded so that the fractions do not make it more, either.
         let answered = i64::try_from(Instant::now().since_boot().as_millis()).unwrap_or(0);
-        self.server_clock.store(server_ms - answered, Ordering::Relaxed);
+        self.server_clock.store(server_ms - answered - 1, Ordering::Relaxed);
     }
 
-    /// What the server's clock will show at `at`, in ms.
+    /// What the server's clock will show at `at`, in ms; never more.
     pub(super) fn server_time(&self, at: Instant) -> i64 {
         let at = i64::try_from(at.since_boot().as_millis()).unwrap_or(i64::MAX / 2);
-        at.saturating_add(1).saturating_add(self.server_clock.load(Ordering::Relaxed))
+        at.saturating_add(self.server_clock.load(Ordering::Relaxed))
     }
 }
 

@@ -72,7 +72,7 @@ impl Memory {
         let is = |other: &'static script::Script| std::ptr::eq(request.script, other);
         if is(&script::ACQUIRE) {
             let fence = self.fence.entry(request.keys[1].clone()).or_default();
-            if now.since_boot().as_millis() as u64 > number(3) {
+            if now.since_boot().as_millis() as u64 >= number(3) {
                 return Value::Array(vec![Value::Int(-2), Value::Int(0), Value::Int(0)]);
             }
             if held.is_some() {
@@ -98,7 +98,7 @@ impl Memory {
             }
             Value::Int(if ours { 1 } else { -i64::from(held.is_none()) })
         } else if is(&script::REPAIR) {
-            if now.since_boot().as_millis() as u64 > number(3) || (held.is_some() && !ours) {
+            if now.since_boot().as_millis() as u64 >= number(3) || (held.is_some() && !ours) {
                 return Value::Int(0);
             }
             if !ours {

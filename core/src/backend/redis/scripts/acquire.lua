@@ -6,7 +6,7 @@
 -- ARGV[1]  owner token, new for each attempt
 -- ARGV[2]  ttl in ms
 -- ARGV[3]  fencing token that the client proposes: its wall clock in us
--- ARGV[4]  time of this server in ms after which the client has given up
+-- ARGV[4]  time of this server in ms at which the client gives up
 -- ARGV[5]  holder record, for inspection
 -- ARGV[6]  how long the fence outlives its last use (but for a day), in ms
 --
@@ -16,7 +16,7 @@
 -- {-3, 0, ttl left}       in use as something that is not a lock of ours
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now > tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
 
 -- A fresh lock costs four calls. (The script is not stopped between two writes: memory is checked on entry.)
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then

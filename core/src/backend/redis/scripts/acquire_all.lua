@@ -5,7 +5,7 @@
 -- ARGV          as in acquire.lua; the answers as well, with the longest ttl left of those that are held
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now > tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
 
 local n = #KEYS / 2
 local ours, busy, foreign, left, last = 0, false, false, -2, 0

@@ -4,12 +4,12 @@
 -- KEYS[1..n]     the locks
 -- KEYS[n+1..2n]  their fences
 -- ARGV[1]  owner token    ARGV[2]  ttl in ms    ARGV[3]  fencing token
--- ARGV[4]  time of this server in ms after which the client has given up
+-- ARGV[4]  time of this server in ms at which the client gives up
 -- ARGV[5]  how long a fence outlives its last use, in ms
 --
 -- 1 if all are ours now, else 0
 local time = redis.call('TIME')
-if time[1] * 1000 + math.floor(time[2] / 1000) > tonumber(ARGV[4]) then return 0 end
+if time[1] * 1000 + math.floor(time[2] / 1000) >= tonumber(ARGV[4]) then return 0 end
 local n = #KEYS / 2
 for i = 1, n do
   local owner = redis.pcall('GET', KEYS[i])

@@ -10,7 +10,7 @@
 -- Answers as in acquire.lua.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now > tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
 
 local token = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
 local kind = redis.call('TYPE', KEYS[1]).ok
