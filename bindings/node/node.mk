@@ -18,7 +18,7 @@ $(NODE_INSTALLED): $(NODE_DIR)/package.json $(NODE_DIR)/package-lock.json
 
 .PHONY: node-test
 node-test: node-build ## Runs the tests of the Node package.
-	cd $(NODE_DIR) && node --expose-gc --test tests/*.test.mjs
+	cd $(NODE_DIR) && node --expose-gc --test --test-timeout=600000 tests/*.test.mjs
 
 .PHONY: node-lint
 node-lint: node-build

@@ -83,6 +83,16 @@ for (const { name, url } of backends) {
     await locks.close()
   })
 
+  test(`a body that waits for its signal alone is not collected on ${name}`, { timeout: 20_000 }, async () => {
+    const locks = connect(shared(url))
+    const collecting = setInterval(() => globalThis.gc(), 5)
+    const options = { ttl: 300, autoExtend: false }
+    const error = await locks.using(unique('lost'), options, (lease) => once(lease.signal, 'abort')).catch((e) => e)
+    clearInterval(collecting)
+    assert.ok(error instanceof LockLostError)
+    await locks.close()
+  })
+
   test(`await using disposes on ${name}`, async () => {
     const locks = connect(shared(url))
     const resource = unique('dispose')

@@ -110,7 +110,7 @@ for (const { name, url } of backends) {
   test(`the signal fires by itself on ${name}`, async () => {
     const locks = connect(shared(url))
     const lease = await locks.acquire(unique('signal'), { ttl: 100, autoExtend: false })
-    const timer = setTimeout(() => {}, 60_000)
+    const timer = setTimeout(() => lease, 60_000) // and so it is not collected
     await once(lease.signal, 'abort')
     clearTimeout(timer)
     assert.ok(lease.signal.reason instanceof LockLostError)
@@ -131,7 +131,7 @@ test('a listener of a loss may do anything', async () => {
       locks.acquire('third').then(resolve, reject)
     })
   })
-  const timer = setTimeout(() => {}, 60_000)
+  const timer = setTimeout(() => lease, 60_000) // and so it is not collected
   await assert.rejects(waiter, LockLostError)
   await (await followed).release()
   await other.release()

@@ -231,6 +231,12 @@ function acquire(
 }
 
 /** Runs a body under a lease. */
+/**
+ * Leases that a body runs under. A body that waits for nothing but its lease's signal is referenced by that signal
+ * alone: without this, both could be collected.
+ */
+const inUse = new Set<Lease>()
+
 async function under<T>(
   acquire: (options: AcquireOptions | undefined) => Promise<Lease>,
   options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
@@ -238,17 +244,22 @@ async function under<T>(
 ): Promise<T> {
   const body = typeof options === 'function' ? options : arg.fn('fn', fn)
   const lease = await acquire(typeof options === 'function' ? undefined : options)
-  let result: T
+  inUse.add(lease)
   try {
-    result = await body(lease)
-  } catch (error) {
-    await lease.end().catch(() => undefined)
-    throw error
+    let result: T
+    try {
+      result = await body(lease)
+    } catch (error) {
+      await lease.end().catch(() => undefined)
+      throw error
+    }
+    const ended = await lease.end()
+    // Not held: it was taken, and nobody had noticed.
+    if (lease.loss !== null || ended === 'not_held') throw lease.lostError()
+    return result
+  } finally {
+    inUse.delete(lease)
   }
-  const ended = await lease.end()
-  // Not held: it was taken, and nobody had noticed.
-  if (lease.loss !== null || ended === 'not_held') throw lease.lostError()
-  return result
 }
 
 /** A manager that nobody has any more: its leases stay. */
