@@ -93,6 +93,12 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self.host)
 
 
+def listens(path: Path) -> bool:
+    """Whether a server takes connections there: its socket exists a moment before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 def test_gunicorn_with_preloading(url: str, name: str, tmp_path: Path) -> None:
     environment = prepared(tmp_path, url, name, GUNICORN)
     socket_path = tmp_path / "socket"
@@ -109,7 +115,7 @@ def test_gunicorn_with_preloading(url: str, name: str, tmp_path: Path) -> None:
         return int(pid), int(token)
 
     with running(tmp_path, command, **environment) as server:
-        wait_until(socket_path.exists, 30)
+        wait_until(lambda: listens(socket_path), 30)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(request, range(60)))
         assert (tmp_path / "counter").read_text() == "60"
