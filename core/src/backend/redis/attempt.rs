@@ -1,0 +1,179 @@
+//! One attempt to take the lock: the grants of a majority, and the token that it agrees on.
+
+use std::sync::{Arc, atomic::Ordering};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::{
+    RedisBackend,
+    keys::Keys,
+    numbers, out_of_reach,
+    quorum::{Ballot, Refusal, Verdict, Vote, majority},
+    request::{self, Request},
+};
+use crate::{
+    Error,
+    backend::{Attempt, Claim, Progress},
+    clock::Instant,
+    engine::driver::Driver,
+};
+
+impl RedisBackend {
+    pub(super) async fn acquire(&self, claim: &Claim, driver: &Driver) -> Attempt {
+        let since = Instant::now();
+        let expires = since.after(self.node_timeout(claim.ttl));
+        let keys = Keys::of(&self.prefix, &claim.resources);
+        let request = Request::acquire(&keys, claim, expires);
+        claim.progress.track();
+        let (mut ballot, mut verdict) = (Ballot::new(self.nodes.len()), None);
+        // Once more if a server's clock was set since we looked at it: it takes us to be too late.
+        for _ in 0..2 {
+            let mut clock_was_set = Vec::new();
+            ballot = Ballot::new(self.nodes.len());
+            verdict = self.vote(&request, claim, driver, &mut ballot, &mut clock_was_set).await;
+            if verdict == Some(Verdict::Won) || clock_was_set.is_empty() || Instant::now() >= expires {
+                break;
+            }
+            for (index, now) in clock_was_set {
+                self.nodes[index].set_clock(driver, now);
+            }
+        }
+        if verdict != Some(Verdict::Won) {
+            claim.progress.give_up();
+            return refused(ballot, &claim.progress);
+        }
+        let token = match ballot.agreed_token() {
+            Some(token) => Some(token),
+            None => self.raise(&keys, claim, ballot.to_raise(), &ballot.holders(), driver, expires).await,
+        };
+        match token {
+            Some(fencing_token) => {
+                claim.progress.fencing_token.store(fencing_token, Ordering::Relaxed);
+                Attempt::Granted { fencing_token, since }
+            }
+            None => Attempt::Unknown(Error::unavailable("the nodes did not agree on a fencing token in time")),
+        }
+    }
+
+    /// Asks for grants until the ballot is decided. Nodes whose clock was set are noted with the time they show.
+    async fn vote(
+        &self,
+        request: &Arc<Request>,
+        claim: &Claim,
+        driver: &Driver,
+        ballot: &mut Ballot,
+        clock_was_set: &mut Vec<(usize, i64)>,
+    ) -> Option<Verdict> {
+        for index in 0..self.nodes.len() {
+            claim.progress.doubt(index);
+        }
+        let decide = |index: usize, answer: request::Answer| {
+            note(&claim.progress, index, &answer);
+            if let Ok(answered) = &answer
+                && let Some([-2, now, _]) = numbers(&answered.value).as_deref()
+            {
+                clock_was_set.push((index, *now));
+            }
+            match ballot.cast(index, vote(&self.nodes[index].config().name, answer)) {
+                Verdict::Open => None,
+                decided => Some(decided),
+            }
+        };
+        let progress = Arc::clone(&claim.progress);
+        let late = move |index, answer| note(&progress, index, &answer);
+        self.ask(request, driver, decide, late).await
+    }
+
+    /// Writes `token` back to the nodes that hold, until a majority has it; see [`quorum`].
+    async fn raise(
+        &self,
+        keys: &Keys,
+        claim: &Claim,
+        mut token: u64,
+        holders: &[usize],
+        driver: &Driver,
+        expires: Instant,
+    ) -> Option<u64> {
+        while Instant::now() < expires {
+            let request = Request::raise(keys, claim, token, expires);
+            let mut raises: FuturesUnordered<_> = holders
+                .iter()
+                .map(|index| Arc::clone(&self.nodes[*index]).run(Arc::clone(&request), driver.clone()))
+                .collect();
+            let (mut confirmed, mut higher) = (0, token);
+            // Not held up by one that has just fallen silent.
+            while confirmed < majority(self.nodes.len())
+                && let Some(answer) = raises.next().await
+            {
+                match answer.as_ref().map(|answered| numbers(&answered.value)).ok().flatten().as_deref() {
+                    Some([1, _]) => confirmed += 1,
+                    Some([-1, above]) => higher = higher.max(u64::try_from(*above).unwrap_or(0)),
+                    _ => {}
+                }
+            }
+            if confirmed >= majority(self.nodes.len()) {
+                return Some(token);
+            }
+            if higher == token {
+                return None;
+            }
+            token = higher;
+        }
+        None
+    }
+}
+
+/// Notes what an answer to an attempt tells of that node.
+fn note(progress: &Progress, index: usize, answer: &request::Answer) {
+    match answer {
+        Ok(answered) => {
+            let numbers = numbers(&answered.value);
+            let granted = matches!(numbers.as_deref(), Some([1, ..]));
+            if granted {
+                progress.add_holder(index);
+            }
+            // A grant of what was given up meanwhile is in doubt until the release has found it.
+            if !answered.repeated && numbers.is_some() && !(granted && progress.is_over()) {
+                progress.resolve(index);
+            }
+        }
+        Err(error) if !error.is_ambiguous() => progress.resolve(index),
+        Err(_) => {}
+    }
+}
+
+/// What a node's answer to an attempt means.
+fn vote(node: &str, answer: request::Answer) -> Vote {
+    let numbers = match answer {
+        Ok(answered) => numbers(&answered.value),
+        Err(error) if error.is_ambiguous() => return Vote::Unknown(error.into_error()),
+        Err(error) => return Vote::Failed(error.into_error()),
+    };
+    let ttl = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
+    match numbers.as_deref() {
+        Some([1, counter, _]) => Vote::Granted { counter: u64::try_from(*counter).unwrap_or(0) },
+        Some([0, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: false },
+        Some([-3, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: true },
+        Some([-2, ..]) => Vote::Failed(Error::unavailable(format!("{node}: too late"))),
+        _ => Vote::Unknown(Error::unavailable(format!("{node}: an answer of another kind"))),
+    }
+}
+
+/// What the engine makes of an attempt that did not get its majority.
+fn refused(ballot: Ballot, progress: &Progress) -> Attempt {
+    let residue = ballot.leaves_residue() || progress.has_doubts();
+    let nodes = ballot.nodes();
+    match ballot.refusal() {
+        Refusal::Busy { free_in, foreign, contended } => Attempt::Busy { free_in, foreign, contended, residue },
+        Refusal::OutOfReach(errors) => {
+            // What tells against one node alone may pass with the others' trouble.
+            let fatal: Vec<_> = errors.iter().filter(|error| !error.is_retryable()).collect();
+            let error = match fatal[..] {
+                [error, ..] if fatal.len() > nodes - majority(nodes) => error.clone(),
+                _ => out_of_reach(errors),
+            };
+            if residue { Attempt::Unknown(error) } else { Attempt::Refused(error) }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Making a lease last longer: what counts, and putting a lock back on a node that lost it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    RedisBackend,
+    keys::Keys,
+    number, out_of_reach,
+    quorum::{Verdict, majority, verdict},
+    request::{self, Request, Server},
+};
+use crate::{
+    Mode,
+    backend::{Claim, Extension},
+    clock::Instant,
+    engine::{driver::Driver, runtime},
+};
+
+impl RedisBackend {
+    pub(super) async fn extend_all(&self, claim: &Claim, ttl: Duration, driver: &Driver) -> Extension {
+        let since = Instant::now();
+        let expires = since.after(self.node_timeout(ttl));
+        let keys = Keys::of(&self.prefix, &claim.resources);
+        let request = Request::extend(&keys, claim, ttl, expires);
+        let nodes = self.nodes.len();
+        let (mut yes, mut no, mut lost, mut errors) = (0, 0, 0, Vec::new());
+        let mut missing = Vec::new();
+        let mut decide = |index, answer: request::Answer| {
+            match answer.as_ref().map(|answered| number(&answered.value)) {
+                Ok(Some(1)) if claim.progress.holds(index) => yes += 1,
+                Ok(Some(1)) => {
+                    // Ours all along, but its grant was never heard of: it counts from the next round on.
+                    claim.progress.add_holder(index);
+                    no += 1;
+                }
+                Ok(Some(gone)) => {
+                    if gone == -1 {
+                        missing.push(index);
+                    }
+                    no += 1;
+                    lost += 1;
+                }
+                Ok(None) | Err(_) => no += 1,
+            }
+            if let Err(error) = answer {
+                errors.push(error.into_error());
+            }
+            match verdict(nodes, yes, no) {
+                Verdict::Open => None,
+                decided => Some(decided),
+            }
+        };
+        let won = Arc::new(AtomicBool::new(false));
+        let token = claim.progress.fencing_token.load(Ordering::Relaxed);
+        let repairs = Request::repair(&keys, claim, token, ttl, expires);
+        let late = {
+            let (won, claim, repairs, nodes) =
+                (Arc::clone(&won), claim.clone(), Arc::clone(&repairs), self.nodes.clone());
+            move |index: usize, answer: request::Answer| match answer.map(|answered| number(&answered.value)) {
+                Ok(Some(1)) => claim.progress.add_holder(index),
+                Ok(Some(-1)) if won.load(Ordering::Acquire) => repair(&claim, &repairs, index, &nodes[index]),
+                _ => {}
+            }
+        };
+        let decide = |index, answer| {
+            let decision = decide(index, answer);
+            won.store(decision == Some(Verdict::Won), Ordering::Release);
+            decision
+        };
+        match self.ask(&request, driver, decide, late).await {
+            Some(Verdict::Won) => {
+                for index in missing {
+                    repair(claim, &repairs, index, &self.nodes[index]);
+                }
+                Extension::Extended { since }
+            }
+            // Lost for certain when the nodes that said so leave too few for a majority.
+            _ if nodes - lost < majority(nodes) => Extension::Lost,
+            _ => Extension::Unknown(out_of_reach(errors)),
+        }
+    }
+}
+
+/// Puts the lock back, in the background, on a node where it is missing though a majority holds.
+fn repair(claim: &Claim, request: &Arc<Request>, index: usize, node: &Arc<dyn Server>) {
+    if claim.mode != Mode::Exclusive {
+        return;
+    }
+    claim.progress.doubt(index);
+    let answer = Arc::clone(node).run(Arc::clone(request), Driver::engine());
+    let progress = Arc::clone(&claim.progress);
+    runtime::spawn(async move {
+        match answer.await {
+            Ok(answered) => {
+                let granted = number(&answered.value) == Some(1);
+                if granted {
+                    progress.add_holder(index);
+                }
+                let left_over = granted && progress.is_over();
+                if !answered.repeated && !left_over {
+                    progress.resolve(index);
+                }
+            }
+            Err(error) if !error.is_ambiguous() => progress.resolve(index),
+            Err(_) => {}
+        }
+    });
+}

@@ -1,0 +1,138 @@
+//! Releasing: in one round, and after it until nothing is left on any node.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    RedisBackend,
+    keys::Keys,
+    number,
+    quorum::majority,
+    request::{self, Request, Server},
+};
+use crate::{
+    Release,
+    backend::{Backend, Claim, Progress},
+    clock::Instant,
+    engine::{driver::Driver, runtime, timer},
+};
+
+impl RedisBackend {
+    pub(super) async fn release_all(&self, claim: &Claim, driver: &Driver) -> Release {
+        claim.progress.give_up();
+        let expires = Instant::now().after(self.node_timeout(claim.ttl));
+        let keys = Keys::of(&self.prefix, &claim.resources);
+        let request = Request::release(&keys, claim, expires);
+        let pursuit =
+            Arc::new(Pursuit { claim: claim.clone(), keys, settles_within: self.settles_within(claim.ttl) });
+        let nodes = self.nodes.len();
+        let (mut released, mut not_held, mut unknown) = (0, 0, 0);
+        let mut unsettled = Vec::new();
+        let decide = |index, answer: request::Answer| {
+            let freed = Freed::of(&claim.progress, index, answer);
+            match freed {
+                Freed::Ours => released += 1,
+                Freed::NotOurs => not_held += 1,
+                Freed::Repeated | Freed::Unanswered => unknown += 1,
+            }
+            unsettled.push((index, freed));
+            if released >= majority(nodes) {
+                Some(Release::Released)
+            } else if not_held >= majority(nodes) {
+                Some(Release::NotHeld)
+            } else {
+                None
+            }
+        };
+        let late = {
+            let (pursuit, nodes) = (Arc::clone(&pursuit), self.nodes.clone());
+            move |index: usize, answer| {
+                let freed = Freed::of(&pursuit.claim.progress, index, answer);
+                pursuit.begin(index, &nodes[index], freed);
+            }
+        };
+        let decided = self.ask(&request, driver, decide, late).await;
+        let release = decided.unwrap_or(match (unknown, released) {
+            (0, 0) => Release::NotHeld,
+            (0, _) => Release::Released,
+            _ => Release::Unknown,
+        });
+        // What is unknown as a whole is asked again as a whole.
+        if nodes > 1 && release != Release::Unknown {
+            for (index, freed) in unsettled {
+                pursuit.begin(index, &self.nodes[index], freed);
+            }
+        }
+        release
+    }
+}
+
+/// What a node answered to a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freed {
+    Ours,
+    NotOurs,
+    /// Not ours now, but the same request was sent before: that one may have freed it.
+    Repeated,
+    Unanswered,
+}
+
+impl Freed {
+    fn of(progress: &Progress, index: usize, answer: request::Answer) -> Self {
+        match answer.map(|answered| (number(&answered.value), answered.repeated)) {
+            Ok((Some(1), _)) => {
+                // The attempt was carried out before this, then.
+                progress.resolve(index);
+                Self::Ours
+            }
+            Ok((Some(_), true)) => Self::Repeated,
+            Ok((Some(_), false)) => Self::NotOurs,
+            Ok((None, _)) | Err(_) => Self::Unanswered,
+        }
+    }
+}
+
+/// Sees to it that nothing is left on single nodes of what a majority has freed.
+struct Pursuit {
+    claim: Claim,
+    keys: Keys,
+    settles_within: Duration,
+}
+
+impl Pursuit {
+    /// Whether something may be left on a node that answered so.
+    fn is_unsettled(&self, index: usize, freed: Freed) -> bool {
+        let progress = &self.claim.progress;
+        progress.is_in_doubt(index) || (freed == Freed::Unanswered && progress.holds(index))
+    }
+
+    /// Asks the node to release until it has, in the background, if it may still hold or get it.
+    fn begin(self: &Arc<Self>, index: usize, node: &Arc<dyn Server>, mut freed: Freed) {
+        const FIRST_PAUSE: Duration = Duration::from_millis(10);
+        const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+        if !self.is_unsettled(index, freed) || !self.claim.progress.pursue(index) {
+            return;
+        }
+        let (pursuit, node) = (Arc::clone(self), Arc::clone(node));
+        runtime::spawn(async move {
+            let claim = &pursuit.claim;
+            let settles = Instant::now().after(pursuit.settles_within);
+            let expired = settles.after(claim.ttl.mul_f64(1.1)).after(LONGEST_PAUSE);
+            let mut pause = FIRST_PAUSE;
+            loop {
+                timer::sleep_until(Instant::now().after(pause)).await;
+                let asked = Instant::now();
+                // The answer to the attempt may have come meanwhile.
+                if node.is_closed() || asked >= expired || !pursuit.is_unsettled(index, freed) {
+                    return;
+                }
+                let request = Request::release(&pursuit.keys, claim, asked.after(pursuit.settles_within));
+                let answer = Arc::clone(&node).run(request, Driver::engine()).await;
+                freed = Freed::of(&claim.progress, index, answer);
+                if freed != Freed::Unanswered && asked >= settles {
+                    return;
+                }
+                pause = (pause * 3).min(LONGEST_PAUSE);
+            }
+        });
+    }
+}
