@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import gc
 import inspect
 import json
+import os
 import pickle
 import re
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +22,8 @@ import pytest
 
 import polylock
 import polylock.asyncio
-import polylock.asyncio._manager
-from polylock import _blocking, _errors, _native, _values
+from polylock import _errors, _native
+from polylock._base import LeaseBase, LockBase, ManagerBase
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -104,39 +108,44 @@ def test_a_panic_is_an_ordinary_exception() -> None:
 
 
 def documented(module: ModuleType) -> dict[str, Any]:
+    """The public classes and functions of `module`, and what is public in the classes."""
     found = {}
     for name in module.__all__:
         value = getattr(module, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             found[name] = value
-        if inspect.isclass(value):
-            found |= {f"{name}.{key}": member for key, member in vars(value).items() if key[0] != "_"}
+        if inspect.isclass(value) and issubclass(value, (LeaseBase, LockBase, ManagerBase, Exception)):
+            own = [base for base in value.__mro__ if base.__module__.split(".")[0] == "polylock"]
+            members = {key: member for base in reversed(own) for key, member in vars(base).items()}
+            found |= {f"{name}.{key}": member for key, member in members.items() if is_api(key, member)}
     return found
 
 
+def is_api(key: str, member: object) -> bool:
+    return key[0] != "_" and (inspect.isfunction(member) or isinstance(member, property))
+
+
 @pytest.mark.parametrize("module", [polylock, polylock.asyncio], ids=lambda module: module.__name__)
-def test_every_public_name_is_documented(module: ModuleType) -> None:
-    for name, value in documented(module).items():
-        if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, property):
-            assert inspect.getdoc(value), name
-
-
-@pytest.mark.parametrize(
-    "module", [_blocking, polylock.asyncio._manager, _values], ids=lambda module: module.__name__
-)
-def test_the_examples_run(module: ModuleType) -> None:
-    names = {"asyncio": asyncio}
-    finder = doctest.DocTestFinder(exclude_empty=True)
-    runner = doctest.DocTestRunner()
-    examples = 0
-    # The classes say that they are of the public package, so they are looked for one by one.
-    for value in vars(module).values():
-        if getattr(value, "__module__", "").split(".")[0] == "polylock":
-            for test in finder.find(value, globs=vars(module) | names, module=False):
-                examples += len(test.examples)
-                runner.run(test)
-    assert runner.failures == 0
-    assert examples > 0
+def test_every_public_name_is_documented_with_an_example_that_runs(module: ModuleType) -> None:
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    names = documented(module)
+    assert len(names) > 40
+    for name, value in names.items():
+        assert inspect.getdoc(value), name
+        locks = polylock.connect("memory:")
+        context = {"asyncio": asyncio, "os": os, "time": time, "locks": locks} | vars(module)
+        if not inspect.iscoroutinefunction(value):
+            # What the examples of blocking code begin with.
+            context["lease"] = locks.acquire("invoice:42", ttl=10)
+        examples = [test for test in finder.find(value, name, globs=context, module=False) if test.examples]
+        assert examples, f"{name} has no example"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # not every example shows the release
+            for test in examples:
+                assert runner.run(test).failed == 0
+            context.clear()
+            del locks, examples, test
+            gc.collect()
 
 
 def test_the_readme_runs() -> None:

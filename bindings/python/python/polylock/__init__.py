@@ -69,7 +69,8 @@ if not TYPE_CHECKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-for _public in (Lease, Lock, LockManager, connect):
+for _name in __all__:
     # Where users find them, in messages and documentation.
-    _public.__module__ = "polylock"
-del _public
+    if hasattr(_public := globals()[_name], "__module__"):
+        _public.__module__ = "polylock"
+del _name, _public

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 from . import _native
 from ._errors import LockLost
@@ -32,22 +32,38 @@ class LeaseBase:
 
     @property
     def resource(self) -> str:
-        """What is locked; the first of several."""
+        """What is locked; the first of several.
+
+        >>> lease.resource
+        'invoice:42'
+        """
         return self._native.resource
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """All that is locked, sorted."""
+        """All that is locked, sorted.
+
+        >>> lease.resources
+        ('invoice:42',)
+        """
         return tuple(self._native.resources)
 
     @property
     def mode(self) -> Mode:
-        """How it is held: ``"exclusive"``, ``"shared"`` or ``"permit"``."""
+        """How it is held: ``"exclusive"``, ``"shared"`` or ``"permit"``.
+
+        >>> lease.mode
+        'exclusive'
+        """
         return self._native.mode
 
     @property
     def owner_token(self) -> str:
-        """40 hex digits that prove ownership to the server, new for each attempt."""
+        """40 hex digits that prove ownership to the server, new for each attempt.
+
+        >>> len(lease.owner_token)
+        40
+        """
         return self._native.owner_token
 
     @property
@@ -55,12 +71,19 @@ class LeaseBase:
         """Greater than every earlier exclusive holder's of this resource, and below 2**53.
 
         Hand it to what the lock protects, and let that refuse a smaller one than it has seen.
+
+        >>> 0 < lease.fencing_token < 2**53
+        True
         """
         return self._native.fencing_token
 
     @property
     def deadline(self) -> float:
-        """Until when the holder may act, in Unix seconds; in the past once the lease was lost or released."""
+        """Until when the holder may act, in Unix seconds; in the past once the lease was lost or released.
+
+        >>> lease.deadline > time.time()
+        True
+        """
         return self._native.deadline
 
     @property
@@ -68,22 +91,37 @@ class LeaseBase:
         """For how many seconds the holder may still act; 0.0 once the lease was lost or released.
 
         Asks the clock, no server.
+
+        >>> 0 < lease.remaining <= 10
+        True
         """
         return self._native.remaining
 
     @property
     def is_held(self) -> bool:
-        """Whether the holder may act now. Asks the clock, no server."""
+        """Whether the holder may act now. Asks the clock, no server.
+
+        >>> lease.is_held
+        True
+        """
         return self._native.is_held
 
     @property
     def lost(self) -> bool:
-        """Whether the lease was lost; stays false after a release. Asks the clock, no server."""
+        """Whether the lease was lost; stays false after a release. Asks the clock, no server.
+
+        >>> lease.lost
+        False
+        """
         return self._native.loss is not None
 
     @property
     def loss(self) -> LossReason | None:
-        """Why the lease was lost: ``"expired"``, ``"taken"``, ``"max_hold"``, or `None` if it was not."""
+        """Why the lease was lost: ``"expired"``, ``"taken"``, ``"max_hold"``, or `None` if it was not.
+
+        >>> lease.loss is None
+        True
+        """
         return self._native.loss
 
     def __repr__(self) -> str:
@@ -129,17 +167,178 @@ class LeaseBase:
         return LockLost(f"{self.resource!r}: {why}", resource=self.resource)
 
 
-class ManagerBase:
+AnyLease = TypeVar("AnyLease", bound=LeaseBase)
+
+
+class LockBase(Generic[AnyLease]):
+    """What to acquire, and how, and what was acquired by it."""
+
+    __slots__ = (
+        "__weakref__",
+        "_auto_extend",
+        "_held",
+        "_label",
+        "_max_hold",
+        "_mode",
+        "_native",
+        "_ttl",
+        "_wait",
+        "name",
+    )
+
+    def __init__(
+        self,
+        native: _native.Manager,
+        name: str | tuple[str, ...],
+        mode: Literal["shared"] | int | None,
+        ttl: float,
+        wait: float | None,
+        auto_extend: bool,
+        max_hold: float | None,
+        label: str | None,
+    ) -> None:
+        self._native = native
+        self.name = name
+        self._mode = mode
+        self._ttl = ttl
+        self._wait = wait
+        self._auto_extend = auto_extend
+        self._max_hold = max_hold
+        self._label = label
+        # What each thread or task holds, the newest last.
+        self._held: dict[int, list[AnyLease]] = {}
+
+    def _keep(self, user: int, lease: AnyLease) -> AnyLease:
+        self._held.setdefault(user, []).append(lease)
+        return lease
+
+    def _take(self, user: int) -> AnyLease | None:
+        held = self._held.get(user)
+        if not held:
+            return None
+        lease = held.pop()
+        if not held:
+            del self._held[user]
+        return lease
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.Lock {self.name!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        cannot_be_pickled(self)
+
+
+AnyLock = TypeVar("AnyLock", bound=LockBase[Any])
+
+
+class ManagerBase(Generic[AnyLock]):
     """A manager, apart from what waits."""
 
     __slots__ = ("__weakref__", "_native")
 
+    _lock: type[AnyLock]
+
     def __init__(self, native: _native.Manager) -> None:
         self._native = native
 
+    def lock(
+        self,
+        name: str,
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> AnyLock:
+        """A lock to be used as a context manager. Nothing is sent until it is acquired.
+
+        The examples are of blocking code: in `polylock.asyncio` it is ``async with``, and what waits is awaited.
+
+        Args:
+            name: What to lock: UTF-8, 1 to 1,024 bytes, no NUL.
+            ttl: Seconds that the lease lasts without renewal, and so the time after which a dead holder frees it.
+            wait: Seconds that acquiring may take; `None`: as long as somebody holds it; 0: one try.
+            auto_extend: Whether the engine renews the lease until it is released.
+            max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
+            label: What `Holder.label` will say: at most 256 bytes.
+
+        >>> with locks.lock("invoice:43", ttl=10, wait=5) as lease:
+        ...     lease.is_held
+        True
+        """
+        return self._lock(self._native, name, None, ttl, wait, auto_extend, max_hold, label)
+
+    def shared(
+        self,
+        name: str,
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> AnyLock:
+        """A lock that others may hold shared at the same time, but nobody exclusively.
+
+        The arguments are those of `lock`. Where the backend cannot share, acquiring raises `Unsupported`.
+
+        >>> with locks.shared("catalogue"), locks.shared("catalogue"):
+        ...     locks.try_acquire("catalogue") is None
+        True
+        """
+        return self._lock(self._native, name, "shared", ttl, wait, auto_extend, max_hold, label)
+
+    def semaphore(
+        self,
+        name: str,
+        of: int,
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> AnyLock:
+        """One of `of` permits, 1 to 65,535. All users of a semaphore must name the same number.
+
+        The other arguments are those of `lock`. Where the backend has no semaphores, acquiring raises `Unsupported`;
+        where `name` is in use as another kind of lock or with another number, `Conflict`.
+
+        >>> gateway = locks.semaphore("mail-gateway", 2)
+        >>> with gateway, gateway:
+        ...     gateway.try_acquire() is None
+        True
+        """
+        if not isinstance(of, int) or isinstance(of, bool):
+            raise TypeError(f"of must be int, not {type(of).__name__}")
+        return self._lock(self._native, name, of, ttl, wait, auto_extend, max_hold, label)
+
+    def lock_all(
+        self,
+        names: list[str] | tuple[str, ...],
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
+    ) -> AnyLock:
+        """All of `names`, 1 to 64, or none: whoever takes some of them in another order is no danger.
+
+        The other arguments are those of `lock`. Where the backend cannot do that, acquiring raises `Unsupported`.
+
+        >>> with locks.lock_all(["account:2", "account:1"]) as lease:
+        ...     lease.resources
+        ('account:1', 'account:2')
+        """
+        if not isinstance(names, (list, tuple)):
+            raise TypeError(f"names must be a list or a tuple of str, not {type(names).__name__}")
+        return self._lock(self._native, tuple(names), None, ttl, wait, auto_extend, max_hold, label)
+
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do and promise. Asks no server."""
+        """What the backend can do and promise. Asks no server.
+
+        >>> locks.capabilities.fencing
+        True
+        """
         guarantee, *can = self._native.capabilities()
         return Capabilities(Guarantee(guarantee), *can)
 
@@ -150,6 +349,9 @@ class ManagerBase:
             InvalidArgument: for `name`.
             Closed: The manager was closed.
             Forked: It belongs to the parent process.
+
+        >>> locks.waiting("invoice:42")
+        0
         """
         return self._native.waiting(name)
 

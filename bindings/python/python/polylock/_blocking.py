@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import _process
-from ._base import LeaseBase, ManagerBase, cannot_be_pickled, native_manager
+from ._base import LeaseBase, LockBase, ManagerBase, native_manager
 from ._errors import Error, Forked
 from ._listeners import listeners
 from ._naming import namer
@@ -15,8 +15,6 @@ from ._values import Holder, LossReason, Released
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-
-    from . import _native
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,6 +66,10 @@ class Lease(LeaseBase):
             Unavailable: The server did not answer; the old deadline stands.
             InvalidArgument: for `ttl`.
             Forked: It belongs to the parent process.
+
+        >>> lease.extend(60)
+        >>> 50 < lease.remaining <= 60
+        True
         """
         self._native.extend(ttl)
 
@@ -78,6 +80,11 @@ class Lease(LeaseBase):
 
         Raises:
             Forked: It belongs to the parent process.
+
+        >>> lease.release()
+        <Released.RELEASED: 'released'>
+        >>> lease.release()
+        <Released.NOT_HELD: 'not_held'>
         """
         return self._released(self._native.release())
 
@@ -102,7 +109,7 @@ class Lease(LeaseBase):
             raise lost
 
 
-class Lock:
+class Lock(LockBase[Lease]):
     """What to acquire, and how. Made by `LockManager.lock`, `shared`, `semaphore` and `lock_all`.
 
     A context manager that acquires, gives the `Lease`, and releases. One object may be used many times and by
@@ -115,76 +122,43 @@ class Lock:
     'invoice:42'
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_auto_extend",
-        "_held",
-        "_label",
-        "_max_hold",
-        "_mode",
-        "_native",
-        "_ttl",
-        "_wait",
-        "name",
-    )
-
-    def __init__(
-        self,
-        native: _native.Manager,
-        name: str | tuple[str, ...],
-        mode: Literal["shared"] | int | None,
-        ttl: float,
-        wait: float | None,
-        auto_extend: bool,
-        max_hold: float | None,
-        label: str | None,
-    ) -> None:
-        self._native = native
-        self.name = name
-        self._mode = mode
-        self._ttl = ttl
-        self._wait = wait
-        self._auto_extend = auto_extend
-        self._max_hold = max_hold
-        self._label = label
-        # What each thread holds, the newest last.
-        self._held: dict[int, list[Lease]] = {}
+    __slots__ = ()
 
     def acquire(self) -> Lease:
-        """Acquires it, waiting as the lock was made to. See `LockManager.acquire` for the errors."""
+        """Acquires it, waiting as the lock was made to. See `LockManager.acquire` for the errors.
+
+        >>> locks.lock("report").acquire().is_held
+        True
+        """
         native = self._native.acquire(
             self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label
         )
-        return self._keep(Lease(native))
+        return self._keep(get_ident(), Lease(native))
 
     def try_acquire(self) -> Lease | None:
-        """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors."""
+        """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors.
+
+        >>> locks.lock("invoice:42").try_acquire() is None
+        True
+        """
         native = self._native.try_acquire(
             self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label
         )
-        return None if native is None else self._keep(Lease(native))
+        return None if native is None else self._keep(get_ident(), Lease(native))
 
     def release(self) -> Released:
         """Releases what this thread acquired last by this object; `Released.NOT_HELD` if there is nothing.
 
         Raises:
             Forked: It belongs to the parent process.
+
+        >>> lock = locks.lock("report")
+        >>> lease = lock.acquire()
+        >>> lock.release()
+        <Released.RELEASED: 'released'>
         """
-        lease = self._take()
+        lease = self._take(get_ident())
         return Released.NOT_HELD if lease is None else lease.release()
-
-    def _keep(self, lease: Lease) -> Lease:
-        self._held.setdefault(get_ident(), []).append(lease)
-        return lease
-
-    def _take(self) -> Lease | None:
-        held = self._held.get(get_ident())
-        if not held:
-            return None
-        lease = held.pop()
-        if not held:
-            del self._held[get_ident()]
-        return lease
 
     def __enter__(self) -> Lease:
         return self.acquire()
@@ -192,18 +166,12 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lease = self._take()
+        lease = self._take(get_ident())
         if lease is not None:
             lease.__exit__(kind, error, traceback)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.Lock {self.name!r}>"
 
-    def __reduce__(self) -> NoReturn:
-        cannot_be_pickled(self)
-
-
-class LockManager(ManagerBase):
+class LockManager(ManagerBase[Lock]):
     """Makes locks on one backend. Made by `connect`; may be used from many threads at once.
 
     As a context manager it is closed at the end.
@@ -215,92 +183,7 @@ class LockManager(ManagerBase):
     """
 
     __slots__ = ()
-
-    def lock(
-        self,
-        name: str,
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """A lock to be used as a context manager. Nothing is sent until it is acquired.
-
-        Args:
-            name: What to lock: UTF-8, 1 to 1,024 bytes, no NUL.
-            ttl: Seconds that the lease lasts without renewal, and so the time after which a dead holder frees it.
-            wait: Seconds that acquiring may take; `None`: as long as somebody holds it; 0: one try.
-            auto_extend: Whether the engine renews the lease until it is released.
-            max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
-            label: What `Holder.label` will say: at most 256 bytes.
-        """
-        return Lock(self._native, name, None, ttl, wait, auto_extend, max_hold, label)
-
-    def shared(
-        self,
-        name: str,
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """A lock that others may hold shared at the same time, but nobody exclusively.
-
-        The arguments are those of `lock`. Where the backend cannot share, acquiring raises `Unsupported`.
-
-        >>> locks = connect("memory:")
-        >>> with locks.shared("catalogue"), locks.shared("catalogue"):
-        ...     locks.try_acquire("catalogue") is None
-        True
-        """
-        return Lock(self._native, name, "shared", ttl, wait, auto_extend, max_hold, label)
-
-    def semaphore(
-        self,
-        name: str,
-        of: int,
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """One of `of` permits, 1 to 65,535. All users of a semaphore must name the same number.
-
-        The other arguments are those of `lock`. Where the backend has no semaphores, acquiring raises `Unsupported`;
-        where `name` is in use as another kind of lock or with another number, `Conflict`.
-
-        >>> gateway = connect("memory:").semaphore("mail-gateway", 2)
-        >>> with gateway, gateway:
-        ...     gateway.try_acquire() is None
-        True
-        """
-        if not isinstance(of, int) or isinstance(of, bool):
-            raise TypeError(f"of must be int, not {type(of).__name__}")
-        return Lock(self._native, name, of, ttl, wait, auto_extend, max_hold, label)
-
-    def lock_all(
-        self,
-        names: list[str] | tuple[str, ...],
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """All of `names`, 1 to 64, or none: whoever takes some of them in another order is no danger.
-
-        The other arguments are those of `lock`. Where the backend cannot do that, acquiring raises `Unsupported`.
-
-        >>> with connect("memory:").lock_all(["account:2", "account:1"]) as lease:
-        ...     lease.resources
-        ('account:1', 'account:2')
-        """
-        if not isinstance(names, (list, tuple)):
-            raise TypeError(f"names must be a list or a tuple of str, not {type(names).__name__}")
-        return Lock(self._native, tuple(names), None, ttl, wait, auto_extend, max_hold, label)
+    _lock = Lock
 
     def acquire(
         self,
@@ -324,6 +207,10 @@ class LockManager(ManagerBase):
             InvalidArgument: An argument has no meaning; `Error.argument` names it.
             Closed: The manager was closed, maybe meanwhile.
             Forked: It belongs to the parent process.
+
+        >>> lease = locks.acquire("nightly", ttl=10, wait=5)
+        >>> lease.release().value
+        'released'
         """
         return Lease(self._native.acquire(name, None, ttl, wait, auto_extend, max_hold, label))
 
@@ -398,6 +285,9 @@ class LockManager(ManagerBase):
             InvalidArgument: for `name`.
             Closed: The manager was closed.
             Forked: It belongs to the parent process.
+
+        >>> locks.inspect("invoice:42").owner == lease.owner_token
+        True
         """
         fields = self._native.inspect(name)
         return None if fields is None else Holder(*fields)
@@ -406,6 +296,8 @@ class LockManager(ManagerBase):
         """Ends it: waiters get `Closed`, leases are released, connections let go. Returns when that is done.
 
         A server that does not answer is given up when its leases must have expired. Closing twice is harmless.
+
+        >>> locks.close()
         """
         self._native.close()
 
@@ -438,6 +330,9 @@ def connect(
     Raises:
         InvalidArgument: `Error.argument` names the one.
         Unsupported: Locks cannot be kept there.
+
+    >>> connect("memory:")
+    <polylock.LockManager memory>
     """
     _process.enroll_child()
     return LockManager(native_manager(url, prefix, drift_factor, node_timeout))

@@ -29,7 +29,11 @@ class Released(str, Enum):
 
 
 class Guarantee(str, Enum):
-    """How far exclusion can be relied on."""
+    """How far exclusion can be relied on.
+
+    >>> locks.capabilities.guarantee is Guarantee.FENCED
+    True
+    """
 
     BEST_EFFORT = "best_effort"
     """Mostly; a failure of the server may give a lock to two."""
@@ -40,7 +44,12 @@ class Guarantee(str, Enum):
 
 
 class Holder(NamedTuple):
-    """Who holds a resource."""
+    """Who holds a resource.
+
+    >>> holder = locks.inspect("invoice:42")
+    >>> (holder.fencing_token == lease.fencing_token, 0 < holder.expires_in <= 10)
+    (True, True)
+    """
 
     owner: str
     """The holder's owner token; any text if another library holds it."""
@@ -59,7 +68,11 @@ class Holder(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """What a backend can do and promise."""
+    """What a backend can do and promise.
+
+    >>> locks.capabilities.across_processes
+    False
+    """
 
     guarantee: Guarantee
     """What it promises as deployed."""

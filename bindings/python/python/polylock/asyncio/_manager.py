@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from asyncio import current_task
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from .. import _native, _process
-from .._base import LeaseBase, ManagerBase, cannot_be_pickled, native_manager
+from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
 from .._naming import namer
 from .._values import Holder, LossReason, Released
@@ -72,6 +72,13 @@ class Lease(LeaseBase):
             Unavailable: The server did not answer; the old deadline stands.
             InvalidArgument: for `ttl`.
             Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     async with connect("memory:").lock("report", ttl=10) as lease:
+        ...         await lease.extend(60)
+        ...         print(50 < lease.remaining <= 60)
+        >>> asyncio.run(main())
+        True
         """
         on = bridge()
         answer = self._native.extend_start(on.queue, ttl)
@@ -86,6 +93,12 @@ class Lease(LeaseBase):
 
         Raises:
             Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     lease = await connect("memory:").acquire("report")
+        ...     print(await lease.release(), await lease.release())
+        >>> asyncio.run(main())
+        Released.RELEASED Released.NOT_HELD
         """
         return self._released(await self._release())
 
@@ -117,7 +130,7 @@ class Lease(LeaseBase):
         return cast("str", answer)
 
 
-class Lock:
+class Lock(LockBase[Lease]):
     """What to acquire, and how. Made by `LockManager.lock`, `shared`, `semaphore` and `lock_all`.
 
     An async context manager that acquires, gives the `Lease`, and releases. One object may be used many times and
@@ -132,83 +145,57 @@ class Lock:
     invoice:42
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_auto_extend",
-        "_held",
-        "_label",
-        "_max_hold",
-        "_mode",
-        "_native",
-        "_ttl",
-        "_wait",
-        "name",
-    )
-
-    def __init__(
-        self,
-        native: _native.Manager,
-        name: str | tuple[str, ...],
-        mode: Literal["shared"] | int | None,
-        ttl: float,
-        wait: float | None,
-        auto_extend: bool,
-        max_hold: float | None,
-        label: str | None,
-    ) -> None:
-        self._native = native
-        self.name = name
-        self._mode = mode
-        self._ttl = ttl
-        self._wait = wait
-        self._auto_extend = auto_extend
-        self._max_hold = max_hold
-        self._label = label
-        # What each task holds, the newest last.
-        self._held: dict[int, list[Lease]] = {}
+    __slots__ = ()
 
     async def acquire(self) -> Lease:
-        """Acquires it, waiting as the lock was made to. See `LockManager.acquire` for the errors."""
+        """Acquires it, waiting as the lock was made to. See `LockManager.acquire` for the errors.
+
+        >>> async def main() -> None:
+        ...     async with await connect("memory:").lock("report").acquire() as lease:
+        ...         print(lease.is_held)
+        >>> asyncio.run(main())
+        True
+        """
         on = bridge()
         answer: object = self._native.acquire_start(
             on.queue, self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return self._keep(Lease(cast("_native.Lease", answer)))
+        return self._keep(id(current_task()), Lease(cast("_native.Lease", answer)))
 
     async def try_acquire(self) -> Lease | None:
-        """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors."""
+        """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors.
+
+        >>> async def main() -> None:
+        ...     async with connect("memory:").lock("report") as lease:
+        ...         print(await connect("memory:").lock("report").try_acquire())
+        >>> asyncio.run(main())
+        None
+        """
         on = bridge()
         answer: object = self._native.try_acquire_start(
             on.queue, self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return None if answer is None else self._keep(Lease(cast("_native.Lease", answer)))
+        return None if answer is None else self._keep(id(current_task()), Lease(cast("_native.Lease", answer)))
 
     async def release(self) -> Released:
         """Releases what this task acquired last by this object; `Released.NOT_HELD` if there is nothing.
 
         Raises:
             Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     lock = connect("memory:").lock("report")
+        ...     await lock.acquire()
+        ...     print(await lock.release(), await lock.release())
+        >>> asyncio.run(main())
+        Released.RELEASED Released.NOT_HELD
         """
-        lease = self._take()
+        lease = self._take(id(current_task()))
         return Released.NOT_HELD if lease is None else await lease.release()
-
-    def _keep(self, lease: Lease) -> Lease:
-        self._held.setdefault(id(current_task()), []).append(lease)
-        return lease
-
-    def _take(self) -> Lease | None:
-        task = id(current_task())
-        held = self._held.get(task)
-        if not held:
-            return None
-        lease = held.pop()
-        if not held:
-            del self._held[task]
-        return lease
 
     async def __aenter__(self) -> Lease:
         return await self.acquire()
@@ -216,18 +203,12 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lease = self._take()
+        lease = self._take(id(current_task()))
         if lease is not None:
             await lease.__aexit__(kind, error, traceback)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.Lock {self.name!r}>"
 
-    def __reduce__(self) -> NoReturn:
-        cannot_be_pickled(self)
-
-
-class LockManager(ManagerBase):
+class LockManager(ManagerBase[Lock]):
     """Makes locks on one backend. Made by `connect`; may be used from the event loops of several threads at once.
 
     As an async context manager it is closed at the end.
@@ -241,98 +222,7 @@ class LockManager(ManagerBase):
     """
 
     __slots__ = ()
-
-    def lock(
-        self,
-        name: str,
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """A lock to be used as an async context manager. Nothing is sent until it is acquired.
-
-        Args:
-            name: What to lock: UTF-8, 1 to 1,024 bytes, no NUL.
-            ttl: Seconds that the lease lasts without renewal, and so the time after which a dead holder frees it.
-            wait: Seconds that acquiring may take; `None`: as long as somebody holds it; 0: one try.
-            auto_extend: Whether the engine renews the lease until it is released.
-            max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
-            label: What `Holder.label` will say: at most 256 bytes.
-        """
-        return Lock(self._native, name, None, ttl, wait, auto_extend, max_hold, label)
-
-    def shared(
-        self,
-        name: str,
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """A lock that others may hold shared at the same time, but nobody exclusively.
-
-        The arguments are those of `lock`. Where the backend cannot share, acquiring raises `Unsupported`.
-
-        >>> async def main() -> None:
-        ...     locks = connect("memory:")
-        ...     async with locks.shared("catalogue"), locks.shared("catalogue"):
-        ...         print(await locks.try_acquire("catalogue"))
-        >>> asyncio.run(main())
-        None
-        """
-        return Lock(self._native, name, "shared", ttl, wait, auto_extend, max_hold, label)
-
-    def semaphore(
-        self,
-        name: str,
-        of: int,
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """One of `of` permits, 1 to 65,535. All users of a semaphore must name the same number.
-
-        The other arguments are those of `lock`. Where the backend has no semaphores, acquiring raises `Unsupported`;
-        where `name` is in use as another kind of lock or with another number, `Conflict`.
-
-        >>> async def main() -> None:
-        ...     gateway = connect("memory:").semaphore("mail-gateway", 2)
-        ...     async with gateway, gateway:
-        ...         print(await gateway.try_acquire())
-        >>> asyncio.run(main())
-        None
-        """
-        if not isinstance(of, int) or isinstance(of, bool):
-            raise TypeError(f"of must be int, not {type(of).__name__}")
-        return Lock(self._native, name, of, ttl, wait, auto_extend, max_hold, label)
-
-    def lock_all(
-        self,
-        names: list[str] | tuple[str, ...],
-        ttl: float = 30.0,
-        wait: float | None = None,
-        auto_extend: bool = True,
-        max_hold: float | None = None,
-        label: str | None = None,
-    ) -> Lock:
-        """All of `names`, 1 to 64, or none: whoever takes some of them in another order is no danger.
-
-        The other arguments are those of `lock`. Where the backend cannot do that, acquiring raises `Unsupported`.
-
-        >>> async def main() -> None:
-        ...     async with connect("memory:").lock_all(["account:2", "account:1"]) as lease:
-        ...         print(lease.resources)
-        >>> asyncio.run(main())
-        ('account:1', 'account:2')
-        """
-        if not isinstance(names, (list, tuple)):
-            raise TypeError(f"names must be a list or a tuple of str, not {type(names).__name__}")
-        return Lock(self._native, tuple(names), None, ttl, wait, auto_extend, max_hold, label)
+    _lock = Lock
 
     async def acquire(
         self,
@@ -355,6 +245,12 @@ class LockManager(ManagerBase):
             InvalidArgument: An argument has no meaning; `Error.argument` names it.
             Closed: The manager was closed, maybe meanwhile.
             Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     lease = await connect("memory:").acquire("report", ttl=10, wait=5)
+        ...     print(await lease.release())
+        >>> asyncio.run(main())
+        Released.RELEASED
         """
         on = bridge()
         answer: object = self._native.acquire_start(on.queue, name, None, ttl, wait, auto_extend, max_hold, label)
@@ -438,6 +334,14 @@ class LockManager(ManagerBase):
             InvalidArgument: for `name`.
             Closed: The manager was closed.
             Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     locks = connect("memory:")
+        ...     async with locks.lock("report", label="nightly"):
+        ...         holder = await locks.inspect("report")
+        ...     print(holder.label)
+        >>> asyncio.run(main())
+        nightly
         """
         on = bridge()
         answer: object = self._native.inspect_start(on.queue, name)
@@ -449,6 +353,8 @@ class LockManager(ManagerBase):
         """Ends it: waiters get `Closed`, leases are released, connections let go. Returns when that is done.
 
         A server that does not answer is given up when its leases must have expired. Closing twice is harmless.
+
+        >>> asyncio.run(connect("memory:").close())
         """
         on = bridge()
         answer = self._native.close_start(on.queue)
@@ -471,21 +377,10 @@ def connect(
 ) -> LockManager:
     """A manager for the locks at `url`. Touches no server and starts no thread: the first use does.
 
-    To be called inside a loop or outside; not to be awaited.
+    To be called inside a loop or outside; not to be awaited. Arguments and errors are those of `polylock.connect`.
 
-    Args:
-        url: ``memory:`` or ``memory:NAME`` (this process), ``file:///directory`` (the processes of this host),
-            ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+unix:///path``, a list
-            of the Redis URLs of independent servers (Redlock), ``postgres://user:password@host[:port]/database``.
-        prefix: Put before each name to make the Redis key. Without one, other libraries' locks on the same name
-            exclude ours and are excluded by ours.
-        drift_factor: How far clocks may run apart, as a part of the ttl: 0 to 0.5.
-        node_timeout: Seconds that one server may take to answer. Default: a third of the ttl, between 0.05 and 2;
-            with several servers a fifth of the ttl, between 0.05 and 0.5.
-
-    Raises:
-        InvalidArgument: `Error.argument` names the one.
-        Unsupported: Locks cannot be kept there.
+    >>> connect("memory:")
+    <polylock.asyncio.LockManager memory>
     """
     _process.enroll_child()
     return LockManager(native_manager(url, prefix, drift_factor, node_timeout))
