@@ -11,6 +11,8 @@ need redis-server redis-server
 [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 need psql postgresql-client-15
 need setpriv util-linux
+# It brings a Java of its own.
+[ -e /usr/share/java/zookeeper.jar ] || packages+=(zookeeper)
 need python3 python3
 need gcc gcc
 need g++ g++

@@ -164,13 +164,15 @@ impl Waiting<'_> {
             owner: OwnerToken::draw()?,
             ttl: options.ttl,
             label: options.label.clone(),
+            waits: options.wait != Wait::No,
             progress: Arc::default(),
         };
         let pending = Pending::new(manager, claim)?;
         match manager.backend.try_acquire(pending.claim(), driver).await {
             Attempt::Granted { fencing_token, since } => {
                 let hold_until = options.max_hold.map(|max_hold| since.after(max_hold));
-                let state = LeaseState::granted(since, options.ttl, manager.drift, options.auto_extend, hold_until);
+                let state = LeaseState::granted(since, options.ttl, manager.drift, options.auto_extend, hold_until)
+                    .within(pending.claim().progress.session.get().map(Arc::clone));
                 if state.is_held(Instant::now()) {
                     // Closing must find it among the leases before it is missing among the attempts.
                     let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), fencing_token, state);

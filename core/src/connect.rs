@@ -9,7 +9,9 @@ use std::{
 
 use crate::{
     Error, LockManager, Result,
-    backend::{Backend, file::FileBackend, memory::MemoryBackend, postgres, redis::RedisBackend},
+    backend::{
+        Backend, file::FileBackend, memory::MemoryBackend, postgres, redis::RedisBackend, zookeeper::ZookeeperBackend,
+    },
     lease::state::Drift,
 };
 
@@ -21,6 +23,7 @@ use crate::{
 /// | `file:///var/lock/app` | in files of that directory: among the processes of this host |
 /// | several Redis URLs, as a list or separated by commas | in a majority of these independent servers (Redlock) |
 /// | `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS), `redis+unix:///path` | in one Redis or Valkey |
+/// | `zookeeper://[user:password@]host[:port],host…[/path][?session_timeout=10]` | in a ZooKeeper ensemble |
 /// | `postgres://user:password@host[:port]/database` | in a table of that PostgreSQL database |
 ///
 /// Awaiting it opens the first connection, so that a wrong address or password shows at once; [`lazy`](Self::lazy)
@@ -107,10 +110,11 @@ impl Connect {
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
             "file" => Ok(Box::new(FileBackend::new(url)?)),
             "postgres" | "postgresql" => postgres::backend(url, &self.options),
+            "zookeeper" => Ok(Box::new(ZookeeperBackend::new(url, &self.options)?)),
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
             other => {
                 let why = format!(
-                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, postgres, file, memory"
+                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, postgres, zookeeper, file, memory"
                 );
                 Err(Error::invalid("url", why))
             }

@@ -2,7 +2,7 @@
 //!
 //! The list of cases is a macro and the list of backends is another, so that no pair can be missing: a case that is
 //! not in the list is dead code, which is an error here, and a backend without a store fails a test of its own.
-//! Redis and PostgreSQL are real: run through `tests/servers/with_servers.py`.
+//! Redis, PostgreSQL and ZooKeeper are real: run through `tests/servers/with_servers.py`.
 
 #![deny(dead_code)]
 
@@ -33,7 +33,7 @@ macro_rules! backends {
 }
 
 backends! {
-    memory file redis redlock postgres postgres_session pgbouncer;
+    memory file redis redlock postgres postgres_session pgbouncer zookeeper;
     {
         excludes
         hands_over_to_another_manager

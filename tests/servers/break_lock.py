@@ -14,6 +14,7 @@ import urllib.parse
 
 from postgres_server import run_sql
 from redis_server import RedisClient
+from zookeeper_server import ZookeeperClient, directory_of
 
 
 def break_in_redis(url: str, name: str) -> int:
@@ -52,6 +53,17 @@ def break_session(url: str, name: str) -> int:
     return run_sql(url, end, name=name).split().count("t")
 
 
+def break_in_zookeeper(url: str, name: str) -> int:
+    """Deletes who holds or wants it."""
+    client = ZookeeperClient(url)
+    directory = directory_of(client.root, name) + "/"
+    found = [contender for contender in client.contenders() if contender.startswith(directory)]
+    for contender in found:
+        client.delete(contender)
+    client.close()
+    return len(found)
+
+
 def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
@@ -63,6 +75,8 @@ def main() -> int:
             broken += sum(break_in_redis(node, name) for node in url.split(","))
         elif url.startswith("file:"):
             broken += break_in_directory(url, name)
+        elif url.startswith("zookeeper:"):
+            broken += break_in_zookeeper(url, name)
         elif url.startswith("postgres:"):
             broken += break_in_postgres(url, name)
     return 0 if broken else 1

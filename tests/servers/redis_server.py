@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from types import TracebackType
 from typing import Union
 
@@ -171,7 +172,7 @@ class RedisServer:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for whoever runs the tests; servers are stopped in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if _on_main_thread() else None,
+                preexec_fn=die_with_parent(),
             )
 
     def _answers(self, port: int) -> bool:
@@ -209,9 +210,14 @@ def _on_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def die_with_parent() -> Callable[[], None] | None:
+    """What a new server calls first, so that it goes too should the tests be killed without a chance to clean up."""
+    return _die_with_parent if _on_main_thread() else None
+
+
 _LIBC = ctypes.CDLL(None)
 
 
 def _die_with_parent() -> None:
-    """Runs in the new process: should the tests be killed without a chance to clean up, the server goes too."""
+    """Runs in the new process."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs a command with real servers: `with_servers.py CMD…`.
 
-Starts Redis and PostgreSQL on free loopback ports, makes a directory for file locks, tells the command by its
-environment where they are, stops everything when it is over, and exits with the command's status.
+Starts Redis, PostgreSQL and ZooKeeper on free loopback ports, makes a directory for file locks, tells the command by
+its environment where they are, stops everything when it is over, and exits with the command's status.
 
     POLYLOCK_TEST_REDIS       redis://127.0.0.1:PORT
     POLYLOCK_TEST_REDIS_AUTH  redis://:PASSWORD@127.0.0.1:PORT
@@ -10,7 +10,8 @@ environment where they are, stops everything when it is over, and exits with the
     POLYLOCK_TEST_FILE        file:///DIRECTORY
     POLYLOCK_TEST_POSTGRES    postgres://app:PASSWORD@127.0.0.1:PORT/app
     POLYLOCK_TEST_PGBOUNCER   the same database through a pooler that gives each transaction another session
-    POLYLOCK_TEST_URLS        what the scenarios run on: memory:, file, Redis, Redlock, PostgreSQL; separated by spaces
+    POLYLOCK_TEST_ZOOKEEPER   zookeeper://127.0.0.1:PORT/polylock
+    POLYLOCK_TEST_URLS        what scenarios run on: memory: and all others but PgBouncer, separated by spaces
     POLYLOCK_TEST_BREAK       a program; `PROGRAM NAME` deletes the lock of that name behind the library's back
 """
 
@@ -28,6 +29,7 @@ from types import FrameType
 
 from postgres_server import PgBouncer, PostgresServer
 from redis_server import RedisServer
+from zookeeper_server import ZookeeperServer
 
 HERE = pathlib.Path(__file__).resolve().parent
 REDLOCK_NODES = 5
@@ -44,6 +46,8 @@ class Interrupted(Exception):
 
 def start(stack: contextlib.ExitStack) -> dict[str, str]:
     """Starts the servers, to be stopped by `stack`; returns what to add to the environment."""
+    # The slowest to start goes first, and is waited for last.
+    zookeeper = stack.enter_context(ZookeeperServer())
     redis = stack.enter_context(RedisServer())
     auth = stack.enter_context(RedisServer(password=secrets.token_hex(8)))
     redlock = [stack.enter_context(RedisServer()) for _ in range(REDLOCK_NODES)]
@@ -52,11 +56,13 @@ def start(stack: contextlib.ExitStack) -> dict[str, str]:
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="polylock-locks-"))
     nodes = ",".join(node.url for node in redlock)
     urls = ["memory:", f"file://{directory}", redis.url, nodes, postgres.url, f"{postgres.url}?mode=session"]
+    urls.append(zookeeper.url)
     return {
         "POLYLOCK_TEST_REDIS": redis.url,
         "POLYLOCK_TEST_REDIS_AUTH": auth.url,
         "POLYLOCK_TEST_REDLOCK": nodes,
         "POLYLOCK_TEST_FILE": f"file://{directory}",
+        "POLYLOCK_TEST_ZOOKEEPER": zookeeper.ready().url,
         "POLYLOCK_TEST_POSTGRES": postgres.url,
         "POLYLOCK_TEST_PGBOUNCER": pgbouncer.url,
         "POLYLOCK_TEST_URLS": " ".join(urls),

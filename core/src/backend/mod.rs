@@ -8,13 +8,14 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod redis;
+pub(crate) mod zookeeper;
 
 use std::{
     fmt,
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -111,6 +112,8 @@ pub(crate) struct Claim {
     pub(crate) ttl: Duration,
     /// What [`Holder::label`] will say.
     pub(crate) label: Option<Arc<str>>,
+    /// Should it be busy, another attempt of the same caller follows soon.
+    pub(crate) waits: bool,
     /// For backends of several nodes.
     pub(crate) progress: Arc<Progress>,
 }
@@ -137,6 +140,41 @@ pub(crate) struct Progress {
     pub(crate) over: AtomicBool,
     /// The token that was agreed on; 0 before.
     pub(crate) fencing_token: AtomicU64,
+    /// The session that holds it, where one does: the lease ends with that. To be set before the grant is answered.
+    pub(crate) session: OnceLock<Arc<SessionEnd>>,
+    /// What it has in ZooKeeper.
+    pub(crate) contention: zookeeper::Contention,
+}
+
+/// When a session ends unless its server is heard again; shared by the leases that it holds.
+#[derive(Debug)]
+pub(crate) struct SessionEnd(AtomicU64);
+
+impl SessionEnd {
+    pub(crate) fn until(at: Instant) -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(nanos(at))))
+    }
+
+    pub(crate) fn at(&self) -> Instant {
+        Instant::from_boot(Duration::from_nanos(self.0.load(Ordering::Acquire)))
+    }
+
+    /// Moves the end to `at`, never back. Says no if it was over at `now`: then it stays over, since the holders know.
+    pub(crate) fn move_on(&self, now: Instant, at: Instant) -> bool {
+        let moved = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| (nanos(now) < end).then(|| end.max(nanos(at))));
+        moved.is_ok()
+    }
+
+    /// It is over now.
+    pub(crate) fn end(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+fn nanos(at: Instant) -> u64 {
+    u64::try_from(at.since_boot().as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Progress {

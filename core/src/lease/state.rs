@@ -16,9 +16,9 @@
 //! it); a renewal whose answer comes during the release changes nothing either; the process may be paused
 //! anywhere, so that every question about being held is answered from the clock and never from a flag alone.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::clock::Instant;
+use crate::{backend::SessionEnd, clock::Instant};
 
 /// Why a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub(crate) struct LeaseState {
     renewal: Option<Renewal>,
     /// An extension is on its way.
     extending: bool,
+    /// When the session that holds it ends, if one does.
+    session: Option<Arc<SessionEnd>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +115,21 @@ impl LeaseState {
     ) -> Self {
         let renewal = auto_extend.then(|| Renewal { next: since.after(ttl / 3), hold_until });
         let deadline = drift.deadline(since, ttl);
-        Self { phase: Phase::Held, ttl, deadline, drift, renewal, extending: false }
+        Self { phase: Phase::Held, ttl, deadline, drift, renewal, extending: false, session: None }
+    }
+
+    /// It also ends with the session that holds it, however long its ttl is.
+    pub(crate) fn within(self, session: Option<Arc<SessionEnd>>) -> Self {
+        Self { session, ..self }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// The deadline, or the end of the session if that comes first. The latter moves on by itself, until it does not.
+    fn end(&self) -> Instant {
+        self.session.as_ref().map_or(self.deadline, |session| session.at().min(self.deadline))
     }
 
     pub(crate) fn ttl(&self) -> Duration {
@@ -126,14 +138,14 @@ impl LeaseState {
 
     /// Whether the holder may act at `now`.
     pub(crate) fn is_held(&self, now: Instant) -> bool {
-        self.phase == Phase::Held && now < self.deadline
+        self.phase == Phase::Held && now < self.end()
     }
 
     /// Why it was lost, if it was; the clock may know before anyone was told.
     pub(crate) fn lost(&self, now: Instant) -> Option<LossReason> {
         match self.phase {
             Phase::Lost(reason) => Some(reason),
-            Phase::Held if now >= self.deadline => Some(self.why_expired()),
+            Phase::Held if now >= self.end() => Some(self.why_expired()),
             _ => None,
         }
     }
@@ -165,22 +177,23 @@ impl LeaseState {
         if self.phase != Phase::Held {
             return Step::Rest;
         }
-        if now >= self.deadline {
+        if now >= self.end() {
             return self.lose(self.why_expired());
         }
-        let Some(renewal) = &mut self.renewal else { return Step::WaitUntil(self.deadline) };
+        let end = self.end();
+        let Some(renewal) = &mut self.renewal else { return Step::WaitUntil(end) };
         if renewal.hold_until.is_some_and(|until| now >= until) {
-            return Step::WaitUntil(self.deadline);
+            return Step::WaitUntil(end);
         }
         if self.extending {
-            return Step::WaitUntil(self.deadline);
+            return Step::WaitUntil(end);
         }
         if now < renewal.next {
-            return Step::WaitUntil(renewal.next.min(self.deadline));
+            return Step::WaitUntil(renewal.next.min(end));
         }
         self.extending = true;
         // Should its answer be "unknown", the next try comes soon, yet leaves time for a last one.
-        let pause = (self.ttl / 10).min(self.deadline.since(now) / 3).max(Duration::from_millis(1));
+        let pause = (self.ttl / 10).min(end.since(now) / 3).max(Duration::from_millis(1));
         renewal.next = now.after(pause);
         Step::Renew
     }
@@ -334,6 +347,21 @@ mod tests {
         assert!(!lease.extended(t, t, TTL));
         lease.released();
         assert!(lease.is_given_up());
+    }
+
+    #[test]
+    fn it_ends_with_its_session() {
+        let t = start();
+        let session = SessionEnd::until(t.after(ms(100)));
+        let mut lease = LeaseState::granted(t, TTL, DRIFT, true, None).within(Some(Arc::clone(&session)));
+        assert_eq!(lease.at(t), Step::WaitUntil(t.after(ms(100))));
+        assert!(session.move_on(t.after(ms(50)), t.after(ms(150))));
+        assert_eq!(lease.at(t.after(ms(100))), Step::WaitUntil(t.after(ms(150))));
+        assert!(!lease.is_held(t.after(ms(150))));
+        // Once it was over, nothing brings it back.
+        assert!(!session.move_on(t.after(ms(151)), t.after(ms(500))));
+        assert_eq!(lease.lost(t.after(ms(151))), Some(LossReason::Expired));
+        assert_eq!(lease.at(t.after(ms(151))), Step::Lose(LossReason::Expired));
     }
 
     #[test]

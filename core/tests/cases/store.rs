@@ -54,6 +54,10 @@ impl Store {
         Self { urls: vec![server("POLYLOCK_TEST_PGBOUNCER")], unique: unique(), directory: None }
     }
 
+    pub fn zookeeper() -> Self {
+        Self { urls: vec![server("POLYLOCK_TEST_ZOOKEEPER")], unique: unique(), directory: None }
+    }
+
     /// A new manager on this store.
     pub fn manager(&self) -> LockManager {
         polylock::connect(self.urls.clone()).lazy().expect("no manager")
@@ -77,6 +81,13 @@ impl Store {
             let mut connection = client.get_connection_with_timeout(Duration::from_secs(5)).expect("no Redis");
             let keys: Vec<String> = connection.keys(format!("*{}*", self.unique)).expect("no keys");
             left.extend(keys.into_iter().filter(|key| !key.starts_with("polylock:fence:")));
+        }
+        for url in self.urls.iter().filter(|url| url.starts_with("zookeeper:")) {
+            let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/servers/zookeeper_contenders.py");
+            let listed = std::process::Command::new(program).arg(url).output().expect("cannot look around");
+            assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+            let paths = String::from_utf8(listed.stdout).expect("not UTF-8");
+            left.extend(paths.lines().filter(|path| path.contains(&self.unique)).map(str::to_owned));
         }
         for url in self.urls.iter().filter(|url| url.starts_with("postgres:")) {
             left.extend(tokio::task::block_in_place(|| {

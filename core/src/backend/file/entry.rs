@@ -369,6 +369,7 @@ mod tests {
                 owner: OwnerToken::draw().unwrap(),
                 ttl: Duration::from_secs(30),
                 label: None,
+                waits: false,
                 progress: Arc::default(),
             }
         }

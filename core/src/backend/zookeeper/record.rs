@@ -1,0 +1,104 @@
+//! What a contender's node says about its owner: for people and for inspection, nothing decides by it.
+//!
+//! Lines of a key and a value, so that `zkCli.sh get` shows them; keys that are not known are skipped.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::backend::{Claim, Holder};
+
+/// Writes it for `claim`, which holds for `ttl` from now on.
+pub(super) fn write(claim: &Claim, ttl: Duration, since: SystemTime) -> Vec<u8> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let mut text = format!(
+        "owner {}\nmode {}\nttl_ms {}\nsince_ms {since}\nhost {host}\npid {}\n",
+        claim.owner,
+        claim.mode.name(),
+        ttl.as_millis(),
+        std::process::id()
+    );
+    if let Some(label) = &claim.label {
+        // The last one, as it may have lines of its own.
+        text.push_str("label ");
+        text.push_str(label);
+    }
+    text.into_bytes()
+}
+
+/// Reads it. `modified` is when it was written, by the ensemble's clock.
+pub(super) fn read(data: &[u8], owner: &str, fencing_token: Option<u64>, modified: SystemTime) -> Holder {
+    let mut holder = Holder {
+        owner: owner.to_owned(),
+        fencing_token,
+        expires_in: None,
+        since: None,
+        host: None,
+        pid: None,
+        label: None,
+    };
+    let text = String::from_utf8_lossy(data);
+    let mut rest = &*text;
+    while let Some((line, after)) = rest.split_once('\n').or_else(|| (!rest.is_empty()).then_some((rest, ""))) {
+        if let Some(label) = rest.strip_prefix("label ") {
+            holder.label = Some(label.to_owned());
+            break;
+        }
+        rest = after;
+        let Some((key, value)) = line.split_once(' ') else { continue };
+        match key {
+            "owner" => holder.owner = value.to_owned(),
+            "ttl_ms" => {
+                // The ensemble's clock and ours may differ; more than the ttl it cannot be.
+                let gone = SystemTime::now().duration_since(modified).unwrap_or_default();
+                holder.expires_in = value.parse().ok().map(|ttl| Duration::from_millis(ttl).saturating_sub(gone));
+            }
+            "since_ms" => holder.since = value.parse().ok().and_then(at),
+            "host" => holder.host = Some(value.to_owned()),
+            "pid" => holder.pid = value.parse().ok(),
+            _ => {}
+        }
+    }
+    holder
+}
+
+/// That many milliseconds after 1970.
+pub(super) fn at(ms: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Mode, OwnerToken, Resource};
+
+    #[test]
+    fn reads_what_it_wrote_and_what_it_did_not() {
+        let claim = Claim {
+            resources: [Resource::new("r").unwrap()].into(),
+            mode: Mode::Exclusive,
+            owner: OwnerToken::draw().unwrap(),
+            ttl: Duration::from_secs(30),
+            label: Some("two\nlines: pid 0".into()),
+            waits: false,
+            progress: Arc::default(),
+        };
+        let holder = read(&write(&claim, claim.ttl, SystemTime::now()), "", Some(7), SystemTime::now());
+        assert_eq!(holder.owner, claim.owner.as_str());
+        assert_eq!((holder.pid, holder.label), (Some(std::process::id()), claim.label.as_deref().map(str::to_owned)));
+        assert!(
+            holder.expires_in.unwrap() > Duration::from_secs(20) && holder.host.is_some() && holder.since.is_some()
+        );
+        for foreign in [
+            &b""[..],
+            b"\xff\xfe",
+            b"\n\n",
+            b"label",
+            b"pid x\nttl_ms 99999999999999999999999\nsince_ms 18446744073709551615",
+        ] {
+            let holder = read(foreign, "somebody", None, SystemTime::now());
+            assert_eq!((holder.owner.as_str(), holder.pid, holder.expires_in), ("somebody", None, None));
+        }
+    }
+}
