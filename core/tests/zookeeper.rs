@@ -179,7 +179,7 @@ async fn who_is_cut_off_is_told_before_the_next_gets_in() {
     let (cut, other, name) = (connect(&format!("{through}?session_timeout=2")), connect(&url()), name());
     let lease = acquire(&cut, &name).await;
     let (told, tell) = tokio::sync::oneshot::channel();
-    lease.on_lost(move |reason| drop(told.send((reason, Instant::now()))));
+    lease.on_lost(move |reason| _ = told.send((reason, Instant::now())));
     rules.silent.store(true, Ordering::SeqCst);
     let next = acquire(&other, &name).await;
     let entered = Instant::now();
