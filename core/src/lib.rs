@@ -29,9 +29,11 @@ mod completion;
 mod connect;
 mod engine;
 mod error;
+mod inspection;
 mod lease;
 mod manager;
 mod options;
+mod pattern;
 mod resource;
 #[cfg(test)]
 mod simulation;
@@ -40,11 +42,12 @@ mod token;
 mod undo;
 mod waiters;
 
-pub use backend::{Capabilities, Guarantee, Holder, Release};
+pub use backend::{Capabilities, Guarantee, Release};
 pub use clock::Instant;
 pub use connect::{Connect, IntoUrls};
 pub use engine::runtime::shutdown;
 pub use error::{Error, ErrorKind, Result};
+pub use inspection::{Holder, Seen};
 pub use lease::{Lease, LossReason};
 pub use manager::LockManager;
 pub use options::Acquire;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Acquire, Capabilities, Error, ErrorKind, Holder, Lease, OwnerToken, Resource, Result, Target, acquire,
+    Acquire, Capabilities, Error, ErrorKind, Lease, OwnerToken, Result, Target, acquire,
     backend::Backend,
     engine::{driver::Driver, process, runtime},
     lease::{Held, state::Drift},
@@ -81,7 +81,7 @@ impl LockManager {
     }
 
     /// The manager, if it is open and belongs to this process.
-    fn open(&self) -> Result<&Arc<Manager>> {
+    pub(crate) fn open(&self) -> Result<&Arc<Manager>> {
         let manager = self.manager();
         manager.check_process()?;
         if manager.is_closed() {
@@ -137,30 +137,6 @@ impl LockManager {
             Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Who holds `resource`, or `None` if it is free.
-    ///
-    /// # Errors
-    /// `Unsupported` if the backend cannot tell, `Unavailable`, `Auth`, `InvalidArgument`, `Closed`, `Forked`.
-    pub async fn inspect(&self, resource: &str) -> Result<Option<Holder>> {
-        self.inspect_by(resource, &Driver::here()).await
-    }
-
-    /// As [`inspect`](Self::inspect), on connections that `driver` drives.
-    #[doc(hidden)]
-    pub async fn inspect_by(&self, resource: &str, driver: &Driver) -> Result<Option<Holder>> {
-        let resource = Resource::new(resource)?;
-        let inspected = self.open()?.backend.inspect(&resource, driver).await;
-        inspected.map_err(|error| error.on(resource.as_str()))
-    }
-
-    /// How many wait for `resource` through this manager.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, `Closed`, `Forked`.
-    pub fn waiting(&self, resource: &str) -> Result<usize> {
-        Ok(self.open()?.waiters.count(&Resource::new(resource)?))
     }
 
     /// What the backend can do and promise.
@@ -237,6 +213,11 @@ impl Leases {
 
     pub(crate) fn remove(&self, owner: &OwnerToken) {
         self.map().remove(owner);
+    }
+
+    /// The lease of this owner.
+    pub(crate) fn get(&self, owner: &OwnerToken) -> Option<Arc<Held>> {
+        self.map().get(owner).and_then(Weak::upgrade)
     }
 
     fn all(&self) -> Vec<Arc<Held>> {

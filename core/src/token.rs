@@ -31,6 +31,12 @@ impl OwnerToken {
         Ok(Self(digits))
     }
 
+    /// The token with these digits, if they are one.
+    pub(crate) fn parse(digits: &str) -> Option<Self> {
+        let digits: [u8; Self::LEN] = digits.as_bytes().try_into().ok()?;
+        digits.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)).then_some(Self(digits))
+    }
+
     /// The hex digits.
     pub fn as_str(&self) -> &str {
         // All bytes are ASCII hex digits by construction.
@@ -59,6 +65,8 @@ mod tests {
         let (one, two) = (OwnerToken::draw().unwrap(), OwnerToken::draw().unwrap());
         assert_ne!(one, two);
         assert_eq!(one.as_str().len(), OwnerToken::LEN);
-        assert!(one.as_str().bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+        assert_eq!(OwnerToken::parse(one.as_str()), Some(one));
+        assert_eq!(OwnerToken::parse(&"x".repeat(40)), None);
+        assert_eq!(OwnerToken::parse(&one.as_str()[1..]), None);
     }
 }

@@ -59,6 +59,9 @@ backends! {
         cancelled_waiter_leaves_the_line
         closing_ends_everything
         inspects
+        lists
+        lists_each_of_several_holders
+        breaks
         refuses_bad_arguments
         loses_no_update
         works_without_a_runtime

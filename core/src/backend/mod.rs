@@ -18,10 +18,13 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use crate::{Error, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver};
+pub(crate) use crate::inspection::Holder;
+use crate::{
+    Error, ErrorKind, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver, pattern::Pattern,
+};
 
 /// The answer of a backend, to be awaited.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -50,8 +53,31 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// as far as it can be reached.
     fn release<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Release>;
 
-    /// Who holds the resource now, or `None` if it is free.
+    /// Who holds the resource now, or `None` if it is free; of several holders the one that may stay longest.
     fn inspect<'a>(&'a self, resource: &'a Resource, driver: &'a Driver) -> Answer<'a, Result<Option<Holder>>>;
+
+    /// The holders of the resources that match, in any order; when it has found `limit` it need not look further.
+    /// Asked only of a backend that says that it is capable of it.
+    fn list<'a>(
+        &'a self,
+        _pattern: &'a Pattern,
+        _limit: usize,
+        _driver: &'a Driver,
+    ) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "this backend cannot list its locks")) })
+    }
+
+    /// Takes the lock away from `owner`, and from nobody else; says whether it was that one's. Comparing and freeing
+    /// are one step where the lock is kept. Wakes waiters as a release does.
+    /// Asked only of a backend that says that it is capable of it.
+    fn break_lock<'a>(
+        &'a self,
+        _resource: &'a Resource,
+        _owner: &'a str,
+        _driver: &'a Driver,
+    ) -> Answer<'a, Result<bool>> {
+        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "this backend cannot break a lock")) })
+    }
 
     /// Reports, from now on, what may have freed `resource`.
     fn watch(&self, resource: &Resource) -> Watch;
@@ -89,6 +115,10 @@ pub struct Capabilities {
     pub several: bool,
     /// [`inspect`](crate::LockManager::inspect) works.
     pub inspection: bool,
+    /// [`list`](crate::LockManager::list) works.
+    pub listing: bool,
+    /// [`break_lock`](crate::LockManager::break_lock) works.
+    pub breaking: bool,
 }
 
 /// How far exclusion can be relied on.
@@ -297,26 +327,6 @@ impl Release {
             Self::Unknown => "unknown",
         }
     }
-}
-
-/// Who holds a resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Holder {
-    /// The holder's owner token; any text if another library holds it.
-    pub owner: String,
-    /// Its fencing token, if it has one.
-    pub fencing_token: Option<u64>,
-    /// When it expires unless it is extended, if ever.
-    pub expires_in: Option<Duration>,
-    /// When it was acquired, by the holder's wall clock.
-    pub since: Option<SystemTime>,
-    /// Where its process runs.
-    pub host: Option<String>,
-    /// Its process id there.
-    pub pid: Option<u32>,
-    /// What the holder called itself.
-    pub label: Option<String>,
 }
 
 /// Tells a waiter that it is worth trying again. A hint: the engine bounds every wait by a timer as well.

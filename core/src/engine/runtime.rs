@@ -115,6 +115,12 @@ impl Engine {
         managers.retain(|other| other.strong_count() > 0);
         managers.push(Arc::downgrade(manager));
     }
+
+    /// The managers that are in use.
+    pub(crate) fn managers(&self) -> Vec<Arc<Manager>> {
+        let managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.iter().filter_map(Weak::upgrade).collect()
+    }
 }
 
 /// Releases every lease of this process and stops the engine's threads; returns within about `timeout`.

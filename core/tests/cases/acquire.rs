@@ -119,26 +119,6 @@ pub async fn those_in_line_time_out(store: Store) {
     lease.release().await.unwrap();
 }
 
-pub async fn inspects(store: Store) {
-    let (one, two, name) = (store.manager(), store.manager(), store.name("r"));
-    assert!(one.capabilities().inspection);
-    assert_eq!(two.inspect(&name).await.unwrap(), None);
-    let lease = one.acquire(&name, long().label("50 % of \u{fc}\nall")).await.unwrap();
-    for locks in [&one, &two] {
-        let holder = locks.inspect(&name).await.unwrap().expect("it is held");
-        assert_eq!(holder.owner, lease.owner_token().as_str());
-        assert_eq!(holder.fencing_token, Some(lease.fencing_token()));
-        assert_eq!(holder.label.as_deref(), Some("50 % of \u{fc}\nall"));
-        assert_eq!(holder.pid, Some(std::process::id()));
-        let expires_in = holder.expires_in.expect("it expires");
-        assert!(expires_in > LONG / 2 && expires_in <= LONG, "{expires_in:?}");
-        let since = holder.since.expect("it has a beginning").elapsed().unwrap_or_default();
-        assert!(since < Duration::from_secs(60), "{since:?}");
-    }
-    lease.release().await.unwrap();
-    assert_eq!(two.inspect(&name).await.unwrap(), None);
-}
-
 pub async fn refuses_bad_arguments(store: Store) {
     let locks = store.manager();
     for name in ["", "a\0b", &"x".repeat(1025)] {

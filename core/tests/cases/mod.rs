@@ -2,6 +2,7 @@
 
 mod acquire;
 mod cancel;
+mod inspection;
 mod lease;
 mod load;
 mod modes;
@@ -9,7 +10,7 @@ mod store;
 
 use std::{future::Future, time::Duration};
 
-pub use self::{acquire::*, cancel::*, lease::*, load::*, modes::*, store::Store};
+pub use self::{acquire::*, cancel::*, inspection::*, lease::*, load::*, modes::*, store::Store};
 use polylock::{Acquire, Lease, LockManager};
 
 /// No case takes longer, or it hangs.

@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use url::Url;
 
 use super::{entry::Entry, name};
-use crate::{Error, ErrorKind, Resource, Result, engine::process};
+use crate::{Error, ErrorKind, Resource, Result, engine::process, pattern::Pattern};
 
 /// Entries, and with them open files, that are kept for the next use.
 const KEPT: usize = 128;
@@ -204,6 +204,27 @@ impl Directory {
             Some(parent) => make_directory(parent).map_err(|error| error_at(parent, error)),
             None => Ok(()),
         }
+    }
+
+    /// The resources that match and have a lock file, held or not, in the order of their names.
+    pub(super) fn resources(&self, pattern: &Pattern) -> Result<Vec<Resource>> {
+        let mut resources = Vec::new();
+        let mut directories = vec![PathBuf::new()];
+        while let Some(directory) = directories.pop() {
+            let path = self.path().join(&directory);
+            for file in fs::read_dir(&path).map_err(|error| error_at(&path, error))? {
+                let file = file.map_err(|error| error_at(&path, error))?;
+                let path = directory.join(file.file_name());
+                // What is neither is not ours.
+                if let Some(name) = name::resource(&path) {
+                    resources.extend(Resource::new(&name).ok().filter(|name| pattern.matches(name.as_str())));
+                } else if name::is_part(&path) {
+                    directories.push(path);
+                }
+            }
+        }
+        resources.sort();
+        Ok(resources)
     }
 
     fn check(&self) -> io::Result<()> {

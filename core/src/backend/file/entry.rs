@@ -247,11 +247,11 @@ impl Entry {
     }
 
     /// See [`Backend::inspect`](crate::backend::Backend::inspect). Makes nothing that is not there.
-    pub(super) fn holder(&self) -> Result<Option<Holder>> {
+    pub(super) fn holder(&self, resource: &Resource) -> Result<Option<Holder>> {
         let at_path = |error| error_at(&self.path, error);
         let state = self.state();
         if let Some(held) = state.held.as_ref().filter(|held| held.expires > Instant::now()) {
-            return Ok(Some(held.record.to_holder()));
+            return Ok(Some(held.record.to_holder(resource)));
         }
         if state.held.is_some() {
             return Ok(None); // expired, and about to be given back
@@ -269,21 +269,13 @@ impl Entry {
             }
             let contents = record::Contents::read(file.file()).map_err(at_path)?;
             if let Some(record) = contents.holder() {
-                return Ok(Some(record.to_holder()));
+                return Ok(Some(record.to_holder(resource)));
             }
             // Locked, and no record yet.
             std::thread::sleep(Duration::from_micros(20));
         }
         // By a tool that does not write records, flock(1) perhaps.
-        Ok(Some(Holder {
-            owner: String::new(),
-            fencing_token: None,
-            expires_in: None,
-            since: None,
-            host: Some(HOST.clone()),
-            pid: None,
-            label: None,
-        }))
+        Ok(Some(Holder { host: Some(HOST.clone()), ..Holder::new(resource.clone(), String::new()) }))
     }
 
     /// Joins those who want to hear when it may be free.
@@ -427,7 +419,7 @@ mod tests {
         fixture.entry.give_back(&claim);
         let refused = fixture.try_take(&fixture.claim());
         assert!(matches!(&refused, Attempt::Refused(error) if error.kind() == ErrorKind::Unsupported), "{refused:?}");
-        let Ok(None) = fixture.entry.holder() else { panic!("it is locked still") };
+        let Ok(None) = fixture.entry.holder(&fixture.resource) else { panic!("it is locked still") };
     }
 
     #[test]
@@ -449,7 +441,7 @@ mod tests {
             assert!(matches!(fixture.entry.extend(&claim, ttl), Extension::Extended { .. }));
             // As another process sees it.
             let other = Entry::new(fixture.entry.path.clone());
-            let expires_in = other.holder().unwrap().unwrap().expires_in.unwrap();
+            let expires_in = other.holder(&fixture.resource).unwrap().unwrap().expires_in.unwrap();
             assert!(expires_in <= ttl && expires_in > ttl - Duration::from_secs(4), "{expires_in:?}");
         }
     }

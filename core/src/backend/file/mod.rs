@@ -33,7 +33,7 @@ use self::{
     entry::Entry,
 };
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
-use crate::{Resource, Result, clock::Instant, engine::driver::Driver};
+use crate::{Resource, Result, clock::Instant, engine::driver::Driver, pattern::Pattern};
 
 /// Locks in the files of a directory.
 #[derive(Debug)]
@@ -112,6 +112,8 @@ impl Backend for FileBackend {
             semaphore: false,
             several: true,
             inspection: true,
+            listing: true,
+            breaking: false,
         }
     }
 
@@ -138,7 +140,29 @@ impl Backend for FileBackend {
     fn inspect<'a>(&'a self, resource: &'a Resource, _: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
         Box::pin(async {
             self.0.make_ready()?;
-            self.0.entry(resource).holder()
+            self.0.entry(resource).holder(resource)
+        })
+    }
+
+    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, _: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(async move {
+            self.0.make_ready()?;
+            let named = match pattern.only() {
+                Some(resource) => vec![resource],
+                None => self.0.resources(pattern)?,
+            };
+            let mut holders = Vec::new();
+            for (index, resource) in named.iter().enumerate() {
+                // Others have a turn now and then: each look is a few system calls.
+                if index % 64 == 63 {
+                    tokio::task::yield_now().await;
+                }
+                holders.extend(self.0.entry(resource).holder(resource)?);
+                if holders.len() >= limit {
+                    break;
+                }
+            }
+            Ok(holders)
         })
     }
 

@@ -5,7 +5,7 @@
 //! well, so that no file is hidden and none is `.` or `..`. A name too long for one directory entry becomes a
 //! path: its parts are directories that end in `~`, which no encoded name contains.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Directory entries hold 255 bytes; the rest is for the ending.
 const LONGEST_PART: usize = 200;
@@ -24,6 +24,29 @@ pub(super) fn lock_file(resource: &str) -> PathBuf {
     }
     path.push(format!("{rest}.lock"));
     path
+}
+
+/// The resource whose lock file this is, if it is one: [`lock_file`] backwards.
+pub(super) fn resource(path: &Path) -> Option<String> {
+    let encoded: String = path.to_str()?.strip_suffix(".lock")?.split("~/").collect();
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    // Only what would be written so: no other file is taken for one of ours.
+    String::from_utf8(bytes).ok().filter(|name| lock_file(name) == path)
+}
+
+/// Whether lock files with long names may be below `path`.
+pub(super) fn is_part(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.ends_with('~'))
 }
 
 fn encode(name: &str) -> String {
@@ -64,6 +87,13 @@ mod tests {
     }
 
     #[test]
+    fn takes_no_other_file_for_its_own() {
+        for other in ["a", "A.lock", "a%3A.lock", "%61.lock", ".x.lock", "a~/b.lock", "a%3.lock", "%ff.lock"] {
+            assert_eq!(resource(Path::new(other)), None, "{other}");
+        }
+    }
+
+    #[test]
     fn stays_inside_and_is_never_the_same() {
         let long = |last: &str| format!("{}{last}", "x".repeat(1000));
         let names = [
@@ -89,6 +119,7 @@ mod tests {
                 assert!(part.len() <= 255, "{part:?}");
             }
             assert!(seen.insert(path.to_string_lossy().to_lowercase()), "{name}");
+            assert_eq!(resource(&path).as_ref(), Some(name));
         }
     }
 }

@@ -175,9 +175,8 @@ impl Record {
     }
 
     /// As the user sees it.
-    pub(super) fn to_holder(&self) -> Holder {
+    pub(super) fn to_holder(&self, resource: &Resource) -> Holder {
         Holder {
-            owner: self.owner.clone(),
             fencing_token: Some(self.fencing_token),
             // The clock may differ in a container with a time namespace of its own.
             expires_in: Some(self.until.since(Instant::now()).min(self.ttl)),
@@ -185,6 +184,7 @@ impl Record {
             host: Some(self.host.clone()),
             pid: Some(self.pid),
             label: self.label.clone(),
+            ..Holder::new(resource.clone(), self.owner.clone())
         }
     }
 }

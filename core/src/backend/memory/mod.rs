@@ -17,6 +17,7 @@ use crate::{
     Mode, OwnerToken, Resource, Result,
     clock::{self, Instant},
     engine::driver::Driver,
+    pattern::Pattern,
 };
 
 /// `memory:` makes a store of its own, `memory:NAME` shares one among the managers of this process.
@@ -161,23 +162,47 @@ impl State {
 
     fn release(&mut self, claim: &Claim) -> Release {
         let now = Instant::now();
+        // Each is freed, whatever became of the others.
         let mut outcome = Release::Released;
         for resource in claim.resources.iter() {
-            let held = self.locks.get_mut(resource).and_then(|lock| {
-                let index = lock.holders.iter().position(|held| held.owner == claim.owner)?;
-                Some(lock.holders.swap_remove(index))
-            });
-            if held.is_none_or(|held| held.expires <= now) {
+            if !self.free(resource, claim.owner, now) {
                 outcome = Release::NotHeld;
-            }
-            if self.locks.get(resource).is_some_and(|lock| lock.holders.is_empty() && lock.writer_until <= now) {
-                self.locks.remove(resource);
-            }
-            if let Some(watched) = self.watched.get(resource) {
-                watched.send_modify(|changes| *changes += 1);
             }
         }
         outcome
+    }
+
+    /// Takes `owner` off `resource` and wakes who waits for it. Says whether it held.
+    fn free(&mut self, resource: &Resource, owner: OwnerToken, now: Instant) -> bool {
+        let held = self.locks.get_mut(resource).and_then(|lock| {
+            let index = lock.holders.iter().position(|held| held.owner == owner)?;
+            Some(lock.holders.swap_remove(index))
+        });
+        if self.locks.get(resource).is_some_and(|lock| lock.holders.is_empty() && lock.writer_until <= now) {
+            self.locks.remove(resource);
+        }
+        if let Some(watched) = self.watched.get(resource) {
+            watched.send_modify(|changes| *changes += 1);
+        }
+        held.is_some_and(|held| held.expires > now)
+    }
+
+    /// Who holds `resource` now.
+    fn holders<'a>(&'a self, resource: &'a Resource) -> impl Iterator<Item = Holder> + 'a {
+        let now = Instant::now();
+        let waiting = self.watched.get(resource).map_or(0, watch::Sender::receiver_count);
+        let lock = self.locks.get(resource).into_iter();
+        let holders = lock.flat_map(|lock| lock.holders.iter().map(|held| (lock.mode, held)));
+        holders.filter(move |(_, held)| held.expires > now).map(move |(mode, held)| Holder {
+            mode: mode.name(),
+            fencing_token: Some(held.fencing_token),
+            expires_in: Some(held.expires.since(now)),
+            since: Some(held.since),
+            pid: Some(std::process::id()),
+            label: held.label.as_deref().map(str::to_owned),
+            waiting: u32::try_from(waiting).ok(),
+            ..Holder::new(resource.clone(), held.owner.to_string())
+        })
     }
 }
 
@@ -192,6 +217,8 @@ impl Backend for MemoryBackend {
             semaphore: true,
             several: true,
             inspection: true,
+            listing: true,
+            breaking: true,
         }
     }
 
@@ -216,20 +243,21 @@ impl Backend for MemoryBackend {
     }
 
     fn inspect<'a>(&'a self, resource: &'a Resource, _: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
-        Box::pin(async {
-            let now = Instant::now();
+        Box::pin(async { Ok(self.0.state().holders(resource).max_by_key(|holder| holder.expires_in)) })
+    }
+
+    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, _: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(async move {
             let state = self.0.state();
-            let holders = state.locks.get(resource).map_or(&[][..], |lock| &lock.holders);
-            let held = holders.iter().filter(|held| held.expires > now).max_by_key(|held| held.expires);
-            Ok(held.map(|held| Holder {
-                owner: held.owner.to_string(),
-                fencing_token: Some(held.fencing_token),
-                expires_in: Some(held.expires.since(now)),
-                since: Some(held.since),
-                host: None,
-                pid: Some(std::process::id()),
-                label: held.label.as_deref().map(str::to_owned),
-            }))
+            let named = state.locks.keys().filter(|resource| pattern.matches(resource.as_str()));
+            Ok(named.flat_map(|resource| state.holders(resource)).take(limit).collect())
+        })
+    }
+
+    fn break_lock<'a>(&'a self, resource: &'a Resource, owner: &'a str, _: &'a Driver) -> Answer<'a, Result<bool>> {
+        Box::pin(async move {
+            let owner = OwnerToken::parse(owner);
+            Ok(owner.is_some_and(|owner| self.0.state().free(resource, owner, Instant::now())))
         })
     }
 

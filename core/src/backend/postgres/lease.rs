@@ -249,7 +249,7 @@ impl LeaseBackend {
         match self.ask(&self.statements.inspect, &[&key], within).await.1 {
             Ok(Some(row)) => {
                 let unreadable = |error: tokio_postgres::Error| Error::unavailable(error.to_string());
-                read_holder(&row).map(Some).map_err(unreadable)
+                read_holder(resource, &row).map(Some).map_err(unreadable)
             }
             Ok(None) => Ok(None),
             Err(failure) if failure.is_undefined_table() => Ok(None),
@@ -258,15 +258,15 @@ impl LeaseBackend {
     }
 }
 
-fn read_holder(row: &Row) -> std::result::Result<Holder, tokio_postgres::Error> {
+fn read_holder(resource: &Resource, row: &Row) -> std::result::Result<Holder, tokio_postgres::Error> {
     Ok(Holder {
-        owner: row.try_get("owner")?,
         fencing_token: u64::try_from(row.try_get::<_, i64>("token")?).ok(),
         expires_in: Some(duration(row.try_get("us_left")?)),
         since: row.try_get::<_, Option<i64>>("since")?.map(|us| UNIX_EPOCH + duration(us)),
         host: row.try_get("host")?,
         pid: row.try_get::<_, Option<i32>>("pid")?.and_then(|pid| u32::try_from(pid).ok()),
         label: row.try_get("label")?,
+        ..Holder::new(resource.clone(), row.try_get("owner")?)
     })
 }
 
@@ -295,6 +295,8 @@ impl Backend for LeaseBackend {
             semaphore: false,
             several: false,
             inspection: true,
+            listing: false,
+            breaking: false,
         }
     }
 

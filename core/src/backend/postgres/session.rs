@@ -471,7 +471,7 @@ impl SessionBackend {
             match session.connection.query(&self.statements.inspect, &[&key, &high, &low], expires).await {
                 Ok(Some(row)) => {
                     let unreadable = |error: tokio_postgres::Error| Error::unavailable(error.to_string());
-                    return read_holder(&row).map(Some).map_err(unreadable);
+                    return read_holder(resource, &row).map(Some).map_err(unreadable);
                 }
                 Ok(None) => return Ok(None),
                 // Somebody may hold the number all the same.
@@ -486,10 +486,9 @@ impl SessionBackend {
     }
 }
 
-fn read_holder(row: &tokio_postgres::Row) -> std::result::Result<Holder, tokio_postgres::Error> {
+fn read_holder(resource: &Resource, row: &tokio_postgres::Row) -> std::result::Result<Holder, tokio_postgres::Error> {
     let since = row.try_get::<_, Option<i64>>("since")?;
     Ok(Holder {
-        owner: row.try_get("owner")?,
         fencing_token: row.try_get::<_, Option<i64>>("token")?.and_then(|token| u64::try_from(token).ok()),
         expires_in: row
             .try_get::<_, Option<i64>>("us_left")?
@@ -498,6 +497,7 @@ fn read_holder(row: &tokio_postgres::Row) -> std::result::Result<Holder, tokio_p
         host: row.try_get("host")?,
         pid: row.try_get::<_, Option<i32>>("pid")?.and_then(|pid| u32::try_from(pid).ok()),
         label: row.try_get("label")?,
+        ..Holder::new(resource.clone(), row.try_get("owner")?)
     })
 }
 
@@ -512,6 +512,8 @@ impl Backend for SessionBackend {
             semaphore: false,
             several: false,
             inspection: true,
+            listing: false,
+            breaking: false,
         }
     }
 

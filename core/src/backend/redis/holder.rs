@@ -7,7 +7,7 @@ use std::{
 
 use redis::Value;
 
-use crate::Holder;
+use crate::{Holder, Resource};
 
 /// What this process leaves: milliseconds since 1970, process id, host and label, a line each.
 pub(super) fn record(label: Option<&str>) -> String {
@@ -17,31 +17,39 @@ pub(super) fn record(label: Option<&str>) -> String {
     format!("{since}\n{}\n{}\n{}", std::process::id(), *HOST, label.unwrap_or(""))
 }
 
-/// The holder in the answer of `inspect.lua`; `None` if the lock is free.
-pub(super) fn read(answer: &Value) -> Option<Holder> {
+/// The holders in the answer of `inspect.lua`; none if the lock is free.
+pub(super) fn read(answer: &Value, resource: &Resource) -> Option<Vec<Holder>> {
     let Value::Array(parts) = answer else { return None };
-    let [owner, Value::Int(left), token, fence_owner, record] = &parts[..] else { return None };
-    let mut holder = Holder {
-        owner: text(owner)?,
-        fencing_token: None,
-        expires_in: u64::try_from(*left).ok().map(Duration::from_millis),
-        since: None,
-        host: None,
-        pid: None,
-        label: None,
+    let [Value::Int(waiting), token, fence_owner, record, holders @ ..] = &parts[..] else { return None };
+    let read = |parts: &[Value]| {
+        let [kind, owner, Value::Int(left)] = parts else { return None };
+        let mut holder = Holder {
+            mode: match text(kind)?.as_str() {
+                "shared" => "shared",
+                "permit" => "permit",
+                _ => "exclusive",
+            },
+            expires_in: u64::try_from(*left).ok().map(Duration::from_millis),
+            waiting: u32::try_from(*waiting).ok(),
+            ..Holder::new(resource.clone(), text(owner)?)
+        };
+        // The fence tells of its last owner, which another library's lock is not.
+        if text(fence_owner).as_deref() == Some(&holder.owner) {
+            holder.fencing_token = text(token).and_then(|token| token.parse().ok());
+            read_record(&text(record).unwrap_or_default(), &mut holder);
+        }
+        Some(holder)
     };
-    // The fence tells of its last owner, which another library's lock is not.
-    if text(fence_owner).as_deref() == Some(&holder.owner) {
-        holder.fencing_token = text(token).and_then(|token| token.parse().ok());
-        let record = text(record).unwrap_or_default();
-        let mut lines = record.splitn(4, '\n');
-        let since = lines.next().and_then(|since| since.parse().ok());
-        holder.since = since.and_then(|since| UNIX_EPOCH.checked_add(Duration::from_millis(since)));
-        holder.pid = lines.next().and_then(|pid| pid.parse().ok());
-        holder.host = lines.next().map(str::to_owned);
-        holder.label = lines.next().filter(|label| !label.is_empty()).map(str::to_owned);
-    }
-    Some(holder)
+    holders.chunks(3).map(read).collect()
+}
+
+fn read_record(record: &str, holder: &mut Holder) {
+    let mut lines = record.splitn(4, '\n');
+    let since = lines.next().and_then(|since| since.parse().ok());
+    holder.since = since.and_then(|since| UNIX_EPOCH.checked_add(Duration::from_millis(since)));
+    holder.pid = lines.next().and_then(|pid| pid.parse().ok());
+    holder.host = lines.next().map(str::to_owned);
+    holder.label = lines.next().filter(|label| !label.is_empty()).map(str::to_owned);
 }
 
 fn text(value: &Value) -> Option<String> {

@@ -26,6 +26,16 @@ impl Key {
     }
 }
 
+/// What the name of every fence begins with.
+pub(super) const FENCES: &str = "polylock:fence:";
+
+/// The locks that may have this key as their fence: `a` and `{a}` share one.
+pub(super) fn locks_of(fence: &str) -> impl Iterator<Item = &str> {
+    let name = fence.strip_prefix(FENCES).unwrap_or_default();
+    let inner = name.strip_prefix('{').and_then(|name| name.strip_suffix('}'));
+    [Some(name).filter(|name| name.contains('{')), inner].into_iter().flatten().filter(|lock| !lock.is_empty())
+}
+
 /// The keys of all resources of a claim.
 pub(super) struct Keys(Vec<Key>);
 
@@ -65,6 +75,9 @@ mod tests {
         assert_eq!(key("r").lock, "app:r");
         assert_eq!(key("r").fence, "polylock:fence:{app:r}");
         assert_eq!(key("{order}:1").fence, "polylock:fence:app:{order}:1");
+        for (name, lock) in [("r", "app:r"), ("{order}:1", "app:{order}:1")] {
+            assert!(locks_of(&key(name).fence).any(|other| other == lock), "{name}");
+        }
         assert_eq!(key("{}:1").channel, "polylock:wake:{app:{}:1}");
     }
 }

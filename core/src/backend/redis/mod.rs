@@ -64,6 +64,7 @@ use crate::{
     clock::Instant,
     connect::Options,
     engine::{driver::Driver, runtime},
+    pattern::Pattern,
 };
 
 pub(crate) struct RedisBackend {
@@ -169,6 +170,8 @@ impl Backend for RedisBackend {
             semaphore: true,
             several: true,
             inspection: true,
+            listing: true,
+            breaking: true,
         }
     }
 
@@ -176,14 +179,17 @@ impl Backend for RedisBackend {
         Box::pin(async {
             let expires = Instant::now().after(open::OPEN_TIMEOUT);
             let nodes = self.nodes.len();
-            let mut answers: FuturesUnordered<_> =
-                self.nodes.iter().map(|node| Arc::clone(node).check(driver.clone(), expires)).collect();
+            let mut answers: FuturesUnordered<_> = self
+                .nodes
+                .iter()
+                .map(|node| Arc::clone(node).command(redis::cmd("PING"), driver.clone(), expires))
+                .collect();
             let (mut yes, mut errors) = (0, Vec::new());
             while verdict(nodes, yes, errors.len()) == Verdict::Open
                 && let Some(answer) = answers.next().await
             {
                 match answer {
-                    Ok(()) => yes += 1,
+                    Ok(_) => yes += 1,
                     Err(error) => errors.push(error.into_error()),
                 }
             }
@@ -213,7 +219,20 @@ impl Backend for RedisBackend {
     }
 
     fn inspect<'a>(&'a self, resource: &'a Resource, driver: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
-        Box::pin(self.inspect_all(resource, driver))
+        Box::pin(async { Ok(self.holders(resource, driver).await?.into_iter().next()) })
+    }
+
+    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, driver: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(self.list_all(pattern, limit, driver))
+    }
+
+    fn break_lock<'a>(
+        &'a self,
+        resource: &'a Resource,
+        owner: &'a str,
+        driver: &'a Driver,
+    ) -> Answer<'a, Result<bool>> {
+        Box::pin(self.break_everywhere(resource, owner, driver))
     }
 
     fn watch(&self, resource: &Resource) -> Watch {

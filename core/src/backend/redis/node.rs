@@ -17,7 +17,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 
 use super::{
-    call::CallError,
+    call::{CallError, Reply},
     config::NodeConfig,
     connection::Connection,
     open,
@@ -169,10 +169,10 @@ impl Server for Node {
         }
     }
 
-    fn check(self: Arc<Self>, driver: Driver, expires: Instant) -> BoxFuture<'static, Result<(), CallError>> {
+    fn command(self: Arc<Self>, command: redis::Cmd, driver: Driver, expires: Instant) -> BoxFuture<'static, Reply> {
         async move {
             let connection = self.connection(&driver, expires).await?;
-            connection.call(&redis::cmd("PING").get_packed_command(), expires).await.map(drop)
+            connection.call(&command.get_packed_command(), expires).await
         }
         .boxed()
     }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use redis::Value;
 
 use super::{
-    call::CallError,
+    call::{CallError, Reply},
     config::NodeConfig,
     holder,
     keys::Keys,
@@ -33,8 +33,8 @@ pub(super) trait Server: Send + Sync {
     /// The server's clock shows `now_ms`, whatever it showed when it was last looked at.
     fn set_clock(&self, driver: &Driver, now_ms: i64);
 
-    /// Finds out whether it can be used.
-    fn check(self: Arc<Self>, driver: Driver, expires: Instant) -> BoxFuture<'static, Result<(), CallError>>;
+    /// Sends one plain command, once.
+    fn command(self: Arc<Self>, command: redis::Cmd, driver: Driver, expires: Instant) -> BoxFuture<'static, Reply>;
 
     /// Lets go of connections; there will be no others.
     fn close(&self);
@@ -153,8 +153,17 @@ impl Request {
 
     /// Looks at a lock.
     pub(super) fn inspect(prefix: &str, resource: &Resource, expires: Instant) -> Arc<Self> {
-        let keys = Keys::of(prefix, std::slice::from_ref(resource)).locks_and_fences();
-        Arc::new(Self { script: &script::INSPECT, keys, args: Vec::new(), expires, progress: Arc::default() })
+        let keys = Keys::of(prefix, std::slice::from_ref(resource));
+        let args = keys.channels().into_iter().map(Arg::Text).collect();
+        let keys = keys.locks_and_fences();
+        Arc::new(Self { script: &script::INSPECT, keys, args, expires, progress: Arc::default() })
+    }
+
+    /// Takes a lock away from `owner`.
+    pub(super) fn break_lock(prefix: &str, resource: &Resource, owner: &str, expires: Instant) -> Arc<Self> {
+        let keys = Keys::of(prefix, std::slice::from_ref(resource));
+        let args = [owner.to_owned()].into_iter().chain(keys.channels()).map(Arg::Text).collect();
+        Arc::new(Self { script: &script::BREAK, keys: keys.locks(), args, expires, progress: Arc::default() })
     }
 
     /// The arguments for a server whose clock shows `server_time` when the request expires. A claim that is over

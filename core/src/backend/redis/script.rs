@@ -27,6 +27,7 @@ script!(EXTEND, "scripts/extend.lua");
 script!(REPAIR, "scripts/repair.lua");
 script!(RELEASE, "scripts/release.lua");
 script!(INSPECT, "scripts/inspect.lua");
+script!(BREAK, "scripts/break.lua");
 
 impl Script {
     /// The request that runs it by its name.

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::{
     RedisBackend,
-    call::CallError,
+    call::{CallError, Reply},
     config::NodeConfig,
     request::{Answer, Answered, Request, Server},
     script,
@@ -179,8 +179,8 @@ impl Server for Remote {
 
     fn set_clock(&self, _: &Driver, _: i64) {}
 
-    fn check(self: Arc<Self>, _: Driver, _: Instant) -> BoxFuture<'static, Result<(), CallError>> {
-        async { Ok(()) }.boxed()
+    fn command(self: Arc<Self>, _: redis::Cmd, _: Driver, _: Instant) -> BoxFuture<'static, Reply> {
+        async { panic!("a command that is not simulated") }.boxed()
     }
 
     fn close(&self) {}

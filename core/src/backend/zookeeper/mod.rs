@@ -563,6 +563,7 @@ impl Ensemble {
                     let modified = u64::try_from(stat.modified_ms).ok().and_then(record::at);
                     let token = u64::try_from(stat.created_zxid).ok();
                     return Ok(Some(record::read(
+                        &resource,
                         &data,
                         first.owner,
                         token,
@@ -600,6 +601,8 @@ impl Backend for ZookeeperBackend {
             semaphore: true,
             several: true,
             inspection: true,
+            listing: false,
+            breaking: false,
         }
     }
 

@@ -4,7 +4,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::backend::{Claim, Holder};
+use crate::{
+    Resource,
+    backend::{Claim, Holder},
+};
 
 /// Writes it for `claim`, which holds for `ttl` from now on.
 pub(super) fn write(claim: &Claim, ttl: Duration, since: SystemTime) -> Vec<u8> {
@@ -26,16 +29,14 @@ pub(super) fn write(claim: &Claim, ttl: Duration, since: SystemTime) -> Vec<u8> 
 }
 
 /// Reads it. `modified` is when it was written, by the ensemble's clock.
-pub(super) fn read(data: &[u8], owner: &str, fencing_token: Option<u64>, modified: SystemTime) -> Holder {
-    let mut holder = Holder {
-        owner: owner.to_owned(),
-        fencing_token,
-        expires_in: None,
-        since: None,
-        host: None,
-        pid: None,
-        label: None,
-    };
+pub(super) fn read(
+    resource: &Resource,
+    data: &[u8],
+    owner: &str,
+    fencing_token: Option<u64>,
+    modified: SystemTime,
+) -> Holder {
+    let mut holder = Holder { fencing_token, ..Holder::new(resource.clone(), owner.to_owned()) };
     let text = String::from_utf8_lossy(data);
     let mut rest = &*text;
     while let Some((line, after)) = rest.split_once('\n').or_else(|| (!rest.is_empty()).then_some((rest, ""))) {
@@ -47,6 +48,8 @@ pub(super) fn read(data: &[u8], owner: &str, fencing_token: Option<u64>, modifie
         let Some((key, value)) = line.split_once(' ') else { continue };
         match key {
             "owner" => holder.owner = value.to_owned(),
+            "mode" if value == "shared" => holder.mode = "shared",
+            "mode" if value == "permit" => holder.mode = "permit",
             "ttl_ms" => {
                 // The ensemble's clock and ours may differ; more than the ttl it cannot be.
                 let gone = SystemTime::now().duration_since(modified).unwrap_or_default();
@@ -71,7 +74,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{Mode, OwnerToken, Resource};
+    use crate::{Mode, OwnerToken};
 
     #[test]
     fn reads_what_it_wrote_and_what_it_did_not() {
@@ -84,7 +87,8 @@ mod tests {
             waits: false,
             progress: Arc::default(),
         };
-        let holder = read(&write(&claim, claim.ttl, SystemTime::now()), "", Some(7), SystemTime::now());
+        let holder =
+            read(claim.resource(), &write(&claim, claim.ttl, SystemTime::now()), "", Some(7), SystemTime::now());
         assert_eq!(holder.owner, claim.owner.as_str());
         assert_eq!((holder.pid, holder.label), (Some(std::process::id()), claim.label.as_deref().map(str::to_owned)));
         assert!(
@@ -97,7 +101,7 @@ mod tests {
             b"label",
             b"pid x\nttl_ms 99999999999999999999999\nsince_ms 18446744073709551615",
         ] {
-            let holder = read(foreign, "somebody", None, SystemTime::now());
+            let holder = read(claim.resource(), foreign, "somebody", None, SystemTime::now());
             assert_eq!((holder.owner.as_str(), holder.pid, holder.expires_in), ("somebody", None, None));
         }
     }

@@ -1,0 +1,18 @@
+-- Takes the lock away from the holder that was seen, and wakes those who wait for it.
+--
+-- KEYS[1]  the lock    ARGV[1]  owner token    ARGV[2]  channel to wake waiters on
+--
+--  1  it was that one's
+--  0  somebody else holds it: nothing was done
+-- -1  nobody does
+local owner = redis.pcall('GET', KEYS[1])
+if not owner then return -1 end
+if type(owner) == 'table' then
+  if redis.pcall('ZREM', KEYS[1], 'shared:' .. ARGV[1], 'permit:' .. ARGV[1]) ~= 1 then return 0 end
+elseif owner == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+else
+  return 0
+end
+redis.pcall('PUBLISH', ARGV[2], '')
+return 1
