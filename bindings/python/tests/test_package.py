@@ -112,6 +112,8 @@ def documented(module: ModuleType) -> dict[str, Any]:
     found = {}
     for name in module.__all__:
         value = getattr(module, name)
+        if module is not polylock and value is getattr(polylock, name):
+            continue
         if inspect.isclass(value) or inspect.isfunction(value):
             found[name] = value
         if inspect.isclass(value) and issubclass(value, (LeaseBase, LockBase, ManagerBase, Exception)):
@@ -129,7 +131,7 @@ def is_api(key: str, member: object) -> bool:
 def test_every_public_name_is_documented_with_an_example_that_runs(module: ModuleType) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     names = documented(module)
-    assert len(names) > 40
+    assert len(names) > 25
     for name, value in names.items():
         assert inspect.getdoc(value), name
         locks = polylock.connect("memory:")
@@ -143,8 +145,7 @@ def test_every_public_name_is_documented_with_an_example_that_runs(module: Modul
             warnings.simplefilter("ignore", ResourceWarning)  # not every example shows the release
             for test in examples:
                 assert runner.run(test).failed == 0
-            context.clear()
-            del locks, examples, test
+            locks.close()
             gc.collect()
 
 

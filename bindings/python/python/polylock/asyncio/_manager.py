@@ -168,8 +168,9 @@ class Lock(LockBase[Lease]):
         """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors.
 
         >>> async def main() -> None:
-        ...     async with connect("memory:").lock("report") as lease:
-        ...         print(await connect("memory:").lock("report").try_acquire())
+        ...     lock = connect("memory:").lock("report")
+        ...     async with lock:
+        ...         print(await lock.try_acquire())
         >>> asyncio.run(main())
         None
         """
