@@ -92,19 +92,69 @@ def test_a_lock_with_a_timeout_lasts_for_it_whatever_becomes_of_the_object(clien
     wait_until(lambda: not client.exists(name), 5)
 
 
-def test_a_lock_without_a_timeout_is_renewed(client: Any) -> None:
-    lock = client.lock(unique(), lock_class=polylock.redis.Lock)
+def test_a_lock_without_a_timeout_stays(client: Any) -> None:
+    for lock in locks(client, unique()):
+        with lock:
+            assert client.pttl(lock.name) == -1
+            with pytest.raises(redis.exceptions.LockError, match="no timeout"):
+                lock.extend(1)
+            client.delete(lock.name)
+            with pytest.raises(redis.exceptions.LockNotOwnedError):
+                lock.release()
+            assert lock.acquire()
+        assert not lock.locked()
+    assert client.lock(lock.name, timeout=0, lock_class=polylock.redis.Lock).acquire()
+    assert client.pttl(lock.name) == -1
+    client.delete(lock.name)
+
+
+def test_a_renewed_lock_without_a_timeout_expires_with_its_process(client: Any) -> None:
+    lock = client.lock(unique(), lock_class=polylock.redis.RenewedLock)
     with lock:
-        assert lock.lease is not None
         assert lock.lease.is_held
         assert 0 < client.pttl(lock.name) <= 30_000
-        with pytest.raises(redis.exceptions.LockError, match="no timeout"):
-            lock.extend(1)
-        client.delete(lock.name)
-        with pytest.raises(redis.exceptions.LockNotOwnedError):
-            lock.release()
-        assert lock.acquire()
     assert not lock.locked()
+
+
+def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Provider(redis.CredentialProvider):
+        def get_credentials(self) -> tuple[str]:
+            raise AssertionError("nobody asks")
+
+    def check(client: Any, name: Any) -> None:
+        ours, theirs = locks(client, name, timeout=10, thread_local=False, sleep=0.01)
+        assert ours.acquire()
+        assert ours.fencing_token is None
+        assert not theirs.acquire(blocking_timeout=0.02)
+        threading.Timer(0.1, ours.release).start()
+        assert theirs.acquire(blocking_timeout=20)
+        assert not ours.acquire(blocking=False)
+        theirs.release()
+
+    name = unique()
+    for odd in (name.encode() + b"\xff", name + "\0", "x" * 2000 + name):
+        check(client, odd)
+    assert client.lock(name.encode(), timeout=1, lock_class=polylock.redis.Lock).acquire()
+    assert client.delete(name) == 1
+    monkeypatch.setattr(client.connection_pool, "connection_class", type("SSL", (redis.Connection,), {}))
+    monkeypatch.setitem(client.connection_pool.connection_kwargs, "ssl_ca_certs", "/ca.pem")
+    with redis.Redis(connection_pool=client.connection_pool) as secure:
+        check(secure, unique())
+        with pytest.raises(polylock.Unsupported):
+            secure.lock(unique(), lock_class=polylock.redis.RenewedLock).acquire()
+
+
+def test_time_that_somebody_else_makes_pass(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    class Time:
+        monotonic = staticmethod(lambda: sum(slept))
+        sleep = staticmethod(slept.append)
+
+    monkeypatch.setattr(polylock.redis, "mod_time", Time)
+    with client.lock(unique(), timeout=10, lock_class=polylock.redis.Lock) as held:
+        assert not client.lock(held.name, lock_class=polylock.redis.Lock).acquire(0.25, blocking_timeout=1)
+    assert slept == [0.25] * 4
 
 
 def test_a_renewed_lock_outlasts_its_timeout(client: Any) -> None:

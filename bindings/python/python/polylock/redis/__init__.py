@@ -1,14 +1,17 @@
 """A drop-in for redis-py's lock: `redis.Redis(...).lock("name", timeout=10, lock_class=polylock.redis.Lock)`.
 
-All parameters, methods and errors are those of `redis.lock.Lock`, and both exclude each other on one name. Beyond it:
+All parameters, methods, errors and semantics are those of `redis.lock.Lock`, and both exclude each other on one name.
+Beyond it:
 
 * a waiter is woken when the lock is released, instead of asking the server every `sleep` seconds;
 * `Lock.fencing_token` is there after acquiring;
-* a lock without timeout is renewed in the background, and so freed 30 seconds after its process has died
-  instead of never; `RenewedLock` does the same with one that has a timeout. `Lock.lease` is then the
-  `polylock.Lease`, with its signal of loss.
+* `RenewedLock` is renewed in the background until it is released, so its `timeout` is how long a dead process keeps
+  others out (30 seconds if there is none). `RenewedLock.lease` is the `polylock.Lease`, with its signal of loss.
 
-The client tells the server's address and the login; the engine connects to it by itself.
+The client tells the server's address and the login; the engine connects to it by itself. Where it cannot (a client of
+a cluster or of Sentinel, certificates or a credential provider of one's own), and where the caller has a `token`, a
+`do_acquire` or a `time.sleep` of his own (gevent), it works as redis-py does, through the client: a waiter asks every
+`sleep` seconds, and there is no fencing token.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from redis.lock import Lock as _RedisLock
 from .. import _blocking
 from .._errors import Error
 from .._values import Released
-from ._base import LockBase, mod_time
+from ._base import LockBase, is_replaced, mod_time
 from ._settings import Managers
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class Lock(LockBase, _RedisLock):
 
     @property
     def lease(self) -> _blocking.Lease | None:
-        """The lease that is renewed for this thread, if the lock is of that kind and held."""
+        """The lease that is renewed for this thread, if it is a `RenewedLock` and held."""
         lease: _blocking.Lease | None = getattr(self.local, "lease", None)
         return lease
 
@@ -53,20 +56,36 @@ class Lock(LockBase, _RedisLock):
         """Acquires it; says whether it did.
 
         Args:
-            sleep: Seconds between two tries, where trying is what has to be done: with a `token` of one's own.
+            sleep: Seconds between two tries, where the server has to be asked (see the module). Gives up, as redis-py
+                does, when one more sleep would exceed `blocking_timeout`.
             blocking: Whether to wait.
             blocking_timeout: Seconds to wait; `None`: for as long as it takes.
             token: The value of the key; by default one that nobody else has.
         """
         sleep = self.sleep if sleep is None else sleep
-        wait = self._wait_for(sleep, blocking, blocking_timeout)
-        if token is not None or type(self).do_acquire is not Lock.do_acquire:
-            return self._poll(self._encoded(token), sleep, wait)
+        wait = self._wait_for(blocking, blocking_timeout)
+        name = self._engine_name()
+        by_hand = token is not None or type(self).do_acquire is not Lock.do_acquire
+        if by_hand or name is None or is_replaced(mod_time.sleep):
+            return self._poll(self._token_or_new(token), sleep, wait)
+        locks = _managers.of(self.redis, needed=self.auto_extend)
+        if locks is None:
+            return self._poll(self._token_or_new(token), sleep, wait)
         try:
-            self._keep(_managers.of(self.redis).acquire(self.name, **self._engine_options(wait)))
+            lease = locks.acquire(name, **self._engine_options(sleep, wait))
         except Error as error:
             return self._refused(error)
+        if not self.timeout and not self.auto_extend:
+            self._persist(lease)
+        self._keep(lease)
         return True
+
+    def _persist(self, lease: _blocking.Lease) -> None:
+        try:
+            self.lua_persist(keys=[self.name], args=[lease.owner_token], client=self.redis)
+        except BaseException:
+            lease._native.release_soon()
+            raise
 
     def _poll(self, token: bytes, sleep: float, wait: float | None) -> bool:
         limit = None if wait is None else mod_time.monotonic() + wait
@@ -74,13 +93,12 @@ class Lock(LockBase, _RedisLock):
             if wait == 0 or (limit is not None and mod_time.monotonic() + sleep > limit):
                 return False
             mod_time.sleep(sleep)
-        self._forget()
-        self.local.token = token
+        self._keep_token(token)
         return True
 
     def do_acquire(self, token: Any) -> bool:
         """Tries once with a token of one's own. To be overridden by those who need that."""
-        px = None if self.timeout is None else self._milliseconds(self.timeout)
+        px = self._milliseconds(self.timeout) if self.timeout else None
         return bool(self.redis.set(self.name, token, nx=True, px=px))
 
     def locked(self) -> bool:

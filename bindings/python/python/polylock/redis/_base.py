@@ -18,7 +18,18 @@ from redis.exceptions import (
 from .._errors import AcquireTimeout, AuthError, Conflict, Error, Unavailable
 
 AUTO_TTL = 30.0
-"""Seconds for which a lock without timeout stays taken after its process has died."""
+"""Seconds for which a renewed lock without timeout stays taken after its process has died."""
+
+
+_LONGEST_NAME = 1024  # bytes; the engine's limit
+
+
+def is_replaced(sleep: Any) -> bool:
+    """Whether this is not `time.sleep` itself: gevent, eventlet or a test decides how time passes.
+
+    Then waiting in the engine would stop what should go on meanwhile.
+    """
+    return getattr(sleep, "__module__", None) != "time"
 
 
 class LockBase:
@@ -49,13 +60,21 @@ class LockBase:
         return 1
     """
 
+    # KEYS[1] the lock; ARGV[1] token. From now on it does not expire.
+    LUA_PERSIST_SCRIPT = """
+        if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+        redis.call('PERSIST', KEYS[1])
+        return 1
+    """
+
     name: Any
+    lua_persist: Any = None
     lua_release: Any = None
     lua_extend: Any = None
     lua_reacquire: Any = None
 
     auto_extend = False
-    """Whether a lock with a timeout is renewed until it is released; one without a timeout always is."""
+    """Whether it is renewed in the background until it is released."""
 
     def __init__(
         self,
@@ -83,6 +102,8 @@ class LockBase:
     def register_scripts(self) -> None:
         """Prepares the scripts, once for each class."""
         cls = type(self)
+        if cls.lua_persist is None:
+            cls.lua_persist = self.redis.register_script(cls.LUA_PERSIST_SCRIPT)
         if cls.lua_release is None:
             cls.lua_release = self.redis.register_script(cls.LUA_RELEASE_SCRIPT)
         if cls.lua_extend is None:
@@ -118,44 +139,57 @@ class LockBase:
         """Takes over what the engine acquired."""
         self.local.fencing_token = lease.fencing_token
         self.local.token = lease.owner_token.encode()
-        if self._is_renewed():
+        if self.auto_extend:
             self.local.lease = lease
         else:
             # As with redis-py: it lasts for its timeout, also if this object or process is gone by then.
             lease._native.leave()
             self.local.lease = None
 
-    def _is_renewed(self) -> bool:
-        return self.timeout is None or self.auto_extend
+    def _keep_token(self, token: bytes) -> None:
+        """Takes over what was acquired without the engine."""
+        self._forget()
+        self.local.token = token
 
-    def _engine_options(self, wait: float | None) -> dict[str, Any]:
-        ttl = AUTO_TTL if self.timeout is None else self.timeout
-        return {"ttl": ttl, "wait": wait, "auto_extend": self._is_renewed()}
+    def _engine_name(self) -> str | None:
+        """The name as the engine knows it; `None` if the engine cannot have such a name."""
+        name = self._encoded(self.name)
+        try:
+            return name.decode() if 0 < len(name) <= _LONGEST_NAME and b"\0" not in name else None
+        except UnicodeDecodeError:
+            return None
 
-    def _wait_for(self, sleep: float, blocking: bool | None, blocking_timeout: float | None) -> float | None:
-        """The engine's wait: 0 tries once, `None` waits for ever."""
+    def _engine_options(self, sleep: float, wait: float | None) -> dict[str, Any]:
+        if wait is not None:
+            # redis-py gives up when one more sleep would be too long, so never later than `wait`.
+            wait = 0 if sleep > wait else wait - sleep / 2
+        return {"ttl": self.timeout or AUTO_TTL, "wait": wait, "auto_extend": self.auto_extend or not self.timeout}
+
+    def _wait_for(self, blocking: bool | None, blocking_timeout: float | None) -> float | None:
+        """Seconds to wait: 0 tries once, `None` waits for ever."""
         if blocking is None:
             blocking = self.blocking
         if blocking_timeout is None:
             blocking_timeout = self.blocking_timeout
         if not blocking:
             return 0
-        if blocking_timeout is None:
-            return None
-        # redis-py gives up at once if the first sleep would already be too long.
-        return 0 if sleep > blocking_timeout else max(blocking_timeout, 0)
+        return None if blocking_timeout is None else max(blocking_timeout, 0)
 
-    def _encoded(self, token: str | bytes | None) -> bytes:
-        if token is None:
-            return uuid4().hex.encode()
-        encoded = self.redis.connection_pool.get_encoder().encode(token)
-        return bytes(encoded)
+    def _encoded(self, value: Any) -> bytes:
+        try:
+            encoder = self.redis.connection_pool.get_encoder()
+        except AttributeError:  # a cluster
+            encoder = self.redis.get_encoder()
+        return bytes(encoder.encode(value))
 
-    def _channel(self) -> str:
+    def _token_or_new(self, token: str | bytes | None) -> bytes:
+        return uuid4().hex.encode() if token is None else self._encoded(token)
+
+    def _channel(self) -> bytes:
         """Where the engine's waiters listen: in the cluster slot of the lock."""
-        tag = self.name.partition("{")[2].partition("}")
-        tagged = self.name if tag[0] and tag[1] else f"{{{self.name}}}"
-        return f"polylock:wake:{tagged}"
+        name = self._encoded(self.name)
+        tag = name.partition(b"{")[2].partition(b"}")
+        return b"polylock:wake:" + (name if tag[0] and tag[1] else b"{" + name + b"}")
 
     def _milliseconds(self, seconds: float) -> int:
         return int(seconds * 1000)

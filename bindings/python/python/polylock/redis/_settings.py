@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
+from redis.credentials import UsernamePasswordCredentialProvider
+
 from .._errors import Unsupported
 
 _TLS_OF_ITS_OWN = ("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile")
@@ -52,21 +54,34 @@ def _credentials(settings: dict[str, Any]) -> tuple[str, str]:
     provider = settings.get("credential_provider")
     if provider is None:
         return str(settings.get("username") or ""), str(settings.get("password") or "")
-    given = provider.get_credentials()
+    if type(provider) is not UsernamePasswordCredentialProvider:
+        raise Unsupported("what a credential provider of one's own gives may change, and the engine would not know")
+    given: Any = provider.get_credentials()  # type: ignore[no-untyped-call]
     return ("", str(given[0])) if len(given) == 1 else (str(given[0] or ""), str(given[1] or ""))
 
 
 class Managers:
-    """One manager for each client and process."""
+    """One manager for each client and process; none for a client whose server the engine cannot reach by itself."""
 
     def __init__(self, connect: Any) -> None:
         self._connect = connect
         self._managers: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
 
-    def of(self, client: Any) -> Any:
-        """The manager on the server of `client`; after a fork a new one."""
+    def of(self, client: Any, *, needed: bool) -> Any:
+        """The manager on the server of `client`, after a fork a new one.
+
+        Where there can be none it is `None`, or if it is `needed`, `Unsupported` is raised.
+        """
         found = self._managers.get(client)
         if found is None or found[0] != os.getpid():
-            made = self._connect(url_of(client), node_timeout=node_timeout_of(client))
-            found = self._managers[client] = (os.getpid(), made)
+            found = self._managers[client] = (os.getpid(), self._made(client))
+        if needed and found[1] is None:
+            url_of(client)  # says why
         return found[1]
+
+    def _made(self, client: Any) -> Any:
+        try:
+            url = url_of(client)
+        except Unsupported:
+            return None
+        return self._connect(url, node_timeout=node_timeout_of(client))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError"]
 
+_sleep = asyncio.sleep  # what replaces it decides how time passes: see `polylock.redis`
 logger = logging.getLogger(__name__)
 _managers = Managers(_manager.connect)
 
@@ -33,7 +34,7 @@ class Lock(LockBase, _RedisLock):
 
     @property
     def lease(self) -> _manager.Lease | None:
-        """The lease that is renewed, if the lock is of that kind and held."""
+        """The lease that is renewed, if it is a `RenewedLock` and held."""
         lease: _manager.Lease | None = getattr(self.local, "lease", None)
         return lease
 
@@ -50,14 +51,29 @@ class Lock(LockBase, _RedisLock):
             blocking_timeout: Seconds to wait; `None`: for as long as it takes.
             token: The value of the key; by default one that nobody else has.
         """
-        wait = self._wait_for(self.sleep, blocking, blocking_timeout)
-        if token is not None or type(self).do_acquire is not Lock.do_acquire:
-            return await self._poll(self._encoded(token), wait)
+        wait = self._wait_for(blocking, blocking_timeout)
+        name = self._engine_name()
+        by_hand = token is not None or type(self).do_acquire is not Lock.do_acquire
+        if by_hand or name is None or asyncio.sleep is not _sleep:
+            return await self._poll(self._token_or_new(token), wait)
+        locks = _managers.of(self.redis, needed=self.auto_extend)
+        if locks is None:
+            return await self._poll(self._token_or_new(token), wait)
         try:
-            self._keep(await _managers.of(self.redis).acquire(self.name, **self._engine_options(wait)))
+            lease = await locks.acquire(name, **self._engine_options(self.sleep, wait))
         except Error as error:
             return self._refused(error)
+        if not self.timeout and not self.auto_extend:
+            await self._persist(lease)
+        self._keep(lease)
         return True
+
+    async def _persist(self, lease: _manager.Lease) -> None:
+        try:
+            await self.lua_persist(keys=[self.name], args=[lease.owner_token], client=self.redis)
+        except BaseException:
+            lease._native.release_soon()
+            raise
 
     async def _poll(self, token: bytes, wait: float | None) -> bool:
         loop = asyncio.get_running_loop()
@@ -66,13 +82,12 @@ class Lock(LockBase, _RedisLock):
             if wait == 0 or (limit is not None and loop.time() + self.sleep > limit):
                 return False
             await asyncio.sleep(self.sleep)
-        self._forget()
-        self.local.token = token
+        self._keep_token(token)
         return True
 
     async def do_acquire(self, token: Any) -> bool:
         """Tries once with a token of one's own. To be overridden by those who need that."""
-        px = None if self.timeout is None else self._milliseconds(self.timeout)
+        px = self._milliseconds(self.timeout) if self.timeout else None
         return bool(await self.redis.set(self.name, token, nx=True, px=px))
 
     async def locked(self) -> bool:
