@@ -15,7 +15,12 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::{driver::Driver, reactor::Reactor, runtime};
+use crate::engine::{
+    driver::Driver,
+    process::{Made, PerProcess},
+    reactor::Reactor,
+    runtime,
+};
 
 /// Threads that may drive connections of their own at one time.
 const DIRECT_THREADS: usize = 4;
@@ -60,7 +65,7 @@ fn loop_until<F: Future>(
 /// Where a thread waits: at a reactor if one is free, else parked.
 struct Seat {
     bell: Arc<Bell>,
-    generation: u32,
+    free: Arc<Made<Mutex<Free>>>,
 }
 
 /// Wakes the thread in its seat.
@@ -75,22 +80,17 @@ enum Place {
     Parked(Thread),
 }
 
-/// Reactors that nobody uses now, with the generation that made them.
-static FREE: Mutex<Free> = Mutex::new(Free { generation: 0, made: 0, reactors: Vec::new() });
+/// Reactors that nobody uses now. A child of a fork starts with none: event queues are shared with the parent.
+static FREE: PerProcess<Mutex<Free>> = PerProcess::new(Mutex::default);
 
+#[derive(Default)]
 struct Free {
-    generation: u32,
     made: usize,
     reactors: Vec<Arc<Reactor>>,
 }
 
 impl Free {
-    fn take(&mut self, generation: u32) -> Option<Arc<Reactor>> {
-        if self.generation != generation {
-            // Event queues are shared with the parent after a fork: leave its alone.
-            std::mem::forget(std::mem::take(&mut self.reactors));
-            (self.generation, self.made) = (generation, 0);
-        }
+    fn take(&mut self) -> Option<Arc<Reactor>> {
         self.reactors.pop().or_else(|| {
             let reactor = (self.made < DIRECT_THREADS).then(|| Reactor::new().ok()).flatten();
             self.made += usize::from(reactor.is_some());
@@ -101,15 +101,13 @@ impl Free {
 
 impl Seat {
     fn take() -> Self {
-        let generation = runtime::enter_process();
-        // After a fork the lock may be held by a thread that does not exist here: do not wait for it.
-        let reactor = FREE.try_lock().ok().and_then(|mut free| free.take(generation));
-        let place = match reactor {
+        let free = FREE.of(runtime::enter_process());
+        let place = match free.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(reactor) => Place::Reactor(reactor),
             None => Place::Parked(std::thread::current()),
         };
         let bell = Bell { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), place };
-        Self { bell: Arc::new(bell), generation }
+        Self { bell: Arc::new(bell), free }
     }
 
     fn driver(&self) -> Driver {
@@ -150,10 +148,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         if let Place::Reactor(reactor) = &self.bell.place {
-            let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-            if free.generation == self.generation {
-                free.reactors.push(Arc::clone(reactor));
-            }
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).reactors.push(Arc::clone(reactor));
         }
     }
 }

@@ -1,11 +1,8 @@
 //! From a URL to a manager.
 
-use std::{
-    ffi::c_char,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{ffi::c_char, time::Duration};
 
+use arc_swap::ArcSwap;
 use engine::{Connect, Result, host};
 
 use crate::{
@@ -15,11 +12,11 @@ use crate::{
     pointer::{Out, Text, Texts},
 };
 
-/// The options of a manager.
+/// The options of a manager. Without a lock, as those of acquisitions.
 #[derive(Default)]
-pub(crate) struct ConnectSettings(Mutex<Chosen>);
+pub(crate) struct ConnectSettings(ArcSwap<Chosen>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Chosen {
     prefix: Option<String>,
     drift_factor: Option<f64>,
@@ -27,12 +24,8 @@ struct Chosen {
 }
 
 impl ConnectSettings {
-    fn chosen(&self) -> MutexGuard<'_, Chosen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn apply(&self, mut connect: Connect) -> Connect {
-        let chosen = self.chosen();
+        let chosen = self.0.load();
         if let Some(prefix) = &chosen.prefix {
             connect = connect.prefix(prefix);
         }
@@ -44,6 +37,24 @@ impl ConnectSettings {
         }
         connect
     }
+}
+
+/// Sets one option to what `value` makes of C's argument.
+fn set<V: Clone>(
+    options: polylock_connect_options,
+    err: *mut polylock_error,
+    value: impl FnOnce() -> Result<V>,
+    assign: impl Fn(&mut Chosen, V),
+) -> polylock_status {
+    boundary::status(err, || {
+        let (settings, value) = (find::<ConnectSettings>(options)?, value()?);
+        settings.0.rcu(|chosen| {
+            let mut chosen = Chosen::clone(chosen);
+            assign(&mut chosen, value.clone());
+            chosen
+        });
+        Ok(())
+    })
 }
 
 fn connect(connect: Connect, options: polylock_connect_options, manager: *mut polylock_manager) -> Result<()> {
@@ -118,10 +129,7 @@ pub extern "C" fn polylock_connect_options_set_prefix(
     prefix: *const c_char,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || {
-        find::<ConnectSettings>(options)?.chosen().prefix = Some(prefix.text("prefix")?.to_owned());
-        Ok(())
-    })
+    set(options, err, || Ok(prefix.text("prefix")?.to_owned()), |chosen, prefix| chosen.prefix = Some(prefix))
 }
 
 /// How far clocks may run apart, as a part of the ttl: 0 to 0.5, default 0.01. Looked at by polylock_connect.
@@ -131,10 +139,7 @@ pub extern "C" fn polylock_connect_options_set_drift_factor(
     factor: f64,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || {
-        find::<ConnectSettings>(options)?.chosen().drift_factor = Some(factor);
-        Ok(())
-    })
+    set(options, err, || Ok(factor), |chosen, factor| chosen.drift_factor = Some(factor))
 }
 
 /// How long one server may take to answer, in milliseconds. Default: a third of the ttl, between 50 ms and 2 s; with
@@ -145,11 +150,12 @@ pub extern "C" fn polylock_connect_options_set_node_timeout_ms(
     timeout_ms: f64,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || {
-        let timeout = host::duration("node_timeout", timeout_ms, Duration::from_millis(1))?;
-        find::<ConnectSettings>(options)?.chosen().node_timeout = Some(timeout);
-        Ok(())
-    })
+    set(
+        options,
+        err,
+        || host::duration("node_timeout", timeout_ms, Duration::from_millis(1)),
+        |chosen, timeout| chosen.node_timeout = Some(timeout),
+    )
 }
 
 /// Ends the options. 0 is allowed.

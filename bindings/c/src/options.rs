@@ -1,11 +1,8 @@
 //! How to acquire.
 
-use std::{
-    ffi::c_char,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{ffi::c_char, time::Duration};
 
+use arc_swap::ArcSwap;
 use engine::{Acquire, Result, host};
 
 use crate::{
@@ -15,11 +12,12 @@ use crate::{
     pointer::Text,
 };
 
-/// The options of acquisitions.
+/// The options of acquisitions. Without a lock, which another thread could hold during a fork: they are usable in
+/// the child.
 #[derive(Default)]
-pub(crate) struct Settings(Mutex<Chosen>);
+pub(crate) struct Settings(ArcSwap<Chosen>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Chosen {
     ttl: Option<Duration>,
     wait: Wait,
@@ -28,7 +26,7 @@ struct Chosen {
     label: Option<String>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 enum Wait {
     No,
     For(Duration),
@@ -37,12 +35,8 @@ enum Wait {
 }
 
 impl Settings {
-    fn chosen(&self) -> MutexGuard<'_, Chosen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn to_acquire(&self) -> Acquire {
-        let chosen = self.chosen();
+        let chosen = self.0.load();
         let mut acquire = chosen.ttl.map_or_else(Acquire::default, Acquire::ttl).auto_extend(!chosen.no_auto_extend);
         acquire = match chosen.wait {
             Wait::No => acquire.no_wait(),
@@ -68,12 +62,22 @@ pub(crate) fn acquire_options(options: polylock_options) -> Result<Acquire> {
     Ok(settings.map_or_else(Acquire::default, |settings| settings.to_acquire()))
 }
 
-fn set(
+/// Sets one option to what `value` makes of C's argument.
+fn set<V: Clone>(
     options: polylock_options,
     err: *mut polylock_error,
-    change: impl FnOnce(&mut Chosen) -> Result<()>,
+    value: impl FnOnce() -> Result<V>,
+    assign: impl Fn(&mut Chosen, V),
 ) -> polylock_status {
-    boundary::status(err, || change(&mut find::<Settings>(options)?.chosen()))
+    boundary::status(err, || {
+        let (settings, value) = (find::<Settings>(options)?, value()?);
+        settings.0.rcu(|chosen| {
+            let mut chosen = Chosen::clone(chosen);
+            assign(&mut chosen, value.clone());
+            chosen
+        });
+        Ok(())
+    })
 }
 
 fn milliseconds(argument: &'static str, value: f64) -> Result<Duration> {
@@ -100,10 +104,7 @@ pub extern "C" fn polylock_options_set_ttl_ms(
     ttl_ms: f64,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.ttl = Some(milliseconds("ttl", ttl_ms)?);
-        Ok(())
-    })
+    set(options, err, || milliseconds("ttl", ttl_ms), |chosen, ttl| chosen.ttl = Some(ttl))
 }
 
 /// Waits at most this many milliseconds for a resource that is in use.
@@ -115,10 +116,7 @@ pub extern "C" fn polylock_options_set_wait_ms(
     wait_ms: f64,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.wait = Wait::For(milliseconds("wait", wait_ms)?);
-        Ok(())
-    })
+    set(options, err, || milliseconds("wait", wait_ms).map(Wait::For), |chosen, wait| chosen.wait = wait)
 }
 
 /// Waits for as long as somebody holds the resource (the default). A backend that stays out of reach for 30 s ends
@@ -128,10 +126,7 @@ pub extern "C" fn polylock_options_set_wait_forever(
     options: polylock_options,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.wait = Wait::Forever;
-        Ok(())
-    })
+    set(options, err, || Ok(Wait::Forever), |chosen, wait| chosen.wait = wait)
 }
 
 /// Tries once.
@@ -140,10 +135,7 @@ pub extern "C" fn polylock_options_set_no_wait(
     options: polylock_options,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.wait = Wait::No;
-        Ok(())
-    })
+    set(options, err, || Ok(Wait::No), |chosen, wait| chosen.wait = wait)
 }
 
 /// Whether the lease is renewed in the background until it is released (the default).
@@ -153,10 +145,7 @@ pub extern "C" fn polylock_options_set_auto_extend(
     auto_extend: bool,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.no_auto_extend = !auto_extend;
-        Ok(())
-    })
+    set(options, err, || Ok(!auto_extend), |chosen, never| chosen.no_auto_extend = never)
 }
 
 /// No renewal begins later than this many milliseconds after the grant, so that a hung holder cannot hold for ever:
@@ -170,10 +159,7 @@ pub extern "C" fn polylock_options_set_max_hold_ms(
     max_hold_ms: f64,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.max_hold = Some(milliseconds("max_hold", max_hold_ms)?);
-        Ok(())
-    })
+    set(options, err, || milliseconds("max_hold", max_hold_ms), |chosen, max_hold| chosen.max_hold = Some(max_hold))
 }
 
 /// What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes.
@@ -183,10 +169,7 @@ pub extern "C" fn polylock_options_set_label(
     label: *const c_char,
     err: *mut polylock_error,
 ) -> polylock_status {
-    set(options, err, |chosen| {
-        chosen.label = Some(label.text("label")?.to_owned());
-        Ok(())
-    })
+    set(options, err, || Ok(label.text("label")?.to_owned()), |chosen, label| chosen.label = Some(label))
 }
 
 /// Ends the options. 0 is allowed.

@@ -56,11 +56,13 @@ static inline polylock_manager check_connect(const char *url)
 static inline polylock_lease check_acquire(polylock_manager locks, const char *name, double ttl_ms, int renewed)
 {
     polylock_lease lease = 0;
+    polylock_error err = 0;
     polylock_options options = polylock_options_new();
     CHECK_OK(polylock_options_set_ttl_ms(options, ttl_ms, NULL));
     CHECK_OK(polylock_options_set_auto_extend(options, renewed != 0, NULL));
     CHECK_OK(polylock_options_set_wait_ms(options, 20000, NULL));
-    CHECK_OK(polylock_acquire(locks, name, options, &lease, NULL));
+    if (polylock_acquire(locks, name, options, &lease, &err))
+        check_failed(__FILE__, __LINE__, polylock_error_message(err));
     CHECK_OK(polylock_options_free(options));
     CHECK(lease != 0);
     return lease;
@@ -77,7 +79,7 @@ struct check_case {
 static inline int check_run(const char *program, const struct check_case *cases, size_t count)
 {
     size_t i;
-    alarm(600); /* longer than all of it takes: a hang fails */
+    alarm(120); /* many times what all of it takes: a hang fails */
     for (i = 0; i < count; i++) {
         fprintf(stderr, "%s\n", cases[i].name);
         cases[i].run();

@@ -1,10 +1,9 @@
-/* Threads, fork, and the end of a process. */
+/* Threads, and the end of a process. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 #include <dirent.h>
 #include <math.h>
 #include <pthread.h>
-#include <sys/wait.h>
 
 enum { THREADS = 16, ROUNDS = 200 };
 
@@ -108,103 +107,6 @@ static void lost(polylock_lease lease, polylock_loss reason, void *userdata)
     (void)lease, (void)reason, (void)userdata;
 }
 
-/* Says so in a pipe. */
-static void finalize(void *userdata)
-{
-    CHECK(write(*(int *)userdata, "f", 1) == 1);
-}
-
-/* What the child of a fork sees of its parent's objects, and what it can do by itself. */
-static void in_the_child(polylock_manager locks, polylock_lease lease, polylock_future future, polylock_queue queue)
-{
-    polylock_error err = 0;
-    polylock_manager own;
-    polylock_lease out = 77;
-    polylock_loss reason = POLYLOCK_LOSS_NONE;
-    size_t count = 77;
-    polylock_fork_child();
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_acquire(locks, "other", 0, &out, &err));
-    check_error(err, POLYLOCK_ERR_FORKED, NULL, "parent");
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_release(lease, NULL, NULL));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_extend(lease, NULL));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_lease_wait_lost(lease, 0, &reason, NULL));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_future_take_lease(future, &out, NULL));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_future_cancel(future));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_queue_turn(queue, &out, 1, &count, NULL));
-    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_acquire_start(locks, "x", 0, queue, &out, NULL));
-    CHECK(!polylock_lease_is_held(lease) && polylock_queue_fd(queue) == -1 && out == 77 && count == 77);
-    CHECK_OK(polylock_close(locks, NULL));
-    CHECK_OK(polylock_lease_free(lease));
-    CHECK_OK(polylock_future_free(future));
-    CHECK_OK(polylock_queue_free(queue));
-    CHECK_OK(polylock_manager_free(locks));
-    own = check_connect(server_url());
-    CHECK_OK(polylock_lease_free(check_acquire(own, "c-fork-child", 60000, 1)));
-    if (strncmp(server_url(), "memory:", 7))
-        CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(own, "c-fork", 0, &out, NULL)); /* the parent's */
-    CHECK_OK(polylock_close(own, NULL));
-    CHECK_OK(polylock_manager_free(own));
-    CHECK_OK(polylock_shutdown(2000));
-    _exit(0);
-}
-
-static void a_fork_leaves_everything_to_the_parent(void)
-{
-    int round;
-    for (round = 0; round < 3; round++) {
-        polylock_manager locks = check_connect(server_url());
-        polylock_lease lease = check_acquire(locks, "c-fork", 60000, 1), out = 0;
-        polylock_queue queue = 0;
-        polylock_future future = 0;
-        int status = -1;
-        pid_t child;
-        CHECK_OK(polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
-        CHECK_OK(polylock_queue_new(&queue, NULL));
-        CHECK_OK(polylock_acquire_start(locks, "c-fork", 0, round ? queue : 0, &future, NULL));
-        child = fork();
-        CHECK(child >= 0);
-        if (child == 0)
-            in_the_child(locks, lease, future, queue);
-        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        CHECK(polylock_lease_is_held(lease));
-        CHECK_OK(polylock_extend(lease, NULL));
-        CHECK_OK(polylock_release(lease, NULL, NULL));
-        CHECK_OK(polylock_future_take_lease(future, &out, NULL));
-        CHECK_OK(polylock_release(out, NULL, NULL));
-        CHECK_OK(polylock_future_free(future));
-        CHECK_OK(polylock_lease_free(out));
-        CHECK_OK(polylock_lease_free(lease));
-        CHECK_OK(polylock_queue_free(queue));
-        CHECK_OK(polylock_manager_free(locks));
-    }
-}
-
-static void a_finalizer_is_not_called_in_the_child(void)
-{
-    polylock_manager locks = check_connect("memory:");
-    polylock_lease lease = check_acquire(locks, "r", 60000, 1);
-    pid_t child;
-    int status = -1, finalized[2];
-    char byte = 0;
-    CHECK(!pipe(finalized));
-    CHECK_OK(polylock_lease_on_lost(lease, lost, &finalized[1], finalize, NULL));
-    child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        finalized[1] = -1; /* a finalizer here would fail to write, and end this process */
-        CHECK_OK(polylock_lease_free(lease));
-        CHECK_OK(polylock_shutdown(2000));
-        _exit(0);
-    }
-    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK_OK(polylock_lease_free(lease));
-    CHECK(read(finalized[0], &byte, 1) == 1 && byte == 'f');
-    close(finalized[0]);
-    close(finalized[1]);
-    CHECK_OK(polylock_manager_free(locks));
-}
-
 static void shutdown_releases_and_stops_the_threads(void)
 {
     polylock_manager locks = check_connect(server_url()), other = check_connect(server_url());
@@ -228,8 +130,6 @@ int main(void)
         CASE(loading_and_connecting_start_no_thread),
         CASE(threads_exclude_each_other),
         CASE(one_of_many_threads_frees),
-        CASE(a_fork_leaves_everything_to_the_parent),
-        CASE(a_finalizer_is_not_called_in_the_child),
         CASE(shutdown_releases_and_stops_the_threads),
     };
     return RUN("process", cases);

@@ -7,14 +7,19 @@
 //! by themselves (uWSGI) run no hooks.
 
 use std::{
-    os::fd::{AsRawFd, RawFd},
+    fs::{self, File, Metadata},
+    ops::Deref,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwapOption, Guard};
 
 /// Process id in the low half, number of forks seen on the way here in the high half.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
@@ -36,20 +41,102 @@ pub fn generation() -> u32 {
     }
 }
 
-/// Descriptors that a child of a fork should close, with the generation that opened them. Read and changed
-/// without a lock, because a thread that does not exist in the child could hold it there for ever.
-static SHARED: LazyLock<ArcSwap<Vec<(u32, RawFd)>>> = LazyLock::new(ArcSwap::default);
-
-/// Has a child of a fork close `fd`, for as long as [`unshare`] was not called.
-pub(crate) fn share(fd: &impl AsRawFd) {
-    let entry = (generation(), fd.as_raw_fd());
-    SHARED.rcu(|fds| fds.iter().copied().chain([entry]).collect::<Vec<_>>());
+/// What each process has one of: a child of a fork makes its own and leaves its parent's as it is.
+///
+/// The engine's statics are kept in these (or are plain atomics), because a lock that another thread held during the
+/// fork stays locked in the child for ever. So there is none here either, nor in what initialises a `LazyLock`: two
+/// threads that come first may both make a value, and one of the two is kept.
+pub(crate) struct PerProcess<T> {
+    made: ArcSwapOption<Made<T>>,
+    make: fn() -> T,
 }
 
-/// To be called before `fd` is closed.
-pub(crate) fn unshare(fd: &impl AsRawFd) {
-    let entry = (generation(), fd.as_raw_fd());
-    SHARED.rcu(|fds| fds.iter().copied().filter(|other| *other != entry).collect::<Vec<_>>());
+/// A value and the generation that made it.
+pub(crate) struct Made<T> {
+    generation: u32,
+    value: T,
+}
+
+impl<T> PerProcess<T> {
+    pub(crate) const fn new(make: fn() -> T) -> Self {
+        Self { made: ArcSwapOption::const_empty(), make }
+    }
+
+    /// This process's value.
+    pub(crate) fn get(&self) -> Arc<Made<T>> {
+        self.of(generation())
+    }
+
+    /// As [`get`](Self::get), for a caller that knows the generation of this process.
+    pub(crate) fn of(&self, generation: u32) -> Arc<Made<T>> {
+        loop {
+            let current = self.made.load_full();
+            if let Some(made) = current.as_ref().filter(|made| made.generation == generation) {
+                return Arc::clone(made);
+            }
+            let new = Arc::new(Made { generation, value: (self.make)() });
+            let found = self.made.compare_and_swap(&current, Some(Arc::clone(&new)));
+            if found.as_ref().map(Arc::as_ptr) == current.as_ref().map(Arc::as_ptr) {
+                // The parent's, if there was one: not to be taken apart here.
+                std::mem::forget(current);
+                return new;
+            }
+        }
+    }
+
+    /// The value that was made last, which is this process's if it has asked for it. Makes no system call.
+    pub(crate) fn last(&self) -> Guard<Option<Arc<Made<T>>>> {
+        self.made.load()
+    }
+
+    /// Has this process start again with a new value.
+    pub(crate) fn renew(&self) {
+        self.made.store(Some(Arc::new(Made { generation: generation(), value: (self.make)() })));
+    }
+}
+
+impl<T> Made<T> {
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+}
+
+impl<T> Deref for Made<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// An open lock file.
+#[derive(Clone, Copy)]
+struct Shared {
+    /// Who opened it.
+    generation: u32,
+    fd: RawFd,
+    /// Device and inode.
+    file: (u64, u64),
+}
+
+/// The lock files that a child of a fork should close. Not [`PerProcess`]: the child wants its parent's.
+static SHARED: ArcSwapOption<Vec<Shared>> = ArcSwapOption::const_empty();
+
+/// Changes [`SHARED`], and returns what it was.
+fn change_shared(change: impl Fn(&[Shared]) -> Vec<Shared>) -> Option<Arc<Vec<Shared>>> {
+    SHARED.rcu(|files| Some(Arc::new(change(files.as_ref().map_or(&[], |files| files)))))
+}
+
+/// Has a child of a fork close `file`, for as long as [`unshare`] was not called.
+pub(crate) fn share(file: &File, metadata: &Metadata) {
+    let shared = Shared { generation: generation(), fd: file.as_raw_fd(), file: (metadata.dev(), metadata.ino()) };
+    change_shared(|files| files.iter().copied().chain([shared]).collect());
+}
+
+/// To be called before `file` is closed.
+pub(crate) fn unshare(file: &File) {
+    let (own, fd) = (generation(), file.as_raw_fd());
+    change_shared(|files| files.iter().copied().filter(|other| other.generation != own || other.fd != fd).collect());
 }
 
 /// The descriptors of lock files that this process has inherited by a fork: to be closed at once, by the
@@ -62,7 +149,52 @@ pub(crate) fn unshare(fd: &impl AsRawFd) {
 /// among them; after `exec` there is nothing to do, they are closed by it.
 pub fn inherited_fds() -> Vec<RawFd> {
     let own = generation();
-    let before: Arc<Vec<_>> =
-        SHARED.rcu(|fds| fds.iter().copied().filter(|(generation, _)| *generation == own).collect::<Vec<_>>());
-    before.iter().filter(|(generation, _)| *generation != own).map(|(_, fd)| *fd).collect()
+    let before = change_shared(|files| files.iter().copied().filter(|file| file.generation == own).collect());
+    let before = before.iter().flat_map(|before| before.iter());
+    before.filter(|shared| shared.generation != own && shared.is_inherited()).map(|shared| shared.fd).collect()
+}
+
+impl Shared {
+    /// Whether the descriptor is that file here. A fork copies the descriptors before the memory, so that a file that
+    /// another thread opened in between is known here, but not open: its number is free, or something else.
+    fn is_inherited(&self) -> bool {
+        let open = fs::metadata(format!("/dev/fd/{}", self.fd));
+        open.is_ok_and(|open| (open.dev(), open.ino()) == self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn a_child_has_values_of_its_own() {
+        static VALUE: PerProcess<Mutex<u32>> = PerProcess::new(Mutex::default);
+        let (parents, own) = (VALUE.get(), generation());
+        let held = parents.lock().unwrap();
+        let childs = VALUE.of(own + 1);
+        assert_eq!((parents.generation(), childs.generation(), *childs.lock().unwrap()), (own, own + 1, 0));
+        assert!(Arc::ptr_eq(&VALUE.of(own + 1), &childs));
+        drop(held);
+        VALUE.renew();
+        assert!(
+            VALUE.last().as_ref().is_some_and(|last| !Arc::ptr_eq(last, &childs) && !Arc::ptr_eq(last, &parents))
+        );
+    }
+
+    #[test]
+    fn only_what_is_open_was_inherited() {
+        let file = File::open(std::env::current_exe().unwrap()).unwrap();
+        let (here, other) = (file.metadata().unwrap(), fs::metadata("/").unwrap());
+        let shared = |metadata: &Metadata| Shared {
+            generation: 0,
+            fd: file.as_raw_fd(),
+            file: (metadata.dev(), metadata.ino()),
+        };
+        assert!(shared(&here).is_inherited() && !shared(&other).is_inherited());
+        let closed = Shared { fd: RawFd::MAX, ..shared(&here) };
+        assert!(!closed.is_inherited());
+    }
 }

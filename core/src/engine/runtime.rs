@@ -6,14 +6,17 @@
 
 use std::{
     future::Future,
-    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::Guard;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::{process, timer::Timer};
+use super::{
+    process::{self, PerProcess},
+    timer::Timer,
+};
 use crate::{Error, ErrorKind, Result, manager::Manager};
 
 /// One process's engine.
@@ -24,19 +27,10 @@ pub(crate) struct Engine {
     managers: Mutex<Vec<Weak<Manager>>>,
 }
 
-/// The place of the engine of one process; a new one for each generation and after each shutdown.
-struct Slot {
-    generation: u32,
-    engine: OnceLock<std::result::Result<Arc<Engine>, String>>,
-}
+/// The place of the engine of one process; a new one for each process and after each shutdown.
+type Slot = OnceLock<std::result::Result<Arc<Engine>, String>>;
 
-impl Slot {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { generation: process::generation(), engine: OnceLock::new() })
-    }
-}
-
-static SLOT: LazyLock<ArcSwap<Slot>> = LazyLock::new(|| ArcSwap::new(Slot::new()));
+static SLOT: PerProcess<Slot> = PerProcess::new(OnceLock::new);
 
 /// To be called wherever something is made that uses the engine: gives the child of a fork an engine of its own.
 ///
@@ -44,17 +38,10 @@ static SLOT: LazyLock<ArcSwap<Slot>> = LazyLock::new(|| ArcSwap::new(Slot::new()
 /// (a system call) each time it is used. Answers the generation of this process.
 pub(crate) fn enter_process() -> u32 {
     let generation = process::generation();
-    loop {
-        let slot = SLOT.load_full();
-        if slot.generation == generation {
-            return generation;
-        }
-        let old = SLOT.compare_and_swap(&slot, Slot::new());
-        if Arc::ptr_eq(&old, &slot) {
-            // The parent's engine: dropping it would wait for threads that do not exist here.
-            std::mem::forget(slot);
-        }
+    if SLOT.last().as_ref().is_none_or(|slot| slot.generation() != generation) {
+        SLOT.of(generation);
     }
+    generation
 }
 
 /// The engine, started if it does not run yet.
@@ -62,8 +49,8 @@ pub(crate) fn enter_process() -> u32 {
 /// # Errors
 /// `Internal` if the system gives no thread.
 pub(crate) fn engine() -> Result<Arc<Engine>> {
-    let slot = SLOT.load();
-    match slot.engine.get_or_init(|| Engine::start().map(Arc::new).map_err(|error| error.to_string())) {
+    let slot = Guard::into_inner(SLOT.last()).unwrap_or_else(|| SLOT.get());
+    match slot.get_or_init(|| Engine::start().map(Arc::new).map_err(|error| error.to_string())) {
         Ok(engine) => Ok(Arc::clone(engine)),
         Err(why) => Err(Error::new(ErrorKind::Internal, format!("the engine cannot start: {why}"))),
     }
@@ -71,7 +58,7 @@ pub(crate) fn engine() -> Result<Arc<Engine>> {
 
 /// The engine, if it runs.
 pub(crate) fn running() -> Option<Arc<Engine>> {
-    SLOT.load().engine.get().and_then(|engine| engine.as_ref().ok().map(Arc::clone))
+    SLOT.last().as_ref()?.get().and_then(|engine| engine.as_ref().ok().map(Arc::clone))
 }
 
 /// Runs `future` on the engine in the background.
@@ -143,7 +130,7 @@ pub fn shutdown(timeout: Duration) {
     });
     let started = std::time::Instant::now();
     let _ = released.recv_timeout(timeout);
-    SLOT.store(Slot::new());
+    SLOT.renew();
     let runtime = engine.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(runtime) = runtime {
         runtime.shutdown_timeout(timeout.saturating_sub(started.elapsed()).max(Duration::from_millis(10)));

@@ -11,16 +11,19 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc, LazyLock, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use arc_swap::ArcSwap;
 use url::Url;
 
 use super::{entry::Entry, name};
-use crate::{Error, ErrorKind, Resource, Result, engine::process, pattern::Pattern};
+use crate::{
+    Error, ErrorKind, Resource, Result,
+    engine::process::{self, PerProcess},
+    pattern::Pattern,
+};
 
 /// Entries, and with them open files, that are kept for the next use.
 const KEPT: usize = 128;
@@ -101,47 +104,21 @@ struct Entries {
     sweep_at: usize,
 }
 
-/// The directories in use in one process; a new one for each generation.
-struct Known {
-    generation: u32,
-    directories: Mutex<HashMap<Place, Weak<Directory>>>,
-}
-
-impl Known {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { generation: process::generation(), directories: Mutex::default() })
-    }
-}
-
-static KNOWN: LazyLock<ArcSwap<Known>> = LazyLock::new(|| ArcSwap::new(Known::new()));
-
-fn known() -> Arc<Known> {
-    let generation = process::generation();
-    loop {
-        let known = KNOWN.load_full();
-        if known.generation == generation {
-            return known;
-        }
-        let old = KNOWN.compare_and_swap(&known, Known::new());
-        if Arc::ptr_eq(&old, &known) {
-            // The parent's: its lock may be held by a thread that does not exist here.
-            std::mem::forget(known);
-        }
-    }
-}
+/// The directories in use.
+static KNOWN: PerProcess<Mutex<HashMap<Place, Weak<Directory>>>> = PerProcess::new(Mutex::default);
 
 impl Directory {
     /// The directory at `place`. Looks at nothing yet.
     pub(super) fn at(place: Place) -> Arc<Self> {
-        let known = known();
-        let mut directories = known.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = KNOWN.get();
+        let mut directories = known.lock().unwrap_or_else(PoisonError::into_inner);
         directories.retain(|_, directory| directory.strong_count() > 0);
         if let Some(directory) = directories.get(&place).and_then(Weak::upgrade) {
             return directory;
         }
         let directory = Arc::new(Self {
             place: place.clone(),
-            generation: known.generation,
+            generation: known.generation(),
             ready: AtomicBool::new(false),
             entries: Mutex::new(Entries { by_resource: HashMap::new(), sweep_at: KEPT }),
         });

@@ -2,10 +2,11 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use once_cell::race::OnceBox;
 use tokio::sync::watch::Receiver;
 
 use super::{
@@ -167,7 +168,7 @@ impl Entry {
             extensions: 0,
             owner: claim.owner.to_string(),
             pid: std::process::id(),
-            host: HOST.clone(),
+            host: host(),
             since: now,
             ttl: claim.ttl,
             until: since.after(claim.ttl),
@@ -275,7 +276,7 @@ impl Entry {
             std::thread::sleep(Duration::from_micros(20));
         }
         // By a tool that does not write records, flock(1) perhaps.
-        Ok(Some(Holder { host: Some(HOST.clone()), ..Holder::new(resource.clone(), String::new()) }))
+        Ok(Some(Holder { host: Some(host()), ..Holder::new(resource.clone(), String::new()) }))
     }
 
     /// Joins those who want to hear when it may be free.
@@ -330,10 +331,14 @@ impl State {
 }
 
 /// The name of this host, cut to what a record takes.
-static HOST: LazyLock<String> = LazyLock::new(|| {
-    let uname = rustix::system::uname();
-    uname.nodename().to_string_lossy().chars().filter(char::is_ascii).take(64).collect()
-});
+fn host() -> String {
+    static HOST: OnceBox<String> = OnceBox::new();
+    let ask = || {
+        let uname = rustix::system::uname();
+        Box::new(uname.nodename().to_string_lossy().chars().filter(char::is_ascii).take(64).collect())
+    };
+    HOST.get_or_init(ask).clone()
+}
 
 #[cfg(test)]
 mod tests {

@@ -63,7 +63,7 @@ impl LockFile {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "not a regular file"));
         }
-        process::share(&file);
+        process::share(&file, &metadata);
         let id = FileId::of(&metadata);
         Ok(Self { file: Some(file), generation: process::generation(), id, slot: Slot::default() })
     }

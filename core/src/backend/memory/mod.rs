@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +16,7 @@ use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee,
 use crate::{
     Mode, OwnerToken, Resource, Result,
     clock::{self, Instant},
-    engine::driver::Driver,
+    engine::{driver::Driver, process::PerProcess},
     pattern::Pattern,
 };
 
@@ -58,11 +58,12 @@ const WRITER_WAITS: Duration = Duration::from_millis(600);
 impl MemoryBackend {
     /// A store of its own if `name` is empty.
     pub(crate) fn new(name: &str) -> Self {
-        static NAMED: LazyLock<Mutex<HashMap<String, Weak<Store>>>> = LazyLock::new(Mutex::default);
+        static NAMED: PerProcess<Mutex<HashMap<String, Weak<Store>>>> = PerProcess::new(Mutex::default);
         if name.is_empty() {
             return Self(Arc::default());
         }
-        let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = NAMED.get();
+        let mut named = named.lock().unwrap_or_else(PoisonError::into_inner);
         named.retain(|_, store| store.strong_count() > 0);
         if let Some(store) = named.get(name).and_then(Weak::upgrade) {
             return Self(store);

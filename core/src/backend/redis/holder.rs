@@ -1,20 +1,18 @@
 //! Who holds a lock: what a holder leaves beside it, and what inspection reads.
 
-use std::{
-    sync::LazyLock,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use once_cell::race::OnceBox;
 use redis::Value;
 
 use crate::{Holder, Resource};
 
 /// What this process leaves: milliseconds since 1970, process id, host and label, a line each.
 pub(super) fn record(label: Option<&str>) -> String {
-    static HOST: LazyLock<String> =
-        LazyLock::new(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    static HOST: OnceBox<String> = OnceBox::new();
+    let host = HOST.get_or_init(|| Box::new(rustix::system::uname().nodename().to_string_lossy().into_owned()));
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    format!("{since}\n{}\n{}\n{}", std::process::id(), *HOST, label.unwrap_or(""))
+    format!("{since}\n{}\n{host}\n{}", std::process::id(), label.unwrap_or(""))
 }
 
 /// The holders in the answer of `inspect.lua`; none if the lock is free.

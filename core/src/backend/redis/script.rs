@@ -1,19 +1,16 @@
 //! The Lua scripts: one file each, with its arguments and results on top.
 
-use std::sync::LazyLock;
+use once_cell::race::OnceBox;
 
 /// A script and what names it on the server.
 pub(super) struct Script {
     source: &'static str,
-    sha: LazyLock<String>,
+    sha: OnceBox<String>,
 }
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
-        pub(super) static $name: Script = Script {
-            source: include_str!($file),
-            sha: LazyLock::new(|| sha1_smol::Sha1::from(include_str!($file)).digest().to_string()),
-        };
+        pub(super) static $name: Script = Script { source: include_str!($file), sha: OnceBox::new() };
     };
 }
 
@@ -32,7 +29,8 @@ script!(BREAK, "scripts/break.lua");
 impl Script {
     /// The request that runs it by its name.
     pub(super) fn by_name(&self, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
-        Self::request("EVALSHA", &self.sha, keys, args)
+        let sha = || Box::new(sha1_smol::Sha1::from(self.source).digest().to_string());
+        Self::request("EVALSHA", self.sha.get_or_init(sha), keys, args)
     }
 
     /// The request that runs it by its text, after which the server knows its name.

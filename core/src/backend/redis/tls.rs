@@ -1,15 +1,19 @@
 //! TLS for `rediss://`: always verified, against the system's certificates.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use once_cell::race::OnceBox;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 
 use crate::{Error, Result};
 
 /// A client session for the server called `host`, sans I/O.
 pub(super) fn client(host: &str) -> Result<Box<ClientConnection>> {
-    static CONFIG: OnceLock<std::result::Result<Arc<ClientConfig>, String>> = OnceLock::new();
-    let config = CONFIG.get_or_init(config).as_ref().map_err(|why| Error::unavailable(format!("TLS: {why}")))?;
+    static CONFIG: OnceBox<std::result::Result<Arc<ClientConfig>, String>> = OnceBox::new();
+    let config = CONFIG
+        .get_or_init(|| Box::new(config()))
+        .as_ref()
+        .map_err(|why| Error::unavailable(format!("TLS: {why}")))?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| Error::invalid("url", "has a host that no certificate can name"))?;
     let client = ClientConnection::new(Arc::clone(config), name)

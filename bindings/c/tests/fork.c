@@ -1,0 +1,222 @@
+/* Forks of a process that has threads: `fork [ROUNDS]`.
+ *
+ * Built without the sanitizers: AddressSanitizer's allocator does not take its locks before a fork (up to GCC 12), so
+ * that a child whose parent was allocating on another thread waits for ever for one of them. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+#include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+enum { BUSY = 6, OWN_WORK_S = 60 };
+
+static const char *server_url(void)
+{
+    const char *url = getenv("POLYLOCK_TEST_REDIS");
+    return url ? url : "memory:process";
+}
+
+static void lost(polylock_lease lease, polylock_loss reason, void *userdata)
+{
+    (void)lease, (void)reason, (void)userdata;
+}
+
+/* Waits for a child, which did all that it should. */
+static void check_child(pid_t child)
+{
+    int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+        check_failed("a child of a fork", 0, "hangs");
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* Says so in a pipe. */
+static void finalize(void *userdata)
+{
+    CHECK(write(*(int *)userdata, "f", 1) == 1);
+}
+
+/* What the child of a fork sees of its parent's objects, and what it can do by itself. */
+static void in_the_child(polylock_manager locks, polylock_lease lease, polylock_future future, polylock_queue queue)
+{
+    polylock_error err = 0;
+    polylock_manager own;
+    polylock_lease out = 77;
+    polylock_loss reason = POLYLOCK_LOSS_NONE;
+    size_t count = 77;
+    alarm(OWN_WORK_S);
+    polylock_fork_child();
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_acquire(locks, "other", 0, &out, &err));
+    check_error(err, POLYLOCK_ERR_FORKED, NULL, "parent");
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_release(lease, NULL, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_extend(lease, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_lease_wait_lost(lease, 0, &reason, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_future_take_lease(future, &out, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_future_cancel(future));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_queue_turn(queue, &out, 1, &count, NULL));
+    CHECK_IS(POLYLOCK_ERR_FORKED, polylock_acquire_start(locks, "x", 0, queue, &out, NULL));
+    CHECK(!polylock_lease_is_held(lease) && polylock_queue_fd(queue) == -1 && out == 77 && count == 77);
+    CHECK_OK(polylock_close(locks, NULL));
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_future_free(future));
+    CHECK_OK(polylock_queue_free(queue));
+    CHECK_OK(polylock_manager_free(locks));
+    own = check_connect(server_url());
+    CHECK_OK(polylock_lease_free(check_acquire(own, "c-fork-child", 60000, 1)));
+    if (strncmp(server_url(), "memory:", 7))
+        CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(own, "c-fork", 0, &out, NULL)); /* the parent's */
+    CHECK_OK(polylock_close(own, NULL));
+    CHECK_OK(polylock_manager_free(own));
+    CHECK_OK(polylock_shutdown(2000));
+    _exit(0);
+}
+
+static void a_fork_leaves_everything_to_the_parent(void)
+{
+    int round;
+    for (round = 0; round < 3; round++) {
+        polylock_manager locks = check_connect(server_url());
+        polylock_lease lease = check_acquire(locks, "c-fork", 60000, 1), out = 0;
+        polylock_queue queue = 0;
+        polylock_future future = 0;
+        pid_t child;
+        CHECK_OK(polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
+        CHECK_OK(polylock_queue_new(&queue, NULL));
+        CHECK_OK(polylock_acquire_start(locks, "c-fork", 0, round ? queue : 0, &future, NULL));
+        child = fork();
+        if (child == 0)
+            in_the_child(locks, lease, future, queue);
+        check_child(child);
+        CHECK(polylock_lease_is_held(lease));
+        CHECK_OK(polylock_extend(lease, NULL));
+        CHECK_OK(polylock_release(lease, NULL, NULL));
+        CHECK_OK(polylock_future_take_lease(future, &out, NULL));
+        CHECK_OK(polylock_release(out, NULL, NULL));
+        CHECK_OK(polylock_future_free(future));
+        CHECK_OK(polylock_lease_free(out));
+        CHECK_OK(polylock_lease_free(lease));
+        CHECK_OK(polylock_queue_free(queue));
+        CHECK_OK(polylock_manager_free(locks));
+    }
+}
+
+static void a_finalizer_is_not_called_in_the_child(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_lease lease = check_acquire(locks, "r", 60000, 1);
+    pid_t child;
+    int finalized[2];
+    char byte = 0;
+    CHECK(!pipe(finalized));
+    CHECK_OK(polylock_lease_on_lost(lease, lost, &finalized[1], finalize, NULL));
+    child = fork();
+    if (child == 0) {
+        alarm(OWN_WORK_S);
+        finalized[1] = -1; /* a finalizer here would fail to write, and end this process */
+        CHECK_OK(polylock_lease_free(lease));
+        CHECK_OK(polylock_shutdown(2000));
+        _exit(0);
+    }
+    check_child(child);
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK(read(finalized[0], &byte, 1) == 1 && byte == 'f');
+    close(finalized[0]);
+    close(finalized[1]);
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+/* Options that every thread sets and reads, and the children too. */
+static polylock_options shared_options;
+static char file_url[64];
+
+/* Something of everything that a program does with the library, with managers, names and a queue of its own. */
+static void use_everything(const char *name, int round)
+{
+    const char *const urls[] = {"memory:shared", file_url, server_url()};
+    polylock_manager locks = check_connect(urls[round % 3]);
+    polylock_queue queue = 0;
+    polylock_future future = 0, ready = 0;
+    polylock_lease lease = 0;
+    polylock_holder holder = 0;
+    polylock_error err = 0;
+    size_t count = 0;
+    CHECK_OK(polylock_options_set_ttl_ms(shared_options, 60000 + round, NULL));
+    CHECK_OK(polylock_options_set_label(shared_options, name, NULL));
+    CHECK_OK(polylock_acquire(locks, name, shared_options, &lease, NULL));
+    CHECK_OK(polylock_lease_on_lost(lease, lost, NULL, NULL, NULL));
+    CHECK_OK(polylock_inspect(locks, name, &holder, NULL));
+    CHECK_OK(polylock_holder_free(holder));
+    CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(locks, name, 0, &lease, &err));
+    check_error(err, POLYLOCK_ERR_TIMEOUT, NULL, name);
+    CHECK_OK(polylock_queue_new(&queue, NULL));
+    CHECK_OK(polylock_acquire_start(locks, name, shared_options, round % 2 ? queue : 0, &future, NULL));
+    CHECK_OK(polylock_release(lease, NULL, NULL));
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_future_take_lease(future, &lease, NULL));
+    CHECK_OK(polylock_queue_turn(queue, &ready, 1, &count, NULL));
+    CHECK_OK(polylock_future_free(future));
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_queue_free(queue));
+    CHECK_OK(polylock_close(locks, NULL));
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+static volatile int stopped; /* only ever set, and read until it is */
+static int fork_rounds = 30;
+
+static void *be_busy(void *number)
+{
+    char name[32];
+    int round;
+    snprintf(name, sizeof name, "c-busy-%ld-%d", (long)getpid(), *(int *)number);
+    for (round = *(int *)number; !stopped; round++)
+        use_everything(name, round);
+    return NULL;
+}
+
+/* Whatever lock a thread of the parent held during the fork, no child waits for it. */
+static void a_child_waits_for_no_thread_of_its_parent(void)
+{
+    char directory[] = "/tmp/polylock-fork-XXXXXX", command[64];
+    pthread_t busy[BUSY];
+    int i, round, number[BUSY];
+    CHECK(mkdtemp(directory));
+    snprintf(file_url, sizeof file_url, "file://%s/locks", directory);
+    shared_options = polylock_options_new();
+    for (i = 0; i < BUSY; i++) {
+        number[i] = i;
+        CHECK(!pthread_create(&busy[i], NULL, be_busy, &number[i]));
+    }
+    for (round = 0; round < fork_rounds; round++) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(OWN_WORK_S);
+            polylock_fork_child();
+            for (i = 0; i < 3; i++)
+                use_everything("c-busy-child", i);
+            CHECK_OK(polylock_shutdown(2000));
+            _exit(0);
+        }
+        check_child(child);
+    }
+    stopped = 1;
+    for (i = 0; i < BUSY; i++)
+        pthread_join(busy[i], NULL);
+    CHECK_OK(polylock_options_free(shared_options));
+    snprintf(command, sizeof command, "rm -r %s", directory);
+    CHECK(system(command) == 0);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct check_case cases[] = {
+        CASE(a_fork_leaves_everything_to_the_parent),
+        CASE(a_finalizer_is_not_called_in_the_child),
+        CASE(a_child_waits_for_no_thread_of_its_parent),
+    };
+    if (argc > 1)
+        fork_rounds = atoi(argv[1]);
+    return RUN("fork", cases);
+}
