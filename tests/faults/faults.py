@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Random faults under workers in all languages, and what came of it: `faults.py [OPTIONS] LANGUAGE=WORKER…`.
+
+    --seconds N   how long in all, divided among the backends (default 60)
+    --only NAME   this backend alone; may be given several times
+    --seed N      of the faults, and of what the workers do
+    --keep DIR    the workers' logs go here and stay
+    --table FILE  the table goes there, too, as Markdown
+
+Each WORKER is run as `WORKER URL STORE LOG SEED NAMES SECONDS`. Exits with 1 if anything happened that the backend
+promises not to happen, and with 2 if no fault met an acquisition: such a run shows nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import pathlib
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from history import SECOND, History, Violation, check
+from proxy import Network
+from stages import LONGEST_TTL, SETTLED_WITHIN, STAGES, Fault, Stage
+from store import Store
+
+NAMES = 3
+# After the last fault workers get so long, in seconds, to find the servers well again.
+CALM = 1.5
+# And so long to end by themselves.
+LIMIT = 60.0
+
+
+@dataclass
+class Worker:
+    """One process of one language, and those that took its place after it was killed."""
+
+    language: str
+    command: list[str]
+    url: str
+    process: subprocess.Popen[bytes] | None = None
+    lives: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of this life."""
+        return f"{self.language}.{self.lives}"
+
+
+@dataclass
+class Window:
+    """When a fault was there; its effects are looked for from its beginning to some time after its end."""
+
+    fault: str
+    begin: int
+    end: int = 0
+
+
+@dataclass
+class Run:
+    """One backend for some seconds."""
+
+    stage: Stage
+    workers: list[Worker]
+    store: Store
+    directory: pathlib.Path
+    seconds: float
+    dice: random.Random
+    history: History = field(default_factory=History)
+    windows: list[Window] = field(default_factory=list)
+    found: list[Violation] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def play(self) -> None:
+        """Everything: the workers, the faults, and the look at what is left."""
+        for worker in self.workers:
+            self._start(worker)
+        try:
+            while self._left() > CALM + 2 * LONGEST_TTL:
+                with contextlib.ExitStack() as mended:
+                    for fault in self._choose():
+                        mended.enter_context(self._having(fault))
+                    time.sleep(10 ** self.dice.uniform(-1.5, 0.4) * LONGEST_TTL)
+                time.sleep(self.dice.uniform(0.1, 0.6))
+            for worker in self.workers:
+                self._await(worker)
+        finally:
+            for worker in self.workers:
+                if worker.process and worker.process.poll() is None:
+                    worker.process.kill()
+                    worker.process.wait()
+        for log in self.directory.glob("*.log"):
+            self.history.read(log.stem, log)
+        self.found += check(self.history)
+        self._look_for_left_overs()
+
+    def _left(self) -> float:
+        return self.seconds - (time.monotonic() - self.began)
+
+    def _start(self, worker: Worker) -> None:
+        worker.lives += 1
+        names = ",".join(f"{self.directory.name}-{number}" for number in range(NAMES))
+        seed, log = self.dice.getrandbits(32), self.directory / f"{worker.name}.log"
+        arguments = [worker.url, str(self.store.path), str(log), str(seed), names, f"{max(self._left(), 0):.3f}"]
+        with open(self.directory / f"{worker.name}.err", "wb") as errors:
+            worker.process = subprocess.Popen(
+                [*worker.command, *arguments], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors
+            )
+
+    def _await(self, worker: Worker) -> None:
+        assert worker.process
+        try:
+            status = worker.process.wait(max(self._left(), 0) + LIMIT)
+        except subprocess.TimeoutExpired:
+            self._violation(f"{worker.name} did not end")
+            return
+        if status != 0:
+            errors = (self.directory / f"{worker.name}.err").read_text(errors="replace")
+            self._violation(f"{worker.name} ended with {status}: {errors[-500:].strip()}")
+
+    def _violation(self, what: str) -> None:
+        self.found.append(Violation(time.monotonic_ns(), what))
+
+    def _choose(self) -> list[Fault]:
+        """One fault, or two that have nothing to do with each other."""
+        faults = [*self.stage.faults(self.dice), *self._of_workers()]
+        first = self.dice.choice(faults)
+        others = [fault for fault in self._of_workers() if fault.name != first.name]
+        return [first, self.dice.choice(others)] if self.dice.random() < 0.3 else [first]
+
+    def _of_workers(self) -> list[Fault]:
+        worker = self.dice.choice(self.workers)
+        return [
+            Fault("a worker stopped", lambda: self._pause(worker), lambda: self._resume(worker)),
+            Fault("a worker killed", lambda: self._kill(worker), lambda: self._start(worker)),
+        ]
+
+    def _pause(self, worker: Worker) -> None:
+        assert worker.process
+        self.history.pauses[worker.name].append((time.monotonic_ns(), sys.maxsize))
+        worker.process.send_signal(signal.SIGSTOP)
+
+    def _resume(self, worker: Worker) -> None:
+        assert worker.process
+        worker.process.send_signal(signal.SIGCONT)
+        pauses = self.history.pauses[worker.name]
+        # What had to be told meanwhile is told a moment later.
+        pauses[-1] = (pauses[-1][0], time.monotonic_ns() + SECOND)
+
+    def _kill(self, worker: Worker) -> None:
+        assert worker.process
+        self.history.killed.add(worker.name)
+        worker.process.kill()
+        worker.process.wait()
+
+    @contextlib.contextmanager
+    def _having(self, fault: Fault) -> Iterator[None]:
+        window = Window(fault.name, time.monotonic_ns())
+        fault.begin()
+        try:
+            yield
+        finally:
+            fault.end()
+            window.end = time.monotonic_ns() + int(LONGEST_TTL * SECOND)
+            self.windows.append(window)
+
+    def _look_for_left_overs(self) -> None:
+        limit = time.monotonic() + SETTLED_WITHIN
+        while left := self.stage.left_over():
+            if time.monotonic() > limit:
+                self._violation(f"left on the servers: {', '.join(left)}")
+                return
+            time.sleep(0.1)
+
+
+def rows(run: Run) -> list[list[str]]:
+    """What each kind of fault met: one row each."""
+    kinds: dict[str, list[Window]] = defaultdict(list)
+    for window in run.windows:
+        kinds[window.fault].append(window)
+    attempts = sorted(run.history.attempts, key=lambda attempt: attempt.granted)
+    grants = [attempt.granted for attempt in attempts if attempt.granted]
+    table = []
+    for kind, windows in sorted(kinds.items()):
+
+        def inside(begin: int, end: int, windows: list[Window] = windows) -> bool:
+            return any(begin <= window.end and window.begin <= end for window in windows)
+
+        gaps = [after - before for before, after in itertools.pairwise(grants) if inside(before, after)]
+        table.append(
+            [
+                run.stage.name,
+                kind,
+                str(len(windows)),
+                str(sum(inside(attempt.called, attempt.ended or sys.maxsize) for attempt in attempts)),
+                str(sum(inside(grant, grant) for grant in grants)),
+                str(sum(bool(attempt.lost) and inside(attempt.lost, attempt.lost) for attempt in attempts)),
+                f"{max(gaps, default=0) / SECOND:.2f}",
+                str(sum(inside(violation.at, violation.at) for violation in run.found)),
+            ]
+        )
+    return table
+
+
+HEAD = ["backend", "fault", "times", "operations", "grants", "losses told", "longest gap s", "violations"]
+
+
+def markdown(table: list[list[str]]) -> str:
+    """The table with columns of one width, which is Markdown as well."""
+    widths = [max(len(row[column]) for row in [HEAD, *table]) for column in range(len(HEAD))]
+    lines = [HEAD, ["-" * width for width in widths], *table]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--only", action="append", choices=STAGES)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--keep", type=pathlib.Path)
+    parser.add_argument("--table", type=pathlib.Path)
+    parser.add_argument("workers", nargs="+")
+    options = parser.parse_args()
+    commands = dict(worker.split("=", 1) for worker in options.workers)
+    names = options.only or list(STAGES)
+    print(f"seed {options.seed}", flush=True)
+    network, table, passed, failed, invalid = Network(), [], 0, 0, 0
+    for name in names:
+        with contextlib.ExitStack() as stack:
+            top = options.keep or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+            directory = top / name
+            directory.mkdir(parents=True)
+            stage = STAGES[name](list(commands), network)
+            stack.callback(stage.close)
+            store = Store(directory / "store")
+            stack.callback(store.close)
+            workers = [
+                Worker(language, shlex.split(command), stage.url(language)) for language, command in commands.items()
+            ]
+            dice = random.Random(f"{options.seed}-{name}")
+            run = Run(stage, workers, store, directory, options.seconds / len(names), dice)
+            run.play()
+        found = rows(run)
+        table += found
+        met = any(int(row[3]) for row in found)
+        attempts = run.history.attempts
+        print(
+            f"{stage.name}: {len(attempts)} calls, {sum(bool(a.granted) for a in attempts)} grants, "
+            f"{sum(bool(a.lost) for a in attempts)} losses told, {len(run.windows)} faults, "
+            f"{store.accepted} writes, {store.refused} refused as stale, {len(run.found)} violations",
+            flush=True,
+        )
+        for violation in run.found[:20]:
+            print(f"    {violation.what}")
+        failed += bool(run.found)
+        invalid += not met
+        passed += met and not run.found
+    print(f"\n{markdown(table)}\n")
+    if options.table:
+        options.table.write_text(markdown(table) + "\n")
+    if invalid:
+        print("a run in which no acquisition met a fault shows nothing")
+    print(f"faults: {passed} passed, {failed + invalid} failed")
+    network.close()
+    return 1 if failed else 2 if invalid else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

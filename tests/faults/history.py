@@ -1,0 +1,185 @@
+"""What workers told, and whether it may be true.
+
+A history of a lock with unique owners is right if and only if the times in which it was certainly held are disjoint:
+sorting is enough, and no search is needed. A holder's time runs from when it knew of the grant to the last moment at
+which the lease said that it was held; both are read from the one monotonic clock of this machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+SECOND = 1_000_000_000
+# How long after the end of a lease its holder may be told, and after the end of a wait its waiter, on a machine that
+# is busy with everything else. The engine's own bounds are tested apart, in core/tests.
+TOLD_WITHIN = 1 * SECOND
+ENDED_WITHIN = 6 * SECOND
+
+
+@dataclass
+class Attempt:
+    """One call of acquire, and the lease that came of it. Times are in ns; 0 for what did not happen."""
+
+    worker: str
+    name: str
+    number: int
+    called: int
+    wait: int
+    failed: int = 0
+    why: str = ""
+    granted: int = 0
+    token: int = 0
+    last_valid: int = 0
+    invalid: int = 0
+    lost: int = 0
+    release: int = 0
+    released: int = 0
+    outcome: str = ""
+    stale: int = 0
+    accepted: int = 0
+
+    @property
+    def held_until(self) -> int:
+        return max(self.granted, self.last_valid)
+
+    @property
+    def ended(self) -> int:
+        return self.granted or self.failed
+
+    def __str__(self) -> str:
+        return f"{self.worker}#{self.number} on {self.name}"
+
+
+@dataclass
+class History:
+    """The attempts of all workers, and when the harness stopped or killed which."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    # When a worker was stopped (SIGSTOP), and until when.
+    pauses: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    killed: set[str] = field(default_factory=set)
+
+    def read(self, worker: str, log: pathlib.Path) -> None:
+        """Adds what a worker told. A last line that it did not end to write is left out."""
+        attempts: dict[int, Attempt] = {}
+        text = log.read_text() if log.exists() else ""
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):
+                self._event(worker, attempts, *line.split())
+        self.attempts += attempts.values()
+
+    def _event(
+        self, worker: str, attempts: dict[int, Attempt], at: str, event: str, name: str, number: str, detail: str
+    ) -> None:
+        time, key = int(at), int(number)
+        if event == "call":
+            attempts[key] = Attempt(worker, name, key, time, int(detail) * 1_000_000)
+            return
+        if event == "end":
+            return
+        attempt = attempts[key]
+        if event == "granted":
+            attempt.granted, attempt.token = time, int(detail)
+        elif event == "failed":
+            attempt.failed, attempt.why = time, detail
+        elif event == "valid":
+            attempt.last_valid = time
+        elif event == "invalid":
+            attempt.invalid = attempt.invalid or time
+        elif event == "lost":
+            attempt.lost = attempt.lost or time
+        elif event == "wrote":
+            attempt.accepted += detail == "ok"
+            attempt.stale += detail == "stale"
+        elif event == "release":
+            attempt.release = time
+        elif event == "released":
+            attempt.released, attempt.outcome = time, detail
+        elif event != "unextended":
+            raise ValueError(f"{worker} told of {event}")
+
+    def paused(self, worker: str, since: int, until: int) -> bool:
+        return any(begin < until and since < end for begin, end in self.pauses[worker])
+
+
+@dataclass
+class Violation:
+    """What must not be, and when it was."""
+
+    at: int
+    what: str
+
+
+def check(history: History) -> list[Violation]:
+    """All that is wrong with it."""
+    by_name: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in history.attempts:
+        if attempt.granted:
+            by_name[attempt.name].append(attempt)
+    found: list[Violation] = []
+    for holders in by_name.values():
+        holders.sort(key=lambda holder: holder.granted)
+        found += two_at_a_time(holders)
+        found += tokens_that_do_not_grow(holders)
+    found += losses_not_told(history)
+    found += waits_without_end(history)
+    return sorted(found, key=lambda violation: violation.at)
+
+
+def two_at_a_time(holders: Iterable[Attempt]) -> Iterator[Violation]:
+    """`holders` of one resource, by the time of their grants."""
+    last: Attempt | None = None
+    for holder in holders:
+        if last is not None and holder.granted < last.held_until:
+            by = (last.held_until - holder.granted) / 1e6
+            yield Violation(holder.granted, f"two at a time, for {by:.3f} ms: {last} and {holder}")
+        if last is None or holder.held_until > last.held_until:
+            last = holder
+
+
+def tokens_that_do_not_grow(holders: list[Attempt]) -> Iterator[Violation]:
+    """A grant that was known before another was asked for has the smaller token; no two are the same."""
+    known: list[tuple[int, int, Attempt]] = []
+    greatest: Attempt | None = None
+    for holder in sorted(holders, key=lambda holder: holder.called):
+        while known and known[0][0] < holder.called:
+            *_, before = heapq.heappop(known)
+            if greatest is None or before.token > greatest.token:
+                greatest = before
+        if greatest is not None and holder.token <= greatest.token:
+            yield Violation(holder.granted, f"token {holder.token} of {holder} after {greatest.token} of {greatest}")
+        heapq.heappush(known, (holder.granted, id(holder), holder))
+    tokens: dict[int, Attempt] = {}
+    for holder in holders:
+        other = tokens.setdefault(holder.token, holder)
+        if other is not holder:
+            yield Violation(holder.granted, f"{other} and {holder} have the same token {holder.token}")
+
+
+def losses_not_told(history: History) -> Iterator[Violation]:
+    """Whoever does not hold any more is told so, and nobody is told so after it released what it held."""
+    for attempt in history.attempts:
+        if attempt.invalid and not attempt.lost and attempt.worker not in history.killed:
+            yield Violation(attempt.invalid, f"{attempt} was lost, and not told so")
+        late = attempt.lost - attempt.invalid > TOLD_WITHIN
+        if attempt.invalid and late and not history.paused(attempt.worker, attempt.invalid, attempt.lost):
+            late_ms = (attempt.lost - attempt.invalid) / 1e6
+            yield Violation(attempt.invalid, f"{attempt} was told of its loss after {late_ms:.0f} ms")
+        if attempt.outcome == "released" and attempt.lost > attempt.released:
+            yield Violation(attempt.lost, f"{attempt} was told of a loss after it had released what it held")
+
+
+def waits_without_end(history: History) -> Iterator[Violation]:
+    """Each call ends, with a lease or without, within its wait."""
+    for attempt in history.attempts:
+        if not attempt.ended:
+            if attempt.worker not in history.killed:
+                yield Violation(attempt.called, f"{attempt} never ended")
+            continue
+        over = attempt.ended - attempt.called - attempt.wait
+        if over > ENDED_WITHIN and not history.paused(attempt.worker, attempt.called, attempt.ended):
+            yield Violation(attempt.called, f"{attempt} ended {over / 1e9:.1f} s after its wait")

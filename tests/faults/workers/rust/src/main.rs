@@ -1,0 +1,149 @@
+//! Takes locks, holds them, writes under them and tells of all of it: `fault-worker URL STORE LOG SEED NAMES SECONDS`.
+//!
+//! The same program exists in each language; README.md of `tests/faults` says what it does and what the lines mean.
+
+use std::{
+    error::Error,
+    fmt::Display,
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::Duration,
+};
+
+use polylock::{Acquire, ErrorKind, Lease, LockManager};
+use rustix::time::{ClockId, clock_gettime};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn now_ns() -> i64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// One line an event, each written at once: a killed worker has told all that it knew.
+struct Log(File);
+
+impl Log {
+    fn tell_at(&self, at: i64, event: &str, name: &str, attempt: u64, detail: impl Display) {
+        let line = format!("{at} {event} {name} {attempt} {detail}\n");
+        if let Err(error) = (&self.0).write_all(line.as_bytes()) {
+            eprintln!("the log: {error}");
+            std::process::exit(1);
+        }
+    }
+
+    fn tell(&self, event: &str, name: &str, attempt: u64, detail: impl Display) {
+        self.tell_at(now_ns(), event, name, attempt, detail);
+    }
+}
+
+/// The guarded store, which refuses a token smaller than one that it has seen.
+struct Store(BufReader<UnixStream>);
+
+impl Store {
+    fn write(&mut self, name: &str, token: u64) -> std::io::Result<String> {
+        writeln!(self.0.get_mut(), "{name} {token}")?;
+        let mut answer = String::new();
+        self.0.read_line(&mut answer)?;
+        Ok(answer.trim().to_owned())
+    }
+}
+
+/// Asks every few milliseconds whether the lease is still held, until the time is over.
+async fn hold(lease: &Lease, time: Duration, log: &Log, name: &str, attempt: u64) {
+    let ends = std::time::Instant::now() + time;
+    let mut held = true;
+    while held && std::time::Instant::now() < ends {
+        let before = now_ns();
+        held = lease.is_held();
+        if held {
+            log.tell_at(before, "valid", name, attempt, "-");
+        } else {
+            log.tell("invalid", name, attempt, "-");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+struct Worker {
+    locks: LockManager,
+    log: Arc<Log>,
+    store: Store,
+    dice: fastrand::Rng,
+    names: Vec<String>,
+}
+
+impl Worker {
+    fn choose<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.dice.usize(..choices.len())].clone()
+    }
+
+    async fn once(&mut self, attempt: u64) -> Outcome {
+        let name = self.choose(&self.names.clone());
+        let ttl = Duration::from_millis(self.dice.u64(300..1000));
+        let wait = self.choose(&[0, 500, 2000]);
+        let options =
+            Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(self.dice.f64() < 0.7);
+        let log = Arc::clone(&self.log);
+        log.tell("call", &name, attempt, wait);
+        let lease = match self.locks.acquire(name.as_str(), options).await {
+            Ok(lease) => lease,
+            Err(error) => {
+                log.tell("failed", &name, attempt, error.kind().name());
+                if error.kind() != ErrorKind::Timeout {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                return Ok(());
+            }
+        };
+        let token = lease.fencing_token();
+        log.tell("granted", &name, attempt, token);
+        lease.on_lost({
+            let (log, name) = (Arc::clone(&log), name.clone());
+            move |reason| log.tell("lost", &name, attempt, reason.name())
+        });
+        log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
+        let moment = Duration::from_millis(20);
+        let part = |of_ttl| ttl.mul_f64(of_ttl);
+        let time = self.choose(&[Duration::ZERO, moment, moment, part(0.1), part(0.3), part(1.6)]);
+        hold(&lease, time, &log, &name, attempt).await;
+        if self.dice.f64() < 0.3 {
+            if let Err(error) = lease.extend(None).await {
+                log.tell("unextended", &name, attempt, error.kind().name());
+            }
+            hold(&lease, Duration::from_millis(20), &log, &name, attempt).await;
+        }
+        // Also if it was lost meanwhile: then the store is what stands between us and the next holder.
+        log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
+        log.tell("release", &name, attempt, "-");
+        log.tell("released", &name, attempt, lease.release().await?.name());
+        Ok(())
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Outcome {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [url, store, log, seed, names, seconds] = &arguments[..] else {
+        return Err("usage: fault-worker URL STORE LOG SEED NAMES SECONDS".into());
+    };
+    let log = Arc::new(Log(OpenOptions::new().append(true).create(true).open(log)?));
+    let mut worker = Worker {
+        locks: polylock::connect(url.as_str()).lazy()?,
+        log: Arc::clone(&log),
+        store: Store(BufReader::new(UnixStream::connect(store)?)),
+        dice: fastrand::Rng::with_seed(seed.parse()?),
+        names: names.split(',').map(str::to_owned).collect(),
+    };
+    let ends = std::time::Instant::now() + Duration::from_secs_f64(seconds.parse()?);
+    let mut attempt = 0;
+    while std::time::Instant::now() < ends {
+        attempt += 1;
+        worker.once(attempt).await?;
+    }
+    worker.locks.close().await;
+    log.tell("end", "-", 0, "-");
+    Ok(())
+}

@@ -1,0 +1,190 @@
+/*
+ * Takes locks, holds them, writes under them and tells of all of it: `worker URL STORE LOG SEED NAMES SECONDS`.
+ *
+ * The same program exists in each language; README.md of this directory says what it does and what the lines mean.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <fcntl.h>
+#include <inttypes.h>
+#include <polylock.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MOST_NAMES = 16 };
+
+static int log_file, store;
+static char *names[MOST_NAMES];
+static unsigned count;
+static uint64_t dice;
+
+static void must(int good, const char *what)
+{
+    if (!good) {
+        perror(what);
+        exit(1);
+    }
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void sleep_ms(double ms)
+{
+    struct timespec time;
+    time.tv_sec = (time_t)(ms / 1000);
+    time.tv_nsec = (long)((ms - (double)time.tv_sec * 1000) * 1e6);
+    nanosleep(&time, NULL);
+}
+
+/* One line an event, each written at once: a killed worker has told all that it knew. */
+static void tell_at(int64_t at, const char *event, const char *name, long attempt, const char *detail)
+{
+    char line[256];
+    int length = snprintf(line, sizeof line, "%" PRId64 " %s %s %ld %s\n", at, event, name, attempt, detail);
+    must(write(log_file, line, (size_t)length) == length, "log");
+}
+
+static void tell(const char *event, const char *name, long attempt, const char *detail)
+{
+    tell_at(now_ns(), event, name, attempt, detail);
+}
+
+/* To the guarded store, which refuses a token smaller than one that it has seen. */
+static void write_store(const char *name, long attempt, uint64_t token)
+{
+    char line[256];
+    int length = snprintf(line, sizeof line, "%s %" PRIu64 "\n", name, token);
+    ssize_t got = 0;
+    must(write(store, line, (size_t)length) == length, "store");
+    do {
+        ssize_t more = read(store, line + got, sizeof line - 1 - (size_t)got);
+        must(more > 0, "store");
+        got += more;
+    } while (line[got - 1] != '\n');
+    line[got - 1] = 0;
+    tell("wrote", name, attempt, line);
+}
+
+/* From 0 to below 1 (xorshift64*). */
+static double draw(void)
+{
+    dice ^= dice >> 12;
+    dice ^= dice << 25;
+    dice ^= dice >> 27;
+    return (double)((dice * UINT64_C(2685821657736338717)) >> 11) / 9007199254740992.0;
+}
+
+/* Asks every few milliseconds whether the lease is still held, until the time is over. */
+static void hold(polylock_lease lease, double ms, const char *name, long attempt)
+{
+    int64_t ends = now_ns() + (int64_t)(ms * 1e6);
+    bool held = true;
+    while (held && now_ns() < ends) {
+        int64_t before = now_ns();
+        held = polylock_lease_is_held(lease);
+        if (held)
+            tell_at(before, "valid", name, attempt, "-");
+        else
+            tell("invalid", name, attempt, "-");
+        sleep_ms(10);
+    }
+}
+
+struct grant {
+    const char *name;
+    long attempt;
+};
+
+static void lost(polylock_lease lease, polylock_loss reason, void *userdata)
+{
+    const struct grant *grant = userdata;
+    (void)lease;
+    tell("lost", grant->name, grant->attempt, polylock_loss_name(reason));
+}
+
+static void once(polylock_manager locks, long attempt)
+{
+    static const double waits[] = {0, 500, 2000};
+    const char *name = names[(unsigned)(draw() * count)];
+    double ttl = 300 + draw() * 700, wait = waits[(int)(draw() * 3)];
+    double holds[6];
+    polylock_options options = polylock_options_new();
+    polylock_lease lease = 0;
+    polylock_outcome outcome = POLYLOCK_OUTCOME_NOT_HELD;
+    polylock_status status;
+    struct grant *grant;
+    char detail[32];
+
+    holds[0] = 0, holds[1] = holds[2] = 20, holds[3] = 0.1 * ttl, holds[4] = 0.3 * ttl, holds[5] = 1.6 * ttl;
+    polylock_options_set_ttl_ms(options, ttl, NULL);
+    polylock_options_set_wait_ms(options, wait, NULL);
+    polylock_options_set_auto_extend(options, draw() < 0.7, NULL);
+    snprintf(detail, sizeof detail, "%.0f", wait);
+    tell("call", name, attempt, detail);
+    status = polylock_acquire(locks, name, options, &lease, NULL);
+    polylock_options_free(options);
+    if (status != POLYLOCK_OK) {
+        tell("failed", name, attempt, polylock_status_name(status));
+        if (status != POLYLOCK_ERR_TIMEOUT)
+            sleep_ms(50);
+        return;
+    }
+    snprintf(detail, sizeof detail, "%" PRIu64, polylock_lease_fencing_token(lease));
+    tell("granted", name, attempt, detail);
+    must((grant = malloc(sizeof *grant)) != NULL, "malloc");
+    grant->name = name, grant->attempt = attempt;
+    must(polylock_lease_on_lost(lease, lost, grant, free, NULL) == POLYLOCK_OK, "on_lost");
+    write_store(name, attempt, polylock_lease_fencing_token(lease));
+    hold(lease, holds[(int)(draw() * 6)], name, attempt);
+    if (draw() < 0.3) {
+        status = polylock_extend(lease, NULL);
+        if (status != POLYLOCK_OK)
+            tell("unextended", name, attempt, polylock_status_name(status));
+        hold(lease, 20, name, attempt);
+    }
+    /* Also if it was lost meanwhile: then the store is what stands between us and the next holder. */
+    write_store(name, attempt, polylock_lease_fencing_token(lease));
+    tell("release", name, attempt, "-");
+    must(polylock_release(lease, &outcome, NULL) == POLYLOCK_OK, "release");
+    tell("released", name, attempt, polylock_outcome_name((int)outcome));
+    polylock_lease_free(lease);
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    polylock_manager locks = 0;
+    int64_t ends;
+    long attempt;
+    char *name;
+
+    if (argc != 7) {
+        fprintf(stderr, "usage: worker URL STORE LOG SEED NAMES SECONDS\n");
+        return 2;
+    }
+    strncpy(address.sun_path, argv[2], sizeof address.sun_path - 1);
+    must((store = socket(AF_UNIX, SOCK_STREAM, 0)) >= 0, "socket");
+    must(connect(store, (struct sockaddr *)&address, sizeof address) == 0, argv[2]);
+    must((log_file = open(argv[3], O_WRONLY | O_APPEND | O_CREAT, 0644)) >= 0, argv[3]);
+    dice = strtoull(argv[4], NULL, 10) * 2 + 1;
+    for (name = strtok(argv[5], ","); name && count < MOST_NAMES; name = strtok(NULL, ","))
+        names[count++] = name;
+    ends = now_ns() + (int64_t)(strtod(argv[6], NULL) * 1e9);
+    must(polylock_connect(argv[1], 0, &locks, NULL) == POLYLOCK_OK, argv[1]);
+    for (attempt = 1; now_ns() < ends; attempt++)
+        once(locks, attempt);
+    polylock_close(locks, NULL);
+    polylock_manager_free(locks);
+    polylock_shutdown(2000);
+    tell("end", "-", 0, "-");
+    return 0;
+}

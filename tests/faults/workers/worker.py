@@ -1,0 +1,98 @@
+"""Takes locks, holds them, writes under them and tells of all of it: `worker.py URL STORE LOG SEED NAMES SECONDS`.
+
+The same program exists in each language; README.md of this directory says what it does and what the lines mean.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import time
+
+import polylock
+
+
+class Log:
+    """One line an event, each written at once: a killed worker has told all that it knew."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def tell(self, event: str, name: str, attempt: int, detail: object = "-", at: int | None = None) -> None:
+        line = f"{time.monotonic_ns() if at is None else at} {event} {name} {attempt} {detail}\n"
+        os.write(self._file, line.encode())
+
+
+class Store:
+    """The guarded store, which refuses a token smaller than one that it has seen."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._answers = self._socket.makefile("r")
+
+    def write(self, name: str, token: int) -> str:
+        self._socket.sendall(f"{name} {token}\n".encode())
+        return self._answers.readline().strip()
+
+
+def hold(lease: polylock.Lease, seconds: float, log: Log, name: str, attempt: int) -> None:
+    """Asks every few milliseconds whether the lease is still held, until the time is over."""
+    ends = time.monotonic() + seconds
+    was_held = True
+    while was_held and time.monotonic() < ends:
+        before = time.monotonic_ns()
+        if lease.is_held:
+            log.tell("valid", name, attempt, at=before)
+        else:
+            log.tell("invalid", name, attempt)
+            was_held = False
+        time.sleep(0.01)
+
+
+def once(
+    locks: polylock.LockManager, dice: random.Random, names: list[str], attempt: int, log: Log, store: Store
+) -> None:
+    name = dice.choice(names)
+    ttl = dice.uniform(0.3, 1.0)
+    wait = dice.choice([0.0, 0.5, 2.0])
+    auto_extend = dice.random() < 0.7
+    log.tell("call", name, attempt, round(wait * 1000))
+    try:
+        lease = locks.acquire(name, ttl=ttl, wait=wait, auto_extend=auto_extend)
+    except polylock.Error as error:
+        log.tell("failed", name, attempt, type(error).__name__)
+        if not isinstance(error, polylock.AcquireTimeout):
+            time.sleep(0.05)
+        return
+    log.tell("granted", name, attempt, lease.fencing_token)
+    lease.on_lost(lambda reason: log.tell("lost", name, attempt, reason))
+    log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
+    hold(lease, dice.choice([0.0, 0.02, 0.02, 0.1 * ttl, 0.3 * ttl, 1.6 * ttl]), log, name, attempt)
+    if dice.random() < 0.3:
+        try:
+            lease.extend()
+        except polylock.Error as error:
+            log.tell("unextended", name, attempt, type(error).__name__)
+        hold(lease, 0.02, log, name, attempt)
+    # Also if it was lost meanwhile: then the store is what stands between us and the next holder.
+    log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
+    log.tell("release", name, attempt)
+    log.tell("released", name, attempt, lease.release())
+
+
+def main(url: str, store_path: str, log_path: str, seed: str, names: str, seconds: str) -> None:
+    log, store, dice = Log(log_path), Store(store_path), random.Random(seed)
+    ends = time.monotonic() + float(seconds)
+    with polylock.connect(url) as locks:
+        attempt = 0
+        while time.monotonic() < ends:
+            attempt += 1
+            once(locks, dice, dice.choice(names.split(",")), attempt, log, store)
+    log.tell("end", "-", 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
