@@ -22,7 +22,8 @@ test: ## Installs what is missing, checks the code and runs every test in every 
 	    lint="$(MAKE) lint" \
 	    rust="cargo test --workspace" \
 	    $(foreach language,$(LANGUAGES),$(language)="$(MAKE) $(language)-test") \
-	    together="$(MAKE) together-test"
+	    together="$(MAKE) together-test" \
+	    faults="$(MAKE) faults-test"
 
 .PHONY: build
 build: rust-build $(LANGUAGES:%=%-build) ## Builds the libraries and the examples of all languages.
@@ -48,6 +49,33 @@ demo: ## Four languages add to one number, without and with locks; URL= says whe
 together-test: build ## What crosses languages; needs the servers' URLs in the environment.
 	tests/together/run.py $(COUNTERS)
 
+# The programs that tests/faults/faults.py runs.
+FAULT_WORKERS = rust="$(CARGO_TARGET_DIR)/debug/fault-worker" c="$(CURDIR)/build/c/fault-worker" \
+    node="node $(CURDIR)/tests/faults/workers/worker.mjs" \
+    python="$(VENV)/bin/python $(CURDIR)/tests/faults/workers/worker.py"
+
+.PHONY: fault-workers
+fault-workers: build
+	cargo build -p polylock-fault-worker
+	$(CC) -std=c99 -O2 $(C_FLAGS) -o build/c/fault-worker tests/faults/workers/worker.c $(C_LINK)
+	mkdir -p tests/faults/workers/node_modules
+	ln -sfn ../../../../$(NODE_DIR) tests/faults/workers/node_modules/polylock
+
+# How long, in all, and how long where it is a part of the tests.
+SECONDS ?= 600
+FAULT_TEST_SECONDS ?= 36
+
+.PHONY: faults
+faults: ## Random faults under workers in four languages, on every backend; SECONDS= says how long.
+	tests/install.sh
+	$(MAKE) fault-workers
+	tests/faults/faults.py --seconds $(SECONDS) --table $(CARGO_TARGET_DIR)/faults.md $(FAULT_WORKERS)
+
+.PHONY: faults-test
+faults-test: fault-workers
+	tests/faults/test_history.py
+	tests/faults/faults.py --seconds $(FAULT_TEST_SECONDS) $(FAULT_WORKERS)
+
 # Python outside of the package.
 SCRIPTS := tests/*.py tests/*/*.py benches/*.py benches/*/*.py
 
@@ -66,7 +94,7 @@ rust-lint:
 scripts-lint: python-build
 	$(VENV)/bin/ruff check --config tests/ruff.toml $(SCRIPTS)
 	$(VENV)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
-	MYPYPATH=tests/servers:benches/python $(VENV)/bin/mypy --strict $(SCRIPTS)
+	MYPYPATH=tests/servers:tests/faults:benches/python $(VENV)/bin/mypy --strict $(SCRIPTS)
 
 # Everything is built for speed, apart from what the tests use.
 BENCH := $(CARGO_TARGET_DIR)/bench

@@ -19,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "servers
 from postgres_server import PostgresServer, run_sql
 from proxy import Link, Network, Weather
 from redis_server import RedisClient, RedisServer
+from zookeeper_server import ZookeeperClient, ZookeeperServer
 
 LONGEST_TTL = 1.0
 # How long after the last worker has ended something may be left on a server that a fault kept from being asked.
@@ -225,10 +226,45 @@ def _family(process: int) -> list[int]:
     return [process, *map(int, children.split())]
 
 
+class ZookeeperStage(Stage):
+    """One ZooKeeper, with sessions that end soon."""
+
+    name = "zookeeper"
+
+    def __init__(self, workers: list[str], network: Network) -> None:
+        super().__init__(workers, network)
+        self._server = self._stack.enter_context(ZookeeperServer()).ready()
+        self._link_all([self._server.port])
+
+    def url(self, worker: str) -> str:
+        return f"zookeeper://127.0.0.1:{self._links[worker][0].port}/polylock?session_timeout=1.5"
+
+    def faults(self, dice: random.Random) -> list[Fault]:
+        return [
+            *super().faults(dice),
+            Fault("the server stopped", lambda: self._signal(signal.SIGSTOP), lambda: self._signal(signal.SIGCONT)),
+            Fault("the server killed", self._server.kill, self._restart),
+        ]
+
+    def left_over(self) -> list[str]:
+        client = ZookeeperClient(self._server.url)
+        left = list(client.contenders())
+        client.close()
+        return left
+
+    def _signal(self, number: int) -> None:
+        os.kill(self._server.pid, number)
+
+    def _restart(self) -> None:
+        self._server.start()
+        self._server.ready()
+
+
 STAGES: dict[str, Callable[[list[str], Network], Stage]] = {
     "file": FileStage,
     "redis": lambda workers, network: RedisStage(workers, network, 1),
     "redlock": lambda workers, network: RedisStage(workers, network, 5),
     "postgres": lambda workers, network: PostgresStage(workers, network, "lease"),
+    "zookeeper": ZookeeperStage,
     "postgres-session": lambda workers, network: PostgresStage(workers, network, "session"),
 }
