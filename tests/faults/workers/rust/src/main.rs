@@ -84,8 +84,7 @@ impl Worker {
         let name = self.choose(&self.names.clone());
         let ttl = Duration::from_millis(self.dice.u64(300..1000));
         let wait = self.choose(&[0, 500, 2000]);
-        let options =
-            Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(self.dice.f64() < 0.7);
+        let options = Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(self.dice.f64() < 0.7);
         let log = Arc::clone(&self.log);
         log.tell("call", &name, attempt, wait);
         let lease = match self.locks.acquire(name.as_str(), options).await {
