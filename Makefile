@@ -106,11 +106,13 @@ bench: ## Compares with the usual libraries; prints a table and writes target/be
 	cargo build --release --manifest-path benches/rust/Cargo.toml
 	mkdir -p $(BENCH)
 	$(CC) -std=gnu99 -O2 $(C_FLAGS) -o $(BENCH)/c benches/c/bench.c $(C_LINK)
+	$(PYTHON) -m venv $(BENCH)/python
+	$(BENCH)/python/bin/pip install --quiet --disable-pip-version-check -r benches/python/requirements.txt
 	cd benches/node && npm install --no-package-lock --no-audit --no-fund --silent
 	$(SERVERS) bash -c 'address=$${POLYLOCK_TEST_REDIS#redis://}; benches/compare.py $(CURDIR)/target/bench/results.json \
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench $$POLYLOCK_TEST_REDIS" \
 	    "$(BENCH)/c $${address%:*} $${address#*:} core/src/backend/redis/scripts" \
-	    "$(VENV)/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS" \
+	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS $$POLYLOCK_TEST_REDLOCK" \
 	    "node benches/node/bench.mjs $$POLYLOCK_TEST_REDIS"'
 
 .PHONY: clean
