@@ -21,10 +21,35 @@ pub(super) struct Config {
     pub(super) connections: usize,
     /// Advisory locks of a session, not rows.
     pub(super) session: bool,
-    /// In session mode: names are the numbers of the locks.
-    pub(super) literal_keys: bool,
+    /// In session mode: a session for each lease.
+    pub(super) dedicated: bool,
+    /// In session mode: what names are.
+    pub(super) keys: Keys,
     /// The table, quoted.
     pub(super) table: String,
+    /// The name of the host that we run on.
+    pub(super) host: String,
+}
+
+/// What names are to advisory locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// Names, which are hashed.
+    Name,
+    /// The locks' numbers.
+    Number,
+    /// The locks' pairs of numbers, which are other locks than those with one.
+    Pair,
+}
+
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "name",
+            Self::Number => "number",
+            Self::Pair => "pair",
+        })
+    }
 }
 
 /// One host of the list.
@@ -80,27 +105,33 @@ impl Config {
             servers: Vec::new(),
             tls: Tls::Prefer,
             listen: true,
-            connections: 2,
+            connections: 0,
             session: false,
-            literal_keys: false,
+            dedicated: false,
+            keys: Keys::Name,
             table: String::new(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         };
-        let (mut theirs, mut ssl_mode, mut roots) = (Vec::new(), None, None);
+        let (mut theirs, mut connections, mut ssl_mode, mut roots) = (Vec::new(), None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = form_urlencoded::parse(pair.as_bytes()).next() else { continue };
             match (&*key, &*value) {
                 ("mode", "lease") => config.session = false,
                 ("mode", "session") => config.session = true,
                 ("mode", _) => return Err(invalid("takes mode=lease or mode=session")),
-                ("keys", "name") => config.literal_keys = false,
-                ("keys", "number") => config.literal_keys = true,
-                ("keys", _) => return Err(invalid("takes keys=name or keys=number")),
+                ("keys", "name") => config.keys = Keys::Name,
+                ("keys", "number") => config.keys = Keys::Number,
+                ("keys", "pair") => config.keys = Keys::Pair,
+                ("keys", _) => return Err(invalid("takes keys=name, keys=number or keys=pair")),
                 ("listen", "on") => config.listen = true,
                 ("listen", "off") => config.listen = false,
                 ("listen", _) => return Err(invalid("takes listen=on or listen=off")),
+                ("connections", "dedicated") => config.dedicated = true,
                 ("connections", number) => {
                     let number = number.parse().ok().filter(|number| (1..=64).contains(number));
-                    config.connections = number.ok_or_else(|| invalid("takes connections=1 to connections=64"))?;
+                    connections = Some(number.ok_or_else(|| {
+                        invalid("takes connections=1 to connections=64, or dedicated in session mode")
+                    })?);
                 }
                 ("table", name) => {
                     config.table = quoted(name)
@@ -112,9 +143,15 @@ impl Config {
                 _ => theirs.push(pair),
             }
         }
-        if config.literal_keys && !config.session {
-            return Err(invalid("takes keys=number together with mode=session only"));
+        if !config.session && (config.keys != Keys::Name || config.dedicated) {
+            return Err(invalid("takes keys= and connections=dedicated together with mode=session only"));
         }
+        if config.session && connections.is_some() {
+            return Err(invalid(
+                "takes a number of connections in lease mode only: session mode has one, or dedicated",
+            ));
+        }
+        config.connections = connections.unwrap_or(2);
         if config.table.is_empty() {
             config.table = if config.session { "polylock_session" } else { "polylock_lease" }.to_owned();
         }
@@ -134,9 +171,7 @@ impl Config {
         // We make TLS ourselves, before the log-in.
         config.login.ssl_mode(SslMode::Disable);
         if config.login.get_application_name().is_none() {
-            let host = rustix::system::uname();
-            let name = format!("polylock {}@{}", std::process::id(), host.nodename().to_string_lossy());
-            config.login.application_name(name);
+            config.login.application_name(format!("polylock {}@{}", std::process::id(), config.host));
         }
         Ok(config)
     }

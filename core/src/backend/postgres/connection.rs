@@ -39,7 +39,7 @@ pub(super) struct Statement {
 }
 
 /// The most statements with a number.
-pub(super) const STATEMENTS: usize = 5;
+pub(super) const STATEMENTS: usize = 13;
 
 /// What comes without being asked for.
 pub(super) type OnMessage = Box<dyn FnMut(AsyncMessage) + Send>;
@@ -113,6 +113,17 @@ impl Connection {
         params: &[&(dyn ToSql + Sync)],
         expires: Instant,
     ) -> Result<Option<Row>, Failure> {
+        let mut rows = self.query_all(statement, params, expires).await?;
+        Ok(rows.pop())
+    }
+
+    /// Sends a statement.
+    pub(super) async fn query_all(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn ToSql + Sync)],
+        expires: Instant,
+    ) -> Result<Vec<Row>, Failure> {
         if self.client.is_closed() {
             return Err(Failure::not_sent(&self.peer, "the connection is closed"));
         }
@@ -122,11 +133,11 @@ impl Connection {
                 let prepared = self.prepared[statement.index]
                     .get_or_try_init(|| self.client.prepare_typed(&statement.text, &statement.types))
                     .await?;
-                return self.client.query_opt(prepared, params).await;
+                return self.client.query(prepared, params).await;
             }
             // A pooler may give each transaction another session, so nothing is prepared for a later one.
             let typed: Vec<_> = params.iter().copied().zip(statement.types.iter().cloned()).collect();
-            self.client.query_typed_opt(&statement.text, &typed).await
+            self.client.query_typed(&statement.text, &typed).await
         };
         match until(Some(expires), answer).await {
             Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error)),

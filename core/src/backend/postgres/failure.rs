@@ -75,7 +75,9 @@ impl Failure {
     /// Whether several transactions stood in each other's way.
     pub(super) fn is_clash(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == SqlState::T_R_SERIALIZATION_FAILURE
-            || *code == SqlState::T_R_DEADLOCK_DETECTED || *code == SqlState::LOCK_NOT_AVAILABLE)
+            || *code == SqlState::T_R_DEADLOCK_DETECTED || *code == SqlState::LOCK_NOT_AVAILABLE
+            // Our own, of acquire_all.sql.
+            || *code == SqlState::INVALID_TEXT_REPRESENTATION)
     }
 
     pub(super) fn into_error(self) -> Error {

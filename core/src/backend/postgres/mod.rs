@@ -7,6 +7,7 @@
 mod config;
 mod connection;
 mod failure;
+mod holders;
 mod lease;
 mod listener;
 mod pool;
@@ -16,7 +17,7 @@ mod tls;
 use std::{sync::Arc, time::Duration};
 
 use self::{config::Config, connection::Connection, failure::Failure, lease::LeaseBackend, session::SessionBackend};
-use super::Backend;
+use super::{Backend, Capabilities, Guarantee};
 use crate::{Error, ErrorKind, Result, clock::Instant, connect::Options};
 
 /// For `postgres://…`. Touches nothing yet.
@@ -31,6 +32,20 @@ pub(crate) fn backend(url: &str, options: &Options) -> Result<Box<dyn Backend>> 
         Box::new(LeaseBackend::new(config, options))
     })
 }
+
+/// Of both modes.
+const CAPABILITIES: Capabilities = Capabilities {
+    guarantee: Guarantee::Fenced,
+    fencing: true,
+    across_processes: true,
+    across_hosts: true,
+    shared: true,
+    semaphore: true,
+    several: true,
+    inspection: true,
+    listing: true,
+    breaking: true,
+};
 
 /// Makes the table that a statement missed. `sql` does nothing if it is there by now.
 async fn make_table(connection: &Connection, sql: &str, table: &str) -> std::result::Result<(), Failure> {

@@ -13,31 +13,30 @@
 //! * *It fails over to a replica that lags behind*: leases may be forgotten. Tokens still grow: they are at least the server's
 //!   time in us.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+mod statements;
 
-use tokio_postgres::{
-    Row,
-    types::{ToSql, Type},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use tokio_postgres::{Row, types::ToSql};
+
+use self::statements::{Asked, Seen, Statements, duration};
 use super::{
+    CAPABILITIES,
     config::Config,
     connection::{Connection, Statement},
     failure::Failure,
+    holders::{like, read_holder, read_holders},
     listener::Listener,
     make_table,
     pool::Pool,
 };
 use crate::{
-    Error, Resource, Result,
-    backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch},
+    Error, Mode, OwnerToken, Resource, Result,
+    backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Holder, Release, Watch},
     clock::Instant,
     connect::Options,
     engine::driver::Driver,
+    pattern::Pattern,
 };
 
 /// The longest that any statement may take.
@@ -50,56 +49,6 @@ pub(super) struct LeaseBackend {
     statements: Arc<Statements>,
     prefix: String,
     node_timeout: Option<Duration>,
-}
-
-struct Statements {
-    acquire: Statement,
-    extend: Statement,
-    release: Statement,
-    inspect: Statement,
-    make_table: String,
-}
-
-impl Statements {
-    fn new(table: &str) -> Self {
-        let with_table = |text: &str| text.replace("polylock_lease", table);
-        let statement =
-            |index, text: &str, types: &[Type]| Statement { index, text: with_table(text), types: types.to_vec() };
-        const TEXT: Type = Type::TEXT;
-        const INT8: Type = Type::INT8;
-        Self {
-            acquire: statement(
-                0,
-                include_str!("sql/acquire.sql"),
-                &[TEXT, TEXT, INT8, INT8, TEXT, Type::INT4, TEXT, Type::BOOL],
-            ),
-            extend: statement(1, include_str!("sql/extend.sql"), &[TEXT, TEXT, INT8]),
-            release: statement(2, include_str!("sql/release.sql"), &[TEXT, TEXT]),
-            inspect: statement(3, include_str!("sql/inspect.sql"), &[TEXT]),
-            make_table: with_table(include_str!("sql/table.sql")),
-        }
-    }
-}
-
-/// What one attempt's row says.
-struct Seen {
-    token: Option<i64>,
-    held: bool,
-    us_left: Option<i64>,
-    asked: bool,
-    now: i64,
-}
-
-impl Seen {
-    fn read(row: &Row) -> std::result::Result<Self, tokio_postgres::Error> {
-        Ok(Self {
-            token: row.try_get("token")?,
-            held: row.try_get("held")?,
-            us_left: row.try_get("us_left")?,
-            asked: row.try_get("asked")?,
-            now: row.try_get("now")?,
-        })
-    }
 }
 
 impl LeaseBackend {
@@ -126,11 +75,8 @@ impl LeaseBackend {
     async fn acquire(&self, claim: &Claim) -> Attempt {
         /// Bounds the rounds in which others were faster, or the server's clock jumped.
         const ROUNDS: usize = 4;
-        let key = self.key(claim.resource());
-        let owner = claim.owner.as_str();
+        let asked_for = Asked::new(&self.statements, claim, &self.prefix);
         let ttl = micros(claim.ttl);
-        let host = rustix::system::uname();
-        let host = host.nodename().to_string_lossy();
         let (pid, label) = (i32::try_from(std::process::id()).ok(), claim.label.as_deref());
         // When the first request that may yet be granted was sent.
         let mut sent: Option<Instant> = None;
@@ -146,9 +92,9 @@ impl LeaseBackend {
             let since = *sent.get_or_insert(asked);
             let expires = since.after(self.answers_within(claim.ttl));
             let not_after = connection.server_time(expires);
-            let want = self.listener.hears(&key);
-            let params: [&(dyn ToSql + Sync); 8] = [&key, &owner, &ttl, &not_after, &host, &pid, &label, &want];
-            let seen = match connection.query(&self.statements.acquire, &params, expires).await {
+            let want = asked_for.keys.iter().all(|key| self.listener.hears(key));
+            let (statement, params) = asked_for.acquire([&ttl, &not_after, &self.config.host, &pid, &label, &want]);
+            let seen = match connection.query(statement, &params, expires).await {
                 Ok(Some(row)) => match Seen::read(&row) {
                     Ok(seen) => seen,
                     Err(error) => return Attempt::Unknown(strange(&connection, &error)),
@@ -184,7 +130,9 @@ impl LeaseBackend {
                 };
             }
             if seen.held && (seen.asked || !want) {
-                return Attempt::held_for(seen.us_left.map(duration));
+                let foreign = seen.by_permits != matches!(claim.mode, Mode::Permit { .. });
+                let free_in = seen.us_left.map(duration);
+                return Attempt::Busy { free_in, foreign, contended: false, residue: false };
             }
             // Somebody came or went while we looked, or it was too late by the server's clock, which was set: look again.
             sent = None;
@@ -218,8 +166,9 @@ impl LeaseBackend {
     }
 
     async fn extend_lease(&self, claim: &Claim, ttl: Duration) -> Extension {
-        let (key, owner, us) = (self.key(claim.resource()), claim.owner.as_str(), micros(ttl));
-        match self.ask(&self.statements.extend, &[&key, &owner, &us], self.answers_within(ttl)).await {
+        let (asked_for, us) = (Asked::new(&self.statements, claim, &self.prefix), micros(ttl));
+        let (statement, params) = asked_for.extend(&us);
+        match self.ask(statement, &params, self.answers_within(ttl)).await {
             (since, Ok(Some(_))) => Extension::Extended { since },
             (_, Ok(None)) => Extension::Lost,
             (_, Err(failure)) if failure.is_undefined_table() => Extension::Lost,
@@ -228,10 +177,11 @@ impl LeaseBackend {
     }
 
     async fn release_lease(&self, claim: &Claim) -> Release {
-        let (key, owner) = (self.key(claim.resource()), claim.owner.as_str());
+        let asked_for = Asked::new(&self.statements, claim, &self.prefix);
+        let (statement, params) = asked_for.release();
         // Nothing depends on a quick answer, and a certain one is worth some time.
         let within = self.node_timeout.unwrap_or(SLOWEST);
-        match self.ask(&self.statements.release, &[&key, &owner], within).await.1 {
+        match self.ask(statement, &params, within).await.1 {
             Ok(Some(row)) => match row.try_get("was_held") {
                 Ok(true) => Release::Released,
                 Ok(false) => Release::NotHeld,
@@ -244,30 +194,33 @@ impl LeaseBackend {
     }
 
     async fn holder(&self, resource: &Resource) -> Result<Option<Holder>> {
-        let key = self.key(resource);
         let within = self.node_timeout.unwrap_or(SLOWEST);
-        match self.ask(&self.statements.inspect, &[&key], within).await.1 {
-            Ok(Some(row)) => {
-                let unreadable = |error: tokio_postgres::Error| Error::unavailable(error.to_string());
-                read_holder(resource, &row).map(Some).map_err(unreadable)
-            }
-            Ok(None) => Ok(None),
+        match self.ask(&self.statements.inspect, &[&self.key(resource), &1i64], within).await.1 {
+            Ok(row) => Ok(row.and_then(|row| read_holder(&row, &self.prefix))),
             Err(failure) if failure.is_undefined_table() => Ok(None),
             Err(failure) => Err(failure.into_error()),
         }
     }
-}
 
-fn read_holder(resource: &Resource, row: &Row) -> std::result::Result<Holder, tokio_postgres::Error> {
-    Ok(Holder {
-        fencing_token: u64::try_from(row.try_get::<_, i64>("token")?).ok(),
-        expires_in: Some(duration(row.try_get("us_left")?)),
-        since: row.try_get::<_, Option<i64>>("since")?.map(|us| UNIX_EPOCH + duration(us)),
-        host: row.try_get("host")?,
-        pid: row.try_get::<_, Option<i32>>("pid")?.and_then(|pid| u32::try_from(pid).ok()),
-        label: row.try_get("label")?,
-        ..Holder::new(resource.clone(), row.try_get("owner")?)
-    })
+    async fn holders(&self, pattern: &Pattern, limit: usize) -> Result<Vec<Holder>> {
+        let (pattern, limit) = (like(&self.prefix, pattern), i64::try_from(limit).unwrap_or(i64::MAX));
+        let connection = self.pool.get().await.map_err(Failure::into_error)?;
+        let expires = Instant::now().after(self.node_timeout.unwrap_or(SLOWEST));
+        match connection.query_all(&self.statements.list, &[&pattern, &limit], expires).await {
+            Ok(rows) => Ok(read_holders(&rows, &self.prefix)),
+            Err(failure) if failure.is_undefined_table() => Ok(Vec::new()),
+            Err(failure) => Err(failure.into_error()),
+        }
+    }
+
+    async fn break_lease(&self, resource: &Resource, owner: &str) -> Result<bool> {
+        let within = self.node_timeout.unwrap_or(SLOWEST);
+        match self.ask(&self.statements.break_lock, &[&self.key(resource), &owner], within).await.1 {
+            Ok(row) => Ok(row.is_some()),
+            Err(failure) if failure.is_undefined_table() => Ok(false),
+            Err(failure) => Err(failure.into_error()),
+        }
+    }
 }
 
 fn strange(connection: &Connection, why: &dyn fmt::Display) -> Error {
@@ -280,24 +233,9 @@ pub(super) fn micros(ttl: Duration) -> i64 {
     i64::try_from(ttl.min(LONGEST).as_nanos().div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
-fn duration(us: i64) -> Duration {
-    Duration::from_micros(u64::try_from(us).unwrap_or(0))
-}
-
 impl Backend for LeaseBackend {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            guarantee: Guarantee::Fenced,
-            fencing: true,
-            across_processes: true,
-            across_hosts: true,
-            shared: false,
-            semaphore: false,
-            several: false,
-            inspection: true,
-            listing: false,
-            breaking: false,
-        }
+        CAPABILITIES
     }
 
     fn check_reachable<'a>(&'a self, _: &'a Driver) -> Answer<'a, Result<()>> {
@@ -323,6 +261,17 @@ impl Backend for LeaseBackend {
 
     fn inspect<'a>(&'a self, resource: &'a Resource, _: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
         Box::pin(self.holder(resource))
+    }
+
+    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, _: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(self.holders(pattern, limit))
+    }
+
+    fn break_lock<'a>(&'a self, resource: &'a Resource, owner: &'a str, _: &'a Driver) -> Answer<'a, Result<bool>> {
+        Box::pin(async move {
+            // Anything else is nobody's: these mark what is shared.
+            if OwnerToken::parse(owner).is_none() { Ok(false) } else { self.break_lease(resource, owner).await }
+        })
     }
 
     fn watch(&self, resource: &Resource) -> Watch {

@@ -2,7 +2,7 @@
 --
 -- $1 key, $2 id of the advisory lock
 WITH freed AS MATERIALIZED (
-    SELECT pg_advisory_unlock($2) AS ok
+    SELECT pg_advisory_unlock(advisory($2)) AS ok
 ), told AS (
     UPDATE polylock_session AS l SET wanted = false FROM freed
     WHERE l.key = $1 AND l.wanted AND freed.ok

@@ -1,0 +1,280 @@
+//! What one session holds, or may hold, as this process knows it.
+//!
+//! Session locks are re-entrant: the server would grant a second time what the session has. So this is asked first. A
+//! lock that several leases of this process share is taken from the server once, by the first, and given back by the last.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use crate::{
+    Error, ErrorKind, Mode, OwnerToken,
+    backend::{Attempt, Losable},
+};
+
+#[derive(Default)]
+pub(super) struct Locks(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    by_id: HashMap<i64, Local>,
+    /// Permits: whose, and whether the server has given it.
+    slots: HashMap<i64, (OwnerToken, bool)>,
+    /// To be told if the session ends.
+    leases: HashMap<OwnerToken, Weak<dyn Losable>>,
+    ended: bool,
+}
+
+struct Local {
+    key: String,
+    mode: Mode,
+    /// More than one only where it is shared.
+    owners: Vec<OwnerToken>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The server has been asked for it.
+    Taking,
+    Held,
+    /// The server has been asked to free it, and its answer is not known.
+    Freeing,
+}
+
+/// What a reservation means.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reserved {
+    /// The server is to be asked.
+    Take,
+    /// The session has it already.
+    Join,
+}
+
+/// What the server is asked to free.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ToFree {
+    pub(super) alone: Vec<i64>,
+    pub(super) shared: Vec<i64>,
+    pub(super) slots: Vec<i64>,
+    /// It was asked before: that it finds nothing held proves nothing.
+    pub(super) again: bool,
+}
+
+impl Locks {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves all of `wanted` for one claim of this process, or none.
+    pub(super) fn reserve(&self, wanted: &[(i64, &str)], mode: Mode, owner: OwnerToken) -> Result<Reserved, Attempt> {
+        let mut table = self.table();
+        if table.ended {
+            return Err(Attempt::Refused(Error::unavailable("the session has ended")));
+        }
+        for (id, key) in wanted {
+            let Some(local) = table.by_id.get(id) else { continue };
+            if local.key != *key {
+                // To wait would be a deadlock if one task held the one and asked for the other.
+                let why = format!("has the same advisory lock as {:?}, which is held here", local.key);
+                return Err(Attempt::Refused(Error::new(ErrorKind::Conflict, why)));
+            }
+            if mode == Mode::Exclusive || mode.name() != local.mode.name() {
+                let foreign = (mode.name() == "permit") != (local.mode.name() == "permit");
+                return Err(Attempt::Busy { free_in: None, foreign, contended: false, residue: false });
+            }
+            if local.phase != Phase::Held {
+                return Err(Attempt::Busy { free_in: None, foreign: false, contended: true, residue: false });
+            }
+        }
+        let mut reserved = Reserved::Take;
+        for (id, key) in wanted {
+            match table.by_id.entry(*id) {
+                Entry::Occupied(mut entry) => {
+                    entry.get_mut().owners.push(owner);
+                    reserved = Reserved::Join;
+                }
+                Entry::Vacant(entry) => {
+                    entry.insert(Local { key: (*key).to_owned(), mode, owners: vec![owner], phase: Phase::Taking });
+                }
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// Reserves those of `slots` that no permit of this process has. If there are none: whether another permit of this
+    /// process has them only until the server has answered.
+    pub(super) fn reserve_slots(&self, slots: Vec<i64>, owner: OwnerToken) -> Result<Vec<i64>, bool> {
+        let mut table = self.table();
+        let (free, taken): (Vec<_>, Vec<_>) = slots.into_iter().partition(|slot| !table.slots.contains_key(slot));
+        if free.is_empty() {
+            return Err(taken.iter().any(|slot| table.slots.get(slot).is_some_and(|(_, given)| !given)));
+        }
+        table.slots.extend(free.iter().map(|slot| (*slot, (owner, false))));
+        Ok(free)
+    }
+
+    /// None of the slots was given.
+    pub(super) fn free_slots(&self, owner: OwnerToken) {
+        self.table().slots.retain(|_, (whose, _)| *whose != owner);
+    }
+
+    /// The server gave what was reserved, and of the slots this one.
+    pub(super) fn taken(&self, ids: &[i64], slot: Option<i64>, owner: OwnerToken) {
+        let mut table = self.table();
+        for id in ids {
+            if let Some(local) = table.by_id.get_mut(id)
+                && local.phase == Phase::Taking
+                && local.owners == [owner]
+            {
+                local.phase = Phase::Held;
+            }
+        }
+        table.slots.retain(|taken, (whose, given)| {
+            *given |= *whose == owner;
+            *whose != owner || Some(*taken) == slot
+        });
+    }
+
+    /// To be called before the server is asked to free what `owner` has of `ids`: what that is. What others share
+    /// stays.
+    pub(super) fn begin_freeing(&self, ids: &[i64], owner: OwnerToken) -> ToFree {
+        let mut table = self.table();
+        let mut to_free = ToFree::default();
+        for id in ids {
+            let Some(local) = table.by_id.get_mut(id) else { continue };
+            if local.owners == [owner] {
+                to_free.again |= local.phase == Phase::Freeing;
+                local.phase = Phase::Freeing;
+                if local.mode == Mode::Exclusive { &mut to_free.alone } else { &mut to_free.shared }.push(*id);
+            } else {
+                local.owners.retain(|other| *other != owner);
+            }
+        }
+        let slots = table.slots.iter().filter(|(_, (whose, _))| *whose == owner);
+        to_free.slots = slots.map(|(slot, _)| *slot).collect();
+        to_free
+    }
+
+    /// The claim certainly does not hold any more.
+    pub(super) fn forget(&self, ids: &[i64], owner: OwnerToken) {
+        let mut table = self.table();
+        for id in ids {
+            if let Entry::Occupied(mut entry) = table.by_id.entry(*id) {
+                entry.get_mut().owners.retain(|other| *other != owner);
+                if entry.get().owners.is_empty() {
+                    entry.remove();
+                }
+            }
+        }
+        table.slots.retain(|_, (whose, _)| *whose != owner);
+        table.leases.remove(&owner);
+    }
+
+    /// Nothing is held, nor may be.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table().by_id.is_empty()
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.table().ended
+    }
+
+    /// Has `lease` told when the session ends; gives it back if it has.
+    pub(super) fn tell(&self, owner: OwnerToken, lease: Weak<dyn Losable>) -> Option<Weak<dyn Losable>> {
+        let mut table = self.table();
+        if table.ended {
+            return Some(lease);
+        }
+        table.leases.insert(owner, lease);
+        None
+    }
+
+    /// The lease to be told of, which is not to be told again.
+    pub(super) fn take_lease(&self, owner: OwnerToken) -> Option<Arc<dyn Losable>> {
+        self.table().leases.remove(&owner)?.upgrade()
+    }
+
+    /// The session is over: tells the leases.
+    pub(super) fn end(&self) {
+        let leases = {
+            let mut table = self.table();
+            table.ended = true;
+            std::mem::take(&mut table.leases)
+        };
+        for lease in leases.values().filter_map(Weak::upgrade) {
+            lease.gone();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owners() -> (OwnerToken, OwnerToken) {
+        (OwnerToken::draw().unwrap(), OwnerToken::draw().unwrap())
+    }
+
+    #[test]
+    fn one_id_is_held_once_in_this_process() {
+        let (locks, (one, two)) = (Locks::default(), owners());
+        let reserve = |id, key, owner| locks.reserve(&[(id, key)], Mode::Exclusive, owner);
+        assert!(matches!(reserve(7, "a", one), Ok(Reserved::Take)));
+        assert!(matches!(reserve(7, "a", two), Err(Attempt::Busy { .. })));
+        // Another name on the same id: an error, as a wait for oneself would have no end.
+        let Err(Attempt::Refused(error)) = reserve(7, "b", two) else { panic!("not refused") };
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        locks.forget(&[7], two);
+        assert!(reserve(7, "a", two).is_err());
+        locks.forget(&[7], one);
+        assert!(reserve(7, "b", two).is_ok());
+        locks.end();
+        assert!(matches!(reserve(8, "c", one), Err(Attempt::Refused(_))));
+    }
+
+    #[test]
+    fn all_are_reserved_or_none() {
+        let (locks, (one, two)) = (Locks::default(), owners());
+        assert!(locks.reserve(&[(2, "b")], Mode::Exclusive, one).is_ok());
+        assert!(locks.reserve(&[(1, "a"), (2, "b")], Mode::Exclusive, two).is_err());
+        assert!(locks.reserve(&[(1, "a")], Mode::Exclusive, two).is_ok());
+    }
+
+    #[test]
+    fn what_is_shared_is_taken_by_the_first_and_freed_by_the_last() {
+        let (locks, (one, two)) = (Locks::default(), owners());
+        let share = |owner| locks.reserve(&[(7, "a")], Mode::Shared, owner);
+        assert!(matches!(share(one), Ok(Reserved::Take)));
+        // Not before the server has given it.
+        assert!(matches!(share(two), Err(Attempt::Busy { contended: true, .. })));
+        locks.taken(&[7], None, one);
+        assert!(matches!(share(two), Ok(Reserved::Join)));
+        let other = Mode::Permit { of: 2 };
+        assert!(matches!(locks.reserve(&[(7, "a")], other, two), Err(Attempt::Busy { foreign: true, .. })));
+        assert_eq!(locks.begin_freeing(&[7], one), ToFree::default());
+        locks.forget(&[7], one);
+        let last = ToFree { shared: vec![7], ..ToFree::default() };
+        assert_eq!(locks.begin_freeing(&[7], two), last);
+        assert!(locks.begin_freeing(&[7], two).again);
+        // Not while it is being freed.
+        assert!(matches!(share(one), Err(Attempt::Busy { contended: true, .. })));
+        locks.forget(&[7], two);
+        assert!(matches!(share(one), Ok(Reserved::Take)));
+    }
+
+    #[test]
+    fn a_permit_has_its_slot_alone() {
+        let (locks, (one, two)) = (Locks::default(), owners());
+        assert_eq!(locks.reserve_slots(vec![1, 2, 3], one), Ok(vec![1, 2, 3]));
+        assert_eq!(locks.reserve_slots(vec![1, 2, 3], two), Err(true));
+        locks.taken(&[], Some(2), one);
+        assert_eq!(locks.reserve_slots(vec![2], two), Err(false));
+        assert_eq!(locks.reserve_slots(vec![1, 2, 3], two), Ok(vec![1, 3]));
+        locks.free_slots(two);
+        assert_eq!(locks.begin_freeing(&[], one).slots, [2]);
+        locks.forget(&[], one);
+        assert_eq!(locks.reserve_slots(vec![1, 2], two), Ok(vec![1, 2]));
+    }
+}
