@@ -110,7 +110,7 @@ impl Connect {
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
             "file" => Ok(Box::new(FileBackend::new(url)?)),
             "postgres" | "postgresql" => postgres::backend(url, &self.options),
-            "zookeeper" => Ok(Box::new(ZookeeperBackend::new(url, &self.options)?)),
+            "zookeeper" | "zookeeper+tls" => Ok(Box::new(ZookeeperBackend::new(url, &self.options)?)),
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
             other => {
                 let why = format!(

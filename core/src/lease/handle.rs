@@ -266,7 +266,7 @@ impl Held {
         let step = inner.state.at(now);
         let next = match step {
             Step::WaitUntil(at) => Some(at),
-            Step::Renew => Some(inner.state.deadline()),
+            Step::Renew => Some(inner.state.end()),
             Step::Lose(_) | Step::Rest => None,
         };
         let replaced = match inner.alarm {

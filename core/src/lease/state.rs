@@ -128,7 +128,7 @@ impl LeaseState {
     }
 
     /// The deadline, or the end of the session if that comes first. The latter moves on by itself, until it does not.
-    fn end(&self) -> Instant {
+    pub(crate) fn end(&self) -> Instant {
         self.session.as_ref().map_or(self.deadline, |session| session.at().min(self.deadline))
     }
 

@@ -1,8 +1,8 @@
 //! Where an ensemble is, and how to use it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use super::wire::Acl;
+use super::{name::decoded, tls::Tls, wire::Acl};
 use crate::{Error, Result};
 
 /// One ensemble. Printing it shows no password.
@@ -15,6 +15,7 @@ pub(super) struct Config {
     pub(super) root: String,
     /// What we ask for; the server has the last word.
     pub(super) session_timeout: Duration,
+    pub(super) tls: Option<Tls>,
 }
 
 impl Config {
@@ -22,7 +23,12 @@ impl Config {
     pub(super) fn parse(url: &str) -> Result<Self> {
         const PORT: u16 = 2181;
         let wrong = |why: &str| Error::invalid("url", format!("is not a ZooKeeper URL: {why}"));
-        let rest = url.strip_prefix("zookeeper://").ok_or_else(|| wrong("it must start with zookeeper://"))?;
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        let is_tls = match scheme {
+            "zookeeper" => false,
+            "zookeeper+tls" => true,
+            _ => return Err(wrong("it must start with zookeeper:// or zookeeper+tls://")),
+        };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (login, hosts) = match authority.rsplit_once('@') {
@@ -44,21 +50,38 @@ impl Config {
                 _ => return Err(wrong("each host must be NAME or NAME:PORT")),
             }
         }
+        let path = decoded(path).ok_or_else(|| wrong("its path is not UTF-8"))?;
         let path = path.trim_end_matches('/');
         let unusable = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains(char::is_control);
         if !path.is_empty() && path.split('/').any(unusable) {
             return Err(wrong("its path has an empty part, '.', '..' or a control character"));
         }
         let root = format!("/{}", if path.is_empty() { "polylock" } else { path });
-        let mut config = Self { hosts: addresses, login, root, session_timeout: Duration::from_secs(10) };
-        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            match (&*key, value.parse::<f64>()) {
+        let mut config = Self { hosts: addresses, login, root, session_timeout: Duration::from_secs(10), tls: None };
+        let (mut tls, mut cert, mut key) = (Tls::default(), None, None);
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match (&*name, value.parse::<f64>()) {
                 ("session_timeout", Ok(seconds)) if (0.1..=86_400.0).contains(&seconds) => {
                     config.session_timeout = Duration::from_secs_f64(seconds);
                 }
                 ("session_timeout", _) => return Err(wrong("session_timeout must be 0.1 to 86400 seconds")),
-                _ => return Err(wrong("its only option is session_timeout")),
+                ("ca", _) => tls.ca = Some(PathBuf::from(&*value)),
+                ("cert", _) => cert = Some(PathBuf::from(&*value)),
+                ("key", _) => key = Some(PathBuf::from(&*value)),
+                // Its name is not repeated: it may be the rest of a password.
+                _ => return Err(wrong("its options are session_timeout, ca, cert and key")),
             }
+        }
+        if cert.is_some() != key.is_some() {
+            return Err(wrong("cert and key belong together"));
+        }
+        tls.client = cert.zip(key);
+        if is_tls {
+            // Files that cannot be read are better told now.
+            tls.check().map_err(|error| Error::invalid("url", error.to_string()))?;
+            config.tls = Some(tls);
+        } else if tls != Tls::default() {
+            return Err(wrong("ca, cert and key are for zookeeper+tls://"));
         }
         Ok(config)
     }
@@ -68,25 +91,9 @@ impl Config {
     }
 }
 
-/// Without its percent escapes.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'%' => {
-                let digits = [rest.next()?, rest.next()?];
-                bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
-            }
-            byte => bytes.push(byte),
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("zookeeper://")?;
+        f.write_str(if self.tls.is_some() { "zookeeper+tls://" } else { "zookeeper://" })?;
         for (index, (host, port)) in self.hosts.iter().enumerate() {
             write!(f, "{}{host}:{port}", if index == 0 { "" } else { "," })?;
         }
@@ -104,6 +111,8 @@ mod tests {
         assert_eq!(config.hosts, [("a".into(), 2181), ("b".into(), 1), ("::1".into(), 2)]);
         assert_eq!((config.login.as_deref(), config.root.as_str()), (Some("me:p@s:s"), "/x/y"));
         assert_eq!(config.session_timeout, Duration::from_millis(2500));
+        assert_eq!(Config::parse("zookeeper://a/x%20y").unwrap().root, "/x y");
+        assert_eq!(Config::parse("zookeeper+tls://a").unwrap().tls, Some(Tls::default()));
         assert_eq!(Config::parse("zookeeper://a").unwrap().root, "/polylock");
         assert_eq!(Config::parse("zookeeper://a/").unwrap().root, "/polylock");
     }
@@ -118,6 +127,11 @@ mod tests {
             "://me:secret@h//x",
             "://me:secret@h/x/../y",
             "://me:secret@h?a=1",
+            "://me:secret@h?ca=/x",
+            "+tls://me:secret@h?cert=/x",
+            "+tls://me:secret@h?ca=/no/such/file",
+            "://me:sec?secret@h",
+            "://me:sec/secret@h",
         ] {
             let error = Config::parse(&format!("zookeeper{bad}")).unwrap_err();
             assert_eq!(error.argument(), Some("url"), "{bad}");

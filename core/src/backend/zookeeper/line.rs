@@ -1,17 +1,17 @@
-//! Who is before whom: decides from the names of the contenders alone.
+//! Who is before whom: decides from the contenders alone.
 
 use super::name::Contender;
 use crate::Mode;
 
 /// How a contender stands.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Standing<'a> {
+pub(super) enum Standing {
     /// It holds.
     First,
     /// It has to wait.
     Behind {
-        /// The contender whose end is to be waited for; `None`: any change.
-        watch: Option<&'a str>,
+        /// What is to be watched; `None` if waiting is no use.
+        obstacle: Option<Obstacle>,
         /// Those before it hold or want the resource as another kind of thing.
         foreign: bool,
     },
@@ -19,35 +19,62 @@ pub(super) enum Standing<'a> {
     Gone,
 }
 
-/// How the contender called `own` stands among `children`.
+/// What may change before it is a contender's turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// Anybody may leave.
+    Line,
+    /// This one has to leave; or, if it waits itself, to get its turn.
+    Contender { name: String, is_waiting: bool },
+}
+
+/// Whether the numbers do not say who came first.
+pub(super) fn is_ambiguous(contenders: &[Contender<'_>]) -> bool {
+    contenders.iter().filter(|contender| contender.is_last()).count() > 1
+}
+
+/// How the contender called `own` stands.
 ///
 /// An exclusive one waits for all before it, a shared one for the exclusive ones before it (so readers that come later do not
-/// starve a writer), a permit for so many others before it as there are permits.
-pub(super) fn standing<'a>(children: &'a [String], own: &str, mode: Mode) -> Standing<'a> {
-    let contenders: Vec<_> = children.iter().filter_map(|child| Contender::read(child)).collect();
+/// starve a writer). Each watches the last of those only, so that each change wakes one waiter, or the readers who come next.
+///
+/// A permit waits until fewer others are before it than there are permits. The first who waits watches the line, as any holder may leave;
+/// each of those behind it watches the one before it, which says so when it gets its turn.
+pub(super) fn standing(contenders: &[Contender<'_>], own: &str, mode: Mode) -> Standing {
     let Some(own) = contenders.iter().find(|contender| contender.name == own) else { return Standing::Gone };
     let before: Vec<_> = contenders.iter().filter(|other| other.is_before(own)).collect();
     if before.iter().any(|other| !other.is_like(mode)) {
-        return Standing::Behind { watch: None, foreign: true };
+        return Standing::Behind { obstacle: None, foreign: true };
     }
-    if let Mode::Permit { of } = mode {
-        return if before.len() < of as usize {
-            Standing::First
-        } else {
-            Standing::Behind { watch: None, foreign: false }
-        };
+    let holders = if let Mode::Permit { of } = mode { of as usize } else { 0 };
+    if before.len() < holders {
+        return Standing::First;
     }
-    let obstacles = before.into_iter().filter(|other| mode == Mode::Exclusive || other.kind == 'x');
+    if holders > 0 && before.len() == holders {
+        return Standing::Behind { obstacle: Some(Obstacle::Line), foreign: false };
+    }
+    let obstacles = before.into_iter().filter(|other| mode != Mode::Shared || other.kind == 'x');
     match obstacles.reduce(|last, other| if last.is_before(other) { other } else { last }) {
-        Some(last) => Standing::Behind { watch: Some(last.name), foreign: false },
+        Some(last) => {
+            let obstacle = Obstacle::Contender { name: last.name.to_owned(), is_waiting: holders > 0 };
+            Standing::Behind { obstacle: Some(obstacle), foreign: false }
+        }
         None => Standing::First,
     }
 }
 
-/// Who has been there longest.
-pub(super) fn first(children: &[String]) -> Option<Contender<'_>> {
-    let contenders = children.iter().filter_map(|child| Contender::read(child));
-    contenders.reduce(|first, other| if other.is_before(&first) { other } else { first })
+/// Those who hold, first come first. `permits` is how many may if they are permits.
+pub(super) fn holders<'a>(mut contenders: Vec<Contender<'a>>, permits: usize) -> Vec<Contender<'a>> {
+    let any = contenders.first().copied();
+    contenders.sort_by_key(|contender| any.map(|any| contender.distance(&any)));
+    let kind = contenders.first().map(|first| first.kind);
+    let like_the_first = contenders.iter().take_while(|contender| Some(contender.kind) == kind).count();
+    contenders.truncate(match kind {
+        Some('x') => 1,
+        Some('p') => like_the_first.min(permits),
+        _ => like_the_first,
+    });
+    contenders
 }
 
 #[cfg(test)]
@@ -67,13 +94,17 @@ mod tests {
     /// The index of the one that is watched.
     fn waits_for(kinds: &str, own: usize, mode: Mode) -> Option<usize> {
         let names = line(kinds);
-        let mut shuffled = names.clone();
-        shuffled.reverse();
-        match standing(&shuffled, &names[own], mode) {
+        match standing(&read(&names), &names[own], mode) {
             Standing::First => None,
-            Standing::Behind { watch: Some(watch), foreign: false } => names.iter().position(|name| name == watch),
+            Standing::Behind { obstacle: Some(Obstacle::Contender { name, .. }), foreign: false } => {
+                names.iter().position(|other| *other == name)
+            }
             other => panic!("{other:?}"),
         }
+    }
+
+    fn read(names: &[String]) -> Vec<Contender<'_>> {
+        names.iter().rev().filter_map(|name| Contender::read(name)).collect()
     }
 
     #[test]
@@ -93,20 +124,37 @@ mod tests {
     #[test]
     fn permits_are_counted() {
         let names = line("pppp");
-        let of = |of| standing(&names, &names[2], Mode::Permit { of });
-        assert_eq!(of(3), Standing::First);
-        assert_eq!(of(2), Standing::Behind { watch: None, foreign: false });
+        let of = |own: usize, of| standing(&read(&names), &names[own], Mode::Permit { of });
+        assert_eq!(of(2, 3), Standing::First);
+        assert_eq!(of(2, 2), Standing::Behind { obstacle: Some(Obstacle::Line), foreign: false });
+        let behind = Obstacle::Contender { name: names[2].clone(), is_waiting: true };
+        assert_eq!(of(3, 2), Standing::Behind { obstacle: Some(behind), foreign: false });
         let mixed = line("xp");
         assert_eq!(
-            standing(&mixed, &mixed[1], Mode::Permit { of: 9 }),
-            Standing::Behind { watch: None, foreign: true }
+            standing(&read(&mixed), &mixed[1], Mode::Permit { of: 9 }),
+            Standing::Behind { obstacle: None, foreign: true }
         );
     }
 
     #[test]
     fn who_is_not_there_is_told() {
-        assert_eq!(standing(&line("xx"), &line("xxx")[2], Mode::Exclusive), Standing::Gone);
-        assert_eq!(first(&line("spx")).map(|first| first.kind), Some('s'));
-        assert_eq!(first(&[]), None);
+        assert_eq!(standing(&read(&line("xx")), &line("xxx")[2], Mode::Exclusive), Standing::Gone);
+    }
+
+    #[test]
+    fn holders_are_told_from_waiters() {
+        let held = |kinds: &str| holders(read(&line(kinds)), 2).len();
+        assert_eq!(["", "x", "xxs", "s", "sssxs", "p", "ppp"].map(held), [0, 1, 1, 1, 3, 1, 2]);
+    }
+
+    #[test]
+    fn where_all_have_the_last_number_the_transactions_decide() {
+        let names: Vec<_> = (0..3).map(|owner| format!("x-{owner:040}-{}", i32::MAX)).collect();
+        let mut contenders = read(&names);
+        assert!(is_ambiguous(&contenders) && !is_ambiguous(&contenders[..1]));
+        contenders.iter_mut().zip([7, 5, 6]).for_each(|(contender, zxid)| contender.created = Some(zxid));
+        let first: Vec<_> =
+            names.iter().map(|name| standing(&contenders, name, Mode::Exclusive) == Standing::First).collect();
+        assert_eq!(first, [false, true, false]);
     }
 }

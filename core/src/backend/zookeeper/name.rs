@@ -21,6 +21,29 @@ pub(super) fn directory(root: &str, resource: &Resource) -> String {
     path
 }
 
+/// The resource whose directory this is, if it is one.
+pub(super) fn resource(directory: &str) -> Option<Resource> {
+    let name = decoded(directory)?;
+    // Only what we would write ourselves, so that no two directories are one resource.
+    Resource::new(&name).ok().filter(|resource| self::directory("", resource)[1..] == *directory)
+}
+
+/// Without its percent escapes.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+            }
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// What a contender's path starts with.
 pub(super) fn contender(directory: &str, mode: Mode, owner: OwnerToken) -> String {
     format!("{directory}/{}-{owner}-", letter(mode))
@@ -41,6 +64,8 @@ pub(super) struct Contender<'a> {
     pub(super) kind: char,
     pub(super) owner: &'a str,
     sequence: i32,
+    /// The transaction that made it, where the sequence does not tell who came first.
+    pub(super) created: Option<i64>,
 }
 
 impl<'a> Contender<'a> {
@@ -49,14 +74,27 @@ impl<'a> Contender<'a> {
         let kind = name.chars().next().filter(|kind| matches!(kind, 'x' | 's' | 'p'))?;
         let (owner, sequence) = name.get(1..)?.strip_prefix('-')?.split_at_checked(OwnerToken::LEN)?;
         let is_token = owner.bytes().all(|digit| digit.is_ascii_hexdigit());
-        // After 2^31 - 1 the server goes on at -2^31, so that there may be a minus behind the dash.
+        // After 2^31 - 1 some servers go on at -2^31, so that there may be a minus behind the dash.
         let sequence = sequence.strip_prefix('-')?.parse().ok()?;
-        is_token.then_some(Self { name, kind, owner, sequence })
+        is_token.then_some(Self { name, kind, owner, sequence, created: None })
     }
 
     /// Whether it came before `other`. Those that live at one time are never 2^31 apart, so the counter may wrap around.
     pub(super) fn is_before(&self, other: &Self) -> bool {
-        self.sequence.wrapping_sub(other.sequence) < 0
+        match (self.created, other.created) {
+            (Some(one), Some(other)) => one < other,
+            _ => self.sequence.wrapping_sub(other.sequence) < 0,
+        }
+    }
+
+    /// How long after `any` it came; negative if it came before. To sort by.
+    pub(super) fn distance(&self, any: &Self) -> (i64, i32) {
+        (self.created.unwrap_or(0), self.sequence.wrapping_sub(any.sequence))
+    }
+
+    /// Whether the counter has come to its end: ZooKeeper 3.6 and later then give the same number to all.
+    pub(super) fn is_last(&self) -> bool {
+        self.sequence == i32::MAX
     }
 
     pub(super) fn is_like(&self, mode: Mode) -> bool {
@@ -93,6 +131,9 @@ mod tests {
             assert_eq!(directory.matches('/').count(), 2, "{directory}");
             assert!(directory.is_ascii() && !directory.ends_with("/.") && !directory.ends_with("/.."));
         }
+        for (directory, name) in directories.iter().zip(names) {
+            assert_eq!(resource(&directory[3..]).unwrap().as_str(), name);
+        }
         directories.sort();
         directories.dedup();
         assert_eq!(directories.len(), names.len());
@@ -109,6 +150,13 @@ mod tests {
             assert!(pair[0].is_before(&pair[1]) && !pair[1].is_before(&pair[0]));
         }
         assert_eq!(contenders[0].owner, owner.as_str());
+    }
+
+    #[test]
+    fn foreign_directories_are_no_resources() {
+        for foreign in ["", "a b", "%61", "a%2f", "%", "%FF", "\u{e4}", "%+1"] {
+            assert_eq!(resource(foreign), None, "{foreign}");
+        }
     }
 
     #[test]

@@ -7,12 +7,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use tokio::sync::watch;
 
 use super::session::{Bell, Session};
 use crate::{Mode, Resource, clock::Instant};
+
+/// How long a watch is trusted without a look.
+const LONGEST_TRUST: Duration = Duration::from_secs(5);
 
 /// The contenders of one claim, one for each of its resources; made together or not at all.
 pub(super) struct Place {
@@ -25,7 +29,6 @@ pub(super) struct Place {
     pub(super) paths: Vec<String>,
     /// The transaction that made them.
     pub(super) token: u64,
-    pub(super) since: std::time::SystemTime,
     /// Rung when it is worth looking again.
     pub(super) bell: Bell,
     rung: Arc<AtomicBool>,
@@ -35,10 +38,14 @@ pub(super) struct Place {
 struct Inner {
     /// What is being watched, unless the bell was rung.
     watched: Option<String>,
+    /// When it was last seen how it stands.
+    looked: Instant,
     /// When it is deleted if no attempt has come back for it.
     kept_until: Instant,
     is_tended: bool,
     settled: bool,
+    /// When it got its turn, by the wall clock.
+    since: SystemTime,
 }
 
 impl Place {
@@ -58,7 +65,14 @@ impl Place {
                 resources.iter().for_each(|resource| changes.tell(resource));
             })
         };
-        let inner = Inner { watched: None, kept_until: Instant::now(), is_tended: false, settled: false };
+        let inner = Inner {
+            watched: None,
+            looked: Instant::now(),
+            kept_until: Instant::now(),
+            is_tended: false,
+            settled: false,
+            since: SystemTime::now(),
+        };
         Arc::new(Self {
             session: Arc::clone(session),
             resources: Arc::clone(resources),
@@ -66,7 +80,6 @@ impl Place {
             directories,
             paths,
             token,
-            since: std::time::SystemTime::now(),
             bell,
             rung,
             inner: Mutex::new(inner),
@@ -93,6 +106,17 @@ impl Place {
         self.inner().watched = None;
     }
 
+    /// How it stands was seen just now.
+    pub(super) fn looked(&self, now: Instant) {
+        self.inner().looked = now;
+    }
+
+    /// Whether the server will tell when looking again is worth it. Now and then it is looked at all the same.
+    pub(super) fn is_undisturbed(&self, now: Instant) -> bool {
+        let inner = self.inner();
+        inner.watched.is_some() && !self.rung.load(Ordering::Acquire) && now.since(inner.looked) < LONGEST_TRUST
+    }
+
     /// It is kept until then. Says whether somebody has to be told to tend it.
     pub(super) fn keep_until(&self, at: Instant) -> bool {
         let mut inner = self.inner();
@@ -102,6 +126,14 @@ impl Place {
 
     pub(super) fn kept_until(&self) -> Instant {
         self.inner().kept_until
+    }
+
+    pub(super) fn since(&self) -> SystemTime {
+        self.inner().since
+    }
+
+    pub(super) fn gets_its_turn(&self) {
+        self.inner().since = SystemTime::now();
     }
 
     /// It is held or deleted: not to be tended any more.

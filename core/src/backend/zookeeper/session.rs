@@ -1,37 +1,38 @@
-//! One session and the connection under it, driven by a task on the engine.
+//! One session, kept over whatever connection there is by a task on the engine.
 //!
-//! The server forgets a session, and with it all its locks, when it has not heard of it for the session's timeout. It tells
-//! only those who can still reach it. So we count ourselves: the session ends at the sending of the last request that was
-//! answered, plus the timeout, less the drift. Each answer moves the end on. Once it was passed the session is over for good, even if
-//! the server would still have it, because the holders were told so.
+//! The ensemble forgets a session, and with it all its locks, when it has not heard of it for the session's timeout. It tells
+//! only those who can still reach it. So we count ourselves: what a session holds is held until the last moment that is
+//! proven ([`proof`](super::proof)) plus the timeout, less the drift. While it holds anything, writes that change nothing move that on.
+//! What was not proven in time is lost for good, even if the session turns out to live: the holders were told so.
 //!
 //! A connection that breaks takes its unanswered requests with it: they may have been carried out or not, and whoever
 //! asked has to find out. The session goes on over the next connection. Watches are lost with a connection, so
 //! each rings when that happens.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     config::Config,
+    link::{self, End, Link},
     wire::{self, Decoder, Identity, Malformed, Request, code},
 };
 use crate::{Error, ErrorKind, Result, backend::SessionEnd, clock::Instant, engine::runtime, lease::state::Drift};
 
-/// Rung once, when what is watched may have changed.
+/// Rung once, when what is watched may have changed, if it is still there.
 pub(super) type Bell = Arc<dyn Fn() + Send + Sync>;
+
+type Bells = HashMap<String, Vec<Weak<dyn Fn() + Send + Sync>>>;
 
 /// A session. Dropping all its handles closes it.
 pub(super) struct Session {
@@ -40,11 +41,15 @@ pub(super) struct Session {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: Arc<Config>,
+/// What the session's handles and its task have in common.
+pub(super) struct Shared {
+    pub(super) config: Arc<Config>,
     drift: Drift,
-    end: Arc<SessionEnd>,
-    bells: Mutex<HashMap<String, Vec<Bell>>>,
+    /// As the servers have it; what we ask for before they have spoken.
+    timeout_ms: AtomicU64,
+    /// Until when what is held is held. Another one once that has passed.
+    end: Mutex<Arc<SessionEnd>>,
+    bells: Mutex<Bells>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,29 +59,21 @@ enum State {
     Over(Error),
 }
 
-enum Order {
+pub(super) enum Order {
     Ask(Asked),
     Close,
 }
 
-struct Asked {
-    request: Request,
+pub(super) struct Asked {
+    pub(super) request: Request,
     /// Set if the request sets a watch.
-    watched: Option<String>,
-    answer: oneshot::Sender<Result<Reply, Failure>>,
-}
-
-/// A request that was written and not answered yet.
-struct Sent {
-    xid: i32,
-    at: Instant,
-    watched: Option<String>,
-    answer: oneshot::Sender<Result<Reply, Failure>>,
+    pub(super) watched: Option<String>,
+    pub(super) answer: oneshot::Sender<Result<Reply, Failure>>,
 }
 
 /// The answer to a request.
 pub(super) struct Reply {
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
     /// When the request was sent.
     pub(super) sent: Instant,
 }
@@ -114,36 +111,19 @@ impl Failure {
     }
 }
 
-/// Why a connection ended.
-enum End {
-    /// Nobody needs the session any more.
-    Closed,
-    /// The session is over.
-    Over(Error),
-    /// It may go on over another connection.
-    Cut(Error),
-}
-
-impl From<std::io::Error> for End {
-    fn from(error: std::io::Error) -> Self {
-        Self::Cut(Error::unavailable(error.to_string()))
-    }
-}
-
-impl From<Malformed> for End {
-    fn from(malformed: Malformed) -> Self {
-        Self::Cut(Error::unavailable(malformed.to_string()))
-    }
-}
-
 impl Session {
     /// Begins to open one.
     pub(super) fn start(config: Arc<Config>, drift: Drift) -> Arc<Self> {
         let (requests, orders) = mpsc::unbounded_channel();
         let (state_sender, state) = watch::channel(State::Connecting);
-        // Holds nothing until its server has greeted it.
-        let end = SessionEnd::until(Instant::now().after(config.session_timeout));
-        let shared = Arc::new(Shared { config, drift, end, bells: Mutex::default() });
+        let shared = Arc::new(Shared {
+            drift,
+            timeout_ms: AtomicU64::new(u64::try_from(config.session_timeout.as_millis()).unwrap_or(u64::MAX)),
+            // It holds nothing yet.
+            end: Mutex::new(SessionEnd::until(Instant::now())),
+            config,
+            bells: Mutex::default(),
+        });
         runtime::spawn(run(Arc::clone(&shared), orders, state_sender));
         Arc::new(Self { requests, state, shared })
     }
@@ -162,13 +142,18 @@ impl Session {
         }
     }
 
-    /// When what it holds is lost.
-    pub(super) fn end(&self) -> &Arc<SessionEnd> {
-        &self.shared.end
+    /// When what it holds now is lost. It counts as holding something for as long as somebody has this.
+    pub(super) fn end(&self) -> Arc<SessionEnd> {
+        Arc::clone(&self.shared.end())
+    }
+
+    /// How long its servers keep it without hearing of it.
+    pub(super) fn timeout(&self) -> Duration {
+        self.shared.timeout()
     }
 
     pub(super) fn is_over(&self) -> bool {
-        matches!(*self.state.borrow(), State::Over(_)) || Instant::now() >= self.shared.end.at()
+        matches!(*self.state.borrow(), State::Over(_))
     }
 
     /// Sends `request` now, in the order of the calls; the future is its answer. Fails at once where there is no connection.
@@ -183,7 +168,12 @@ impl Session {
         path: &str,
         bell: &Bell,
     ) -> impl Future<Output = Result<Reply, Failure>> + Send + use<> {
-        self.shared.bells().entry(path.to_owned()).or_default().push(Arc::clone(bell));
+        {
+            let mut bells = self.shared.bells();
+            let bells = bells.entry(path.to_owned()).or_default();
+            bells.retain(|other| other.strong_count() > 0);
+            bells.push(Arc::downgrade(bell));
+        }
         self.send(request, Some(path.to_owned()))
     }
 
@@ -217,23 +207,44 @@ impl fmt::Debug for Session {
 }
 
 impl Shared {
-    fn bells(&self) -> MutexGuard<'_, HashMap<String, Vec<Bell>>> {
+    fn end(&self) -> MutexGuard<'_, Arc<SessionEnd>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_timeout(&self, timeout_ms: i32) {
+        self.timeout_ms.store(u64::try_from(timeout_ms).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Whether there may be a lease that ends with the session.
+    pub(super) fn holds(&self) -> bool {
+        Arc::strong_count(&self.end()) > 1
+    }
+
+    /// The leader has certainly heard of the session, at `heard` or later.
+    pub(super) fn proven(&self, heard: Instant) {
+        let (now, until) = (Instant::now(), self.drift.deadline(heard, self.timeout()));
+        let mut end = self.end();
+        if !end.move_on(now, until) {
+            *end = SessionEnd::until(until);
+        }
+    }
+
+    fn bells(&self) -> MutexGuard<'_, Bells> {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ring(&self, path: &str) {
+    pub(super) fn ring(&self, path: &str) {
         let bells = self.bells().remove(path);
-        bells.into_iter().flatten().for_each(|bell| bell());
+        bells.into_iter().flatten().filter_map(|bell| bell.upgrade()).for_each(|bell| bell());
     }
 
     fn ring_all(&self) {
         let bells = std::mem::take(&mut *self.bells());
-        bells.into_values().flatten().for_each(|bell| bell());
-    }
-
-    /// Until when a session with this timeout lasts if the server has heard of it at `sent`.
-    fn lasts(&self, sent: Instant, timeout: Duration) -> Instant {
-        self.drift.deadline(sent, timeout)
+        bells.into_values().flatten().filter_map(|bell| bell.upgrade()).for_each(|bell| bell());
     }
 }
 
@@ -241,17 +252,18 @@ impl Shared {
 async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, state: watch::Sender<State>) {
     const FIRST_PAUSE: Duration = Duration::from_millis(20);
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-    let mut identity = Identity { timeout_ms: milliseconds(shared.config.session_timeout), ..Identity::default() };
+    let mut identity = Identity::asking_for(shared.timeout());
+    let mut last_heard = Instant::now();
     let mut pause = FIRST_PAUSE;
     let over = loop {
-        let end = match connect(&shared, &mut identity).await {
-            Ok(stream) => {
+        let end = match link::connect(&shared, &mut identity).await {
+            Ok(connected) => {
                 pause = FIRST_PAUSE;
                 state.send_replace(State::Connected);
-                let mut link = Link::new(&shared, &mut identity, stream);
+                let mut link = Link::new(&shared, &mut identity, connected);
                 let end = link.serve(&mut orders).await;
                 state.send_replace(State::Connecting);
-                link.give_up(&end);
+                last_heard = link.give_up(&end);
                 shared.ring_all();
                 end
             }
@@ -261,8 +273,8 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, st
             End::Closed => break Error::closed(),
             End::Over(error) => break error,
             // There is nothing to save before the first greeting; the next attempt begins another session.
-            End::Cut(error) if identity.id == 0 => break error,
-            End::Cut(error) if Instant::now() >= shared.end.at() => {
+            End::Cut(error) if identity.is_new() => break error,
+            End::Cut(error) if Instant::now() >= last_heard.after(shared.timeout()) => {
                 break Error::unavailable("the session ended while its servers were out of reach").caused_by(error);
             }
             End::Cut(error) => {
@@ -275,7 +287,7 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, st
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     };
-    shared.end.end();
+    shared.end().end();
     state.send_replace(State::Over(over.clone()));
     shared.ring_all();
     orders.close();
@@ -289,275 +301,6 @@ fn refuse_all(orders: &mut mpsc::UnboundedReceiver<Order>, error: &Error) -> boo
             Ok(Order::Ask(asked)) => drop(asked.answer.send(Err(Failure::NotSent(error.clone())))),
             Ok(Order::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return true,
             Err(mpsc::error::TryRecvError::Empty) => return false,
-        }
-    }
-}
-
-/// A connection to some server of the ensemble, on which the session is open and logged in.
-async fn connect(shared: &Shared, identity: &mut Identity) -> Result<TcpStream, End> {
-    let config = &shared.config;
-    let timeout = Duration::from_millis(u64::try_from(identity.timeout_ms).unwrap_or(0));
-    let patience = (timeout / 3).clamp(Duration::from_millis(100), Duration::from_secs(3));
-    let mut hosts: Vec<_> = config.hosts.iter().collect();
-    fastrand::shuffle(&mut hosts);
-    let mut failed = Error::unavailable(format!("no server of {config:?} answers"));
-    for (host, port) in hosts {
-        let error = match tokio::time::timeout(patience, greet(shared, identity, host, *port)).await {
-            Ok(Err(End::Cut(error))) => error.to_string(),
-            Ok(done) => return done,
-            Err(_) => format!("no answer in {patience:?}"),
-        };
-        failed = failed.caused_by(format!("{host}:{port}: {error}"));
-    }
-    Err(End::Cut(failed))
-}
-
-async fn greet(shared: &Shared, identity: &mut Identity, host: &str, port: u16) -> Result<TcpStream, End> {
-    let mut stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    let sent = Instant::now();
-    stream.write_all(&identity.greeting()).await?;
-    let len = usize::try_from(stream.read_i32().await?).map_err(|_| Malformed)?;
-    if len > MOST_BYTES {
-        return Err(Malformed.into());
-    }
-    let mut body = vec![0; len];
-    stream.read_exact(&mut body).await?;
-    let Some(greeted) = identity.greeted(&body)? else {
-        return Err(End::Over(Error::unavailable("the session has expired")));
-    };
-    *identity = greeted;
-    let timeout = Duration::from_millis(u64::try_from(identity.timeout_ms).unwrap_or(0));
-    if !shared.end.move_on(Instant::now(), shared.lasts(sent, timeout)) {
-        return Err(End::Over(overslept()));
-    }
-    if let Some(login) = &shared.config.login {
-        stream.write_all(&wire::log_in(login)).await?;
-    }
-    Ok(stream)
-}
-
-fn overslept() -> Error {
-    Error::unavailable("the session ended before its server answered")
-}
-
-fn milliseconds(time: Duration) -> i32 {
-    i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
-}
-
-/// Longer answers are not for us: somebody else's directory, or no ZooKeeper.
-const MOST_BYTES: usize = 64 << 20;
-
-/// One connection of the session.
-struct Link<'a> {
-    shared: &'a Shared,
-    identity: &'a mut Identity,
-    timeout: Duration,
-    stream: TcpStream,
-    incoming: BytesMut,
-    unanswered: VecDeque<Sent>,
-    pinged: Option<Instant>,
-    next_xid: i32,
-    last_sent: Instant,
-    last_heard: Instant,
-}
-
-impl<'a> Link<'a> {
-    fn new(shared: &'a Shared, identity: &'a mut Identity, stream: TcpStream) -> Self {
-        let timeout = Duration::from_millis(u64::try_from(identity.timeout_ms).unwrap_or(0));
-        let now = Instant::now();
-        Self {
-            shared,
-            identity,
-            timeout,
-            stream,
-            incoming: BytesMut::with_capacity(4096),
-            unanswered: VecDeque::new(),
-            pinged: None,
-            next_xid: 1,
-            last_sent: now,
-            last_heard: now,
-        }
-    }
-
-    async fn serve(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) -> End {
-        match self.serve_until_error(orders).await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        }
-    }
-
-    async fn serve_until_error(
-        &mut self,
-        orders: &mut mpsc::UnboundedReceiver<Order>,
-    ) -> Result<std::convert::Infallible, End> {
-        loop {
-            let ping_at = self.last_sent.after(self.timeout / 3);
-            let silent_at = self.last_heard.after(self.timeout * 2 / 3);
-            let wake_at = if self.pinged.is_none() { ping_at.min(silent_at) } else { silent_at };
-            tokio::select! {
-                read = self.stream.read_buf(&mut self.incoming) => {
-                    if read? == 0 {
-                        return Err(End::Cut(Error::unavailable("the server closed the connection")));
-                    }
-                    self.last_heard = Instant::now();
-                    self.receive()?;
-                }
-                order = orders.recv() => self.carry_out(order, orders).await?,
-                () = tokio::time::sleep(wake_at.since(Instant::now())) => {
-                    let now = Instant::now();
-                    if now >= self.shared.end.at() {
-                        return Err(End::Over(overslept()));
-                    }
-                    if now >= silent_at {
-                        return Err(End::Cut(Error::unavailable("the server is silent")));
-                    }
-                    if self.pinged.is_none() && now >= ping_at {
-                        self.pinged = Some(now);
-                        self.write(&wire::ping()).await?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Writes an order and all that wait behind it.
-    async fn carry_out(
-        &mut self,
-        order: Option<Order>,
-        orders: &mut mpsc::UnboundedReceiver<Order>,
-    ) -> Result<(), End> {
-        let mut bytes = Vec::new();
-        let mut next = order;
-        loop {
-            match next {
-                Some(Order::Ask(asked)) => self.encode(asked, &mut bytes),
-                Some(Order::Close) | None => {
-                    bytes.extend(Request::close().frame(self.next_xid));
-                    self.write(&bytes).await?;
-                    return Err(self.wait_for_goodbye().await);
-                }
-            }
-            next = match orders.try_recv() {
-                Ok(order) => Some(order),
-                Err(mpsc::error::TryRecvError::Empty) => break,
-                Err(mpsc::error::TryRecvError::Disconnected) => None,
-            };
-        }
-        self.write(&bytes).await
-    }
-
-    fn encode(&mut self, asked: Asked, bytes: &mut Vec<u8>) {
-        let xid = self.next_xid;
-        // Negative numbers have meanings of their own.
-        self.next_xid = self.next_xid.checked_add(1).unwrap_or(1);
-        bytes.extend(asked.request.frame(xid));
-        self.unanswered.push_back(Sent { xid, at: Instant::now(), watched: asked.watched, answer: asked.answer });
-    }
-
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), End> {
-        self.last_sent = Instant::now();
-        match tokio::time::timeout(self.timeout * 2 / 3, self.stream.write_all(bytes)).await {
-            Ok(written) => Ok(written?),
-            Err(_) => Err(End::Cut(Error::unavailable("the server takes no more requests"))),
-        }
-    }
-
-    /// The server answers what was asked before, and then closes the connection.
-    async fn wait_for_goodbye(&mut self) -> End {
-        let answers = async {
-            while self.stream.read_buf(&mut self.incoming).await? > 0 {
-                self.receive()?;
-            }
-            Ok::<(), End>(())
-        };
-        // Should it be late, the session expires.
-        let _ = tokio::time::timeout(Duration::from_secs(1), answers).await;
-        End::Closed
-    }
-
-    /// Reads all answers that have come as a whole.
-    fn receive(&mut self) -> Result<(), End> {
-        while let Some(head) = self.incoming.first_chunk::<4>() {
-            let len = usize::try_from(i32::from_be_bytes(*head)).map_err(|_| Malformed)?;
-            if len > MOST_BYTES {
-                return Err(Malformed.into());
-            }
-            if self.incoming.len() < 4 + len {
-                break;
-            }
-            self.incoming.advance(4);
-            let answer = self.incoming.split_to(len);
-            self.answered(&answer)?;
-        }
-        Ok(())
-    }
-
-    fn answered(&mut self, answer: &[u8]) -> Result<(), End> {
-        let mut answer = Decoder(answer);
-        let (xid, zxid, error) = (answer.int()?, answer.long()?, answer.int()?);
-        match error {
-            code::SESSION_EXPIRED => return Err(End::Over(Error::unavailable(wire::describe(error)))),
-            code::AUTH_FAILED | code::AUTH_REQUIRED => {
-                return Err(End::Over(Error::new(ErrorKind::Auth, wire::describe(error))));
-            }
-            // Another connection has our session: an old one of ours, which the server has yet to notice.
-            code::SESSION_MOVED => return Err(End::Cut(Error::unavailable(wire::describe(error)))),
-            _ => {}
-        }
-        match xid {
-            wire::XID_EVENT => {
-                let (_kind, _state) = (answer.int()?, answer.int()?);
-                self.shared.ring(answer.text()?);
-                Ok(())
-            }
-            wire::XID_PING => match self.pinged.take() {
-                Some(sent) => self.heard(sent),
-                None => Err(Malformed.into()),
-            },
-            // A log-in that failed ends the session, above.
-            wire::XID_AUTH => Ok(()),
-            _ => {
-                self.identity.last_zxid = self.identity.last_zxid.max(zxid);
-                let sent = self.unanswered.pop_front().filter(|sent| sent.xid == xid).ok_or(Malformed)?;
-                let reply = if error == 0 {
-                    Ok(Reply { body: answer.0.to_vec(), sent: sent.at })
-                } else {
-                    // Nothing is watched then; whoever waits for the path shall look again.
-                    sent.watched.iter().for_each(|path| self.shared.ring(path));
-                    Err(match error {
-                        // The server had to give up waiting for the others; they may go on.
-                        code::CONNECTION_LOSS | code::OPERATION_TIMEOUT => {
-                            Failure::Unanswered(Error::unavailable(wire::describe(error)))
-                        }
-                        _ => Failure::Refused(error),
-                    })
-                };
-                let heard = self.heard(sent.at);
-                // Nobody may be waiting any more.
-                drop(sent.answer.send(reply));
-                heard
-            }
-        }
-    }
-
-    /// The server has answered what was sent then, so it has heard of the session later than that.
-    fn heard(&self, sent: Instant) -> Result<(), End> {
-        if self.shared.end.move_on(Instant::now(), self.shared.lasts(sent, self.timeout)) {
-            Ok(())
-        } else {
-            Err(End::Over(overslept()))
-        }
-    }
-
-    /// Tells those who wait for answers that none will come.
-    fn give_up(self, end: &End) {
-        let error = match end {
-            End::Closed => Error::closed(),
-            End::Over(error) | End::Cut(error) => error.clone(),
-        };
-        for sent in self.unanswered {
-            drop(sent.answer.send(Err(Failure::Unanswered(error.clone()))));
         }
     }
 }

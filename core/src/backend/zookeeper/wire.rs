@@ -4,7 +4,7 @@
 //! the number of the operation and its arguments; an answer is that first number, the last transaction that the server
 //! had carried out, an error code and the result.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// The permissions of a node: all of them.
 const ALL: i32 = 31;
@@ -15,6 +15,7 @@ pub(super) mod code {
     pub(in super::super) const OPERATION_TIMEOUT: i32 = -7;
     pub(in super::super) const NO_NODE: i32 = -101;
     pub(in super::super) const NO_AUTH: i32 = -102;
+    pub(in super::super) const BAD_VERSION: i32 = -103;
     pub(in super::super) const NODE_EXISTS: i32 = -110;
     pub(in super::super) const SESSION_EXPIRED: i32 = -112;
     pub(in super::super) const AUTH_FAILED: i32 = -115;
@@ -34,6 +35,7 @@ const OP_DELETE: i32 = 2;
 const OP_GET_DATA: i32 = 4;
 const OP_SET_DATA: i32 = 5;
 const OP_GET_CHILDREN: i32 = 8;
+const OP_SYNC: i32 = 9;
 const OP_EXISTS: i32 = 3;
 const OP_PING: i32 = 11;
 const OP_MULTI: i32 = 14;
@@ -136,7 +138,12 @@ impl Request {
     }
 
     pub(super) fn delete(path: &str) -> Self {
-        Self { op: OP_DELETE, body: Encoder::default().text(path).int(-1).0 }
+        Self::delete_version(path, -1)
+    }
+
+    /// Only while its data have this version.
+    pub(super) fn delete_version(path: &str, version: i32) -> Self {
+        Self { op: OP_DELETE, body: Encoder::default().text(path).int(version).0 }
     }
 
     /// All of them or none.
@@ -156,8 +163,23 @@ impl Request {
         Self { op: OP_EXISTS, body: Encoder::default().text(path).flag(false).0 }
     }
 
+    /// Answered when the server has carried out all that the ensemble had agreed on before.
+    pub(super) fn sync(path: &str) -> Self {
+        Self { op: OP_SYNC, body: Encoder::default().text(path).0 }
+    }
+
+    /// A transaction without operations: needs no permission and changes nothing, but a majority has to agree on it.
+    pub(super) fn nothing() -> Self {
+        Self::multi(OP_DELETE, &[], |body, _| body)
+    }
+
     pub(super) fn close() -> Self {
         Self { op: OP_CLOSE, body: Vec::new() }
+    }
+
+    /// Whether a majority has to agree before it is answered.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self.op, OP_CREATE | OP_DELETE | OP_SET_DATA | OP_MULTI | OP_CREATE_WITH_STAT | OP_CREATE_CONTAINER)
     }
 
     fn multi(op: i32, paths: &[String], each: impl Fn(Encoder, &str) -> Encoder) -> Self {
@@ -186,14 +208,24 @@ pub(super) fn log_in(login: &str) -> Vec<u8> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identity {
     /// 0 before there is one.
-    pub(super) id: i64,
-    pub(super) secret: Vec<u8>,
+    id: i64,
+    secret: Vec<u8>,
     pub(super) timeout_ms: i32,
     /// A server that is behind this one must not serve us.
     pub(super) last_zxid: i64,
 }
 
 impl Identity {
+    /// To open a session that the servers are to keep for so long without hearing of it.
+    pub(super) fn asking_for(timeout: Duration) -> Self {
+        Self { timeout_ms: i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX), ..Self::default() }
+    }
+
+    /// No session has been opened yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.id == 0
+    }
+
     /// The first bytes on a connection: opens the session, or goes on with it.
     pub(super) fn greeting(&self) -> Vec<u8> {
         let secret: &[u8] = if self.secret.is_empty() { &[0; 16] } else { &self.secret };
@@ -249,7 +281,7 @@ impl<'a> Decoder<'a> {
 
     pub(super) fn stat(mut self) -> Result<Stat, Malformed> {
         let (created_zxid, _, _, modified_ms) = (self.long()?, self.long()?, self.long()?, self.long()?);
-        Ok(Stat { created_zxid, modified_ms })
+        Ok(Stat { created_zxid, modified_ms, version: self.int()? })
     }
 
     pub(super) fn data(mut self) -> Result<(Vec<u8>, Stat), Malformed> {
@@ -309,6 +341,8 @@ pub(super) struct Stat {
     pub(super) created_zxid: i64,
     /// By the clock of the leader, since 1970.
     pub(super) modified_ms: i64,
+    /// How often its data were written.
+    pub(super) version: i32,
 }
 
 /// What an error code means to somebody who reads it.
