@@ -131,11 +131,10 @@ class Run:
         self.found.append(Violation(time.monotonic_ns(), what))
 
     def _choose(self) -> list[Fault]:
-        """One fault, or two that have nothing to do with each other."""
-        faults = [*self.stage.faults(self.dice), *self._of_workers()]
-        first = self.dice.choice(faults)
-        others = [fault for fault in self._of_workers() if fault.name != first.name]
-        return [first, self.dice.choice(others)] if self.dice.random() < 0.3 else [first]
+        """One fault, or one of the backend and one of a worker."""
+        backend, workers = self.stage.faults(self.dice), self._of_workers()
+        first = self.dice.choice([*backend, *workers])
+        return [first, self.dice.choice(workers)] if first in backend and self.dice.random() < 0.3 else [first]
 
     def _of_workers(self) -> list[Fault]:
         worker = self.dice.choice(self.workers)
