@@ -23,8 +23,10 @@ use crate::{
         driver::Driver,
         timer::{sleep_until, until},
     },
-    lease::state::LeaseState,
+    events::{Event, EventKind},
+    lease::{Grant, state::LeaseState},
     manager::Manager,
+    metrics::{Acquired, Acquiring, Said},
     options::Wait,
     target::Names,
     undo::Pending,
@@ -64,8 +66,10 @@ pub(crate) async fn acquire(
     let (resources, mode) = (target.resources()?, target.mode());
     manager.check_can(&resources, mode)?;
     let began = Instant::now();
+    let series = manager.counters.series(options.template.as_ref());
     let mut waiting = Waiting {
         manager,
+        measured: manager.counters.acquiring(series, began),
         resources: &resources,
         mode,
         began,
@@ -74,6 +78,7 @@ pub(crate) async fn acquire(
         tries: 0,
         first_in_line: None,
         clashes: 0,
+        met: false,
     };
     let result = match options.wait {
         Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
@@ -86,17 +91,24 @@ pub(crate) async fn acquire(
         }
         Wait::Forever => manager.unless_closed(waiting.until_acquired(options, driver)).await?,
     };
-    match result {
-        Ok(Some(lease)) => Ok(lease),
-        Ok(None) => Err(waiting.why_not()),
-        Err(error) => Err(error),
-    }
-    .map_err(|error| error.on(&Names(&resources).to_string()))
+    let error = match result {
+        Ok(Some(lease)) => return Ok(lease),
+        Ok(None) => waiting.why_not(),
+        Err(error) => error,
+    };
+    let outcome = match error.kind() {
+        ErrorKind::Timeout if options.wait == Wait::No => Acquired::Contended,
+        ErrorKind::Timeout => Acquired::Timeout,
+        _ => Acquired::Error,
+    };
+    waiting.measured.end(outcome, Instant::now());
+    Err(error.on(&Names(&resources).to_string()))
 }
 
 /// What has been learnt so far.
 struct Waiting<'a> {
     manager: &'a Arc<Manager>,
+    measured: Acquiring,
     resources: &'a Arc<[Resource]>,
     mode: Mode,
     began: Instant,
@@ -108,6 +120,8 @@ struct Waiting<'a> {
     first_in_line: Option<Instant>,
     /// Attempts in a row that stood in each other's way.
     clashes: u32,
+    /// Somebody else held it, and subscribers have been told.
+    met: bool,
 }
 
 impl Waiting<'_> {
@@ -168,15 +182,25 @@ impl Waiting<'_> {
             progress: Arc::default(),
         };
         let pending = Pending::new(manager, claim)?;
+        let series = &self.measured.series;
         match manager.backend.try_acquire(pending.claim(), driver).await {
             Attempt::Granted { fencing_token, since } => {
                 let hold_until = options.max_hold.map(|max_hold| since.after(max_hold));
                 let state = LeaseState::granted(since, options.ttl, manager.drift, options.auto_extend, hold_until)
                     .within(pending.claim().progress.session.get().map(Arc::clone));
-                if state.is_held(Instant::now()) {
+                manager.counters.said(series, Said::Granted);
+                let now = Instant::now();
+                if state.is_held(now) {
                     // Closing must find it among the leases before it is missing among the attempts.
-                    let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), fencing_token, state);
+                    let grant = Grant { fencing_token, since, series: Arc::clone(series) };
+                    let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), grant, state);
                     pending.settled();
+                    self.measured.granted(since, now);
+                    manager.subscribers.tell(|| Event {
+                        fencing_token: Some(fencing_token),
+                        duration: Some(now.since(self.began)),
+                        ..Event::new(EventKind::Acquired, self.resources, self.mode)
+                    });
                     return Ok(Some(lease));
                 }
                 drop(pending); // gives it back
@@ -189,10 +213,15 @@ impl Waiting<'_> {
                 } else {
                     pending.settled();
                 }
+                manager.counters.said(series, Said::Busy);
+                if !std::mem::replace(&mut self.met, true) {
+                    manager.subscribers.tell(|| Event::new(EventKind::Contended, self.resources, self.mode));
+                }
                 self.refusal = Some(Refusal::Busy { free_in, foreign, contended });
             }
             Attempt::Refused(error) => {
                 pending.settled();
+                manager.counters.said(series, Said::Failed);
                 if error.kind() != ErrorKind::Unavailable {
                     return Err(error);
                 }
@@ -200,6 +229,7 @@ impl Waiting<'_> {
             }
             Attempt::Unknown(error) => {
                 drop(pending);
+                manager.counters.said(series, Said::Failed);
                 if error.kind() != ErrorKind::Unavailable {
                     return Err(error);
                 }

@@ -40,11 +40,12 @@ pub(crate) struct Options {
     pub(crate) prefix: String,
     pub(crate) drift: Drift,
     pub(crate) node_timeout: Option<Duration>,
+    pub(crate) metrics: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { prefix: String::new(), drift: Drift { factor: 0.01 }, node_timeout: None }
+        Self { prefix: String::new(), drift: Drift { factor: 0.01 }, node_timeout: None, metrics: true }
     }
 }
 
@@ -73,6 +74,12 @@ impl Connect {
         self
     }
 
+    /// Whether [`LockManager::metrics`] counts (the default).
+    pub fn metrics(mut self, metrics: bool) -> Self {
+        self.options.metrics = metrics;
+        self
+    }
+
     /// Makes the manager without touching the backend.
     ///
     /// # Errors
@@ -80,11 +87,11 @@ impl Connect {
     pub fn lazy(self) -> Result<LockManager> {
         self.check()?;
         let backend = self.backend()?;
-        Ok(LockManager::new(backend, self.options.drift))
+        Ok(LockManager::new(backend, &self.options))
     }
 
     fn check(&self) -> Result<()> {
-        let Options { prefix, drift, node_timeout } = &self.options;
+        let Options { prefix, drift, node_timeout, metrics: _ } = &self.options;
         if !(0.0..=0.5).contains(&drift.factor) {
             return Err(Error::invalid("drift_factor", format!("must be from 0 to 0.5, not {}", drift.factor)));
         }

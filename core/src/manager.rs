@@ -15,8 +15,11 @@ use tokio_util::task::TaskTracker;
 use crate::{
     Acquire, Capabilities, Error, ErrorKind, Lease, OwnerToken, Result, Target, acquire,
     backend::Backend,
+    connect::Options,
     engine::{driver::Driver, process, runtime},
+    events::Subscribers,
     lease::{Held, state::Drift},
+    metrics::Counters,
     undo::Attempts,
     waiters::Waiters,
 };
@@ -51,21 +54,26 @@ pub(crate) struct Manager {
     pub(crate) attempts: Attempts,
     /// Releases on their way in the background.
     pub(crate) undoing: TaskTracker,
+    pub(crate) counters: Counters,
+    pub(crate) subscribers: Subscribers,
     generation: u32,
     enrolled: AtomicBool,
     closed: watch::Sender<bool>,
 }
 
 impl LockManager {
-    pub(crate) fn new(backend: Box<dyn Backend>, drift: Drift) -> Self {
+    pub(crate) fn new(backend: Box<dyn Backend>, options: &Options) -> Self {
         runtime::enter_process();
+        let counters = Counters::new(backend.system(), options.metrics);
         let manager = Manager {
             backend,
-            drift,
+            drift: options.drift,
             waiters: Arc::default(),
             leases: Leases::default(),
             attempts: Attempts::default(),
             undoing: TaskTracker::new(),
+            counters,
+            subscribers: Subscribers::default(),
             generation: process::generation(),
             enrolled: AtomicBool::new(false),
             closed: watch::Sender::new(false),
@@ -80,10 +88,16 @@ impl LockManager {
         }
     }
 
-    /// The manager, if it is open and belongs to this process.
-    pub(crate) fn open(&self) -> Result<&Arc<Manager>> {
+    /// The manager, open or closed, if it belongs to this process.
+    pub(crate) fn own(&self) -> Result<&Arc<Manager>> {
         let manager = self.manager();
         manager.check_process()?;
+        Ok(manager)
+    }
+
+    /// The manager, if it is open and belongs to this process.
+    pub(crate) fn open(&self) -> Result<&Arc<Manager>> {
+        let manager = self.own()?;
         if manager.is_closed() {
             return Err(Error::closed());
         }
@@ -195,6 +209,7 @@ impl Manager {
         self.undoing.close();
         self.undoing.wait().await;
         self.backend.close();
+        self.subscribers.close();
     }
 }
 

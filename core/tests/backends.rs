@@ -62,6 +62,8 @@ backends! {
         lists
         lists_each_of_several_holders
         breaks
+        counts
+        tells
         refuses_bad_arguments
         loses_no_update
         works_without_a_runtime

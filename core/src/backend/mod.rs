@@ -23,7 +23,8 @@ use std::{
 
 pub(crate) use crate::inspection::Holder;
 use crate::{
-    Error, ErrorKind, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver, pattern::Pattern,
+    Error, ErrorKind, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver, metrics::NodeStats,
+    pattern::Pattern,
 };
 
 /// The answer of a backend, to be awaited.
@@ -34,6 +35,14 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// No answer may outlast the time that the claim allows by much, and every future may be dropped at any
 /// await point: the engine then undoes the claim by [`Backend::release`].
 pub(crate) trait Backend: Send + Sync + fmt::Debug {
+    /// What metrics call it.
+    fn system(&self) -> &'static str;
+
+    /// The servers that it asks, by the names that errors give them, if it counts what they answer.
+    fn nodes(&self) -> Vec<(String, &NodeStats)> {
+        Vec::new()
+    }
+
     /// What it can do and promise.
     fn capabilities(&self) -> Capabilities;
 

@@ -19,7 +19,9 @@ use crate::{
         runtime,
         timer::{self, Alarm, AlarmKey},
     },
+    events::{Event, EventKind},
     manager::Manager,
+    metrics::{Ended, Renewed, Series},
     options,
     target::Names,
     undo,
@@ -42,10 +44,19 @@ pub struct Lease {
 pub(crate) struct Held {
     pub(crate) manager: Arc<Manager>,
     pub(crate) claim: Claim,
-    fencing_token: u64,
+    grant: Grant,
     inner: Mutex<Inner>,
     /// Something changed: an extension is over, the lease was lost or released.
     changed: Notify,
+}
+
+/// What a backend granted.
+pub(crate) struct Grant {
+    pub(crate) fencing_token: u64,
+    /// When it was asked for.
+    pub(crate) since: Instant,
+    /// Where the lease is counted.
+    pub(crate) series: Arc<Series>,
 }
 
 struct Inner {
@@ -56,9 +67,9 @@ struct Inner {
 
 impl Lease {
     /// Takes over what a backend granted, and arms its alarms.
-    pub(crate) fn new(manager: Arc<Manager>, claim: Claim, fencing_token: u64, state: LeaseState) -> Self {
+    pub(crate) fn new(manager: Arc<Manager>, claim: Claim, grant: Grant, state: LeaseState) -> Self {
         let inner = Inner { state, alarm: None, on_lost: Vec::new() };
-        let held = Arc::new(Held { manager, claim, fencing_token, inner: Mutex::new(inner), changed: Notify::new() });
+        let held = Arc::new(Held { manager, claim, grant, inner: Mutex::new(inner), changed: Notify::new() });
         held.manager.leases.insert(&held);
         held.look();
         let weak = Arc::downgrade(&held);
@@ -103,7 +114,7 @@ impl Lease {
     /// Greater than every earlier holder's of this resource, and below 2^53. Hand it to what you protect, and let
     /// that refuse a smaller one than it has seen.
     pub fn fencing_token(&self) -> u64 {
-        self.held().fencing_token
+        self.held().grant.fencing_token
     }
 
     /// Until when the holder may act. In the past once the lease was lost or released.
@@ -199,7 +210,7 @@ impl Lease {
     #[doc(hidden)]
     pub fn leave(&self) -> Result<()> {
         let held = self.own()?;
-        if held.begin_release() {
+        if held.begin_release(Ended::Released) {
             held.end_release();
         }
         Ok(())
@@ -237,7 +248,7 @@ impl Drop for Lease {
         if held.manager.check_process().is_err() {
             // The parent's: its sockets and event queues must not be taken apart here.
             std::mem::forget(held);
-        } else if held.begin_release() {
+        } else if held.begin_release(Ended::Dropped) {
             undo::in_background(&held.manager, held.claim.clone(), Instant::now());
             held.end_release();
         }
@@ -331,17 +342,27 @@ impl Held {
         let over = Over(self);
         let ttl = ttl.unwrap_or_else(|| self.inner().state.ttl());
         let outcome = self.manager.backend.extend(&self.claim, ttl, driver).await;
-        let step = {
+        let now = Instant::now();
+        let (step, remaining) = {
             let mut inner = self.inner();
+            let remaining = inner.state.deadline().since(now);
             match outcome {
                 Extension::Extended { since } => {
-                    let counts = inner.state.extended(Instant::now(), since, ttl);
+                    let counts = inner.state.extended(now, since, ttl);
+                    drop(inner);
+                    let extended = if counts { Renewed::Extended } else { Renewed::Lost };
+                    self.note_extension(extended, remaining, now, None);
                     return if counts { Ok(()) } else { Err(not_held()) };
                 }
-                Extension::Unknown(error) => return Err(error),
-                Extension::Lost => inner.state.taken(),
+                Extension::Unknown(error) => {
+                    drop(inner);
+                    self.note_extension(Renewed::Failed, remaining, now, Some(&error));
+                    return Err(error);
+                }
+                Extension::Lost => (inner.state.taken(), remaining),
             }
         };
+        self.note_extension(Renewed::Lost, remaining, now, Some(&not_held()));
         if let Step::Lose(reason) = step {
             self.tell_lost(reason);
         }
@@ -356,6 +377,10 @@ impl Held {
             (std::mem::take(&mut inner.on_lost), inner.alarm.take())
         };
         cancel_alarm(alarm);
+        let (counters, series) = (&self.manager.counters, &self.grant.series);
+        counters.lost(series, reason);
+        counters.ended(series, self.grant.since, Ended::Lost);
+        self.manager.subscribers.tell(|| Event { reason: Some(reason), ..self.event(EventKind::Lost) });
         self.changed.notify_waiters();
         for listener in listeners {
             listener(reason);
@@ -366,7 +391,7 @@ impl Held {
     }
 
     /// Stops renewal and the signal of loss. Says whether there is anything to release.
-    fn begin_release(&self) -> bool {
+    fn begin_release(&self, ended: Ended) -> bool {
         let (alarm, given_up) = {
             let mut inner = self.inner();
             let ended = inner.state.told().is_some() || inner.state.is_given_up();
@@ -375,7 +400,30 @@ impl Held {
             (inner.alarm.take(), !ended)
         };
         cancel_alarm(alarm);
+        if given_up {
+            self.manager.counters.ended(&self.grant.series, self.grant.since, ended);
+            self.manager.subscribers.tell(|| self.event(EventKind::Released));
+        }
         given_up
+    }
+
+    fn event(&self, kind: EventKind) -> Event {
+        Event {
+            fencing_token: Some(self.grant.fencing_token),
+            duration: Some(Instant::now().since(self.grant.since)),
+            ..Event::new(kind, &self.claim.resources, self.claim.mode)
+        }
+    }
+
+    /// An extension was answered, when the lease had `remaining` left.
+    fn note_extension(&self, extended: Renewed, remaining: Duration, now: Instant, error: Option<&Error>) {
+        self.manager.counters.extended(&self.grant.series, extended, remaining, now);
+        self.manager.subscribers.tell(|| match extended {
+            Renewed::Extended => self.event(EventKind::Extended),
+            Renewed::Lost | Renewed::Failed => {
+                Event { error: error.map(ToString::to_string), ..self.event(EventKind::ExtensionFailed) }
+            }
+        });
     }
 
     fn end_release(&self) {
@@ -399,7 +447,7 @@ impl Held {
                 }
             }
         }
-        if !self.begin_release() {
+        if !self.begin_release(Ended::Released) {
             return None;
         }
         let mut unfinished = Unfinished(Some(self));

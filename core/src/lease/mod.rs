@@ -3,6 +3,6 @@
 mod handle;
 pub(crate) mod state;
 
-pub(crate) use handle::Held;
 pub use handle::Lease;
+pub(crate) use handle::{Grant, Held};
 pub use state::LossReason;

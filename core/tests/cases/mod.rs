@@ -6,11 +6,12 @@ mod inspection;
 mod lease;
 mod load;
 mod modes;
+mod observing;
 mod store;
 
 use std::{future::Future, time::Duration};
 
-pub use self::{acquire::*, cancel::*, inspection::*, lease::*, load::*, modes::*, store::Store};
+pub use self::{acquire::*, cancel::*, inspection::*, lease::*, load::*, modes::*, observing::*, store::Store};
 use polylock::{Acquire, Lease, LockManager};
 
 /// No case takes longer, or it hangs.

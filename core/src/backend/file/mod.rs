@@ -102,6 +102,10 @@ impl FileBackend {
 // Every step is a few quick system calls on a local file system, so it is done in place: to hand it to another
 // thread would cost more. No step can be cancelled halfway, and every answer is certain.
 impl Backend for FileBackend {
+    fn system(&self) -> &'static str {
+        "file"
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             guarantee: Guarantee::Fenced,

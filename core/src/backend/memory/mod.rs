@@ -208,6 +208,10 @@ impl State {
 }
 
 impl Backend for MemoryBackend {
+    fn system(&self) -> &'static str {
+        "memory"
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             guarantee: Guarantee::Fenced,

@@ -64,6 +64,7 @@ use crate::{
     clock::Instant,
     connect::Options,
     engine::{driver::Driver, runtime},
+    metrics::NodeStats,
     pattern::Pattern,
 };
 
@@ -160,6 +161,14 @@ fn numbers(value: &Value) -> Option<Vec<i64>> {
 }
 
 impl Backend for RedisBackend {
+    fn system(&self) -> &'static str {
+        if self.nodes.len() == 1 { "redis" } else { "redlock" }
+    }
+
+    fn nodes(&self) -> Vec<(String, &NodeStats)> {
+        self.nodes.iter().map(|node| (node.config().name.clone(), node.stats())).collect()
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             guarantee: Guarantee::Lease,

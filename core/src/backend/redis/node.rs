@@ -29,12 +29,14 @@ use crate::{
         driver::{Driver, DriverId},
         runtime, timer,
     },
+    metrics::{NodeStats, Sample},
 };
 
 pub(super) struct Node {
     config: NodeConfig,
     lanes: Mutex<HashMap<DriverId, Lane>>,
     closed: AtomicBool,
+    stats: NodeStats,
 }
 
 /// The connection that one driver drives.
@@ -47,7 +49,12 @@ type Opening = Shared<BoxFuture<'static, Result<Arc<Connection>, CallError>>>;
 
 impl Node {
     pub(super) fn new(config: NodeConfig) -> Arc<Self> {
-        Arc::new(Self { config, lanes: Mutex::default(), closed: AtomicBool::new(false) })
+        Arc::new(Self {
+            config,
+            lanes: Mutex::default(),
+            closed: AtomicBool::new(false),
+            stats: NodeStats::default(),
+        })
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashMap<DriverId, Lane>> {
@@ -115,7 +122,7 @@ impl Node {
         opened.boxed().shared()
     }
 
-    async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
+    async fn run(self: &Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
         const FIRST_PAUSE: Duration = Duration::from_millis(5);
         const LONGEST_PAUSE: Duration = Duration::from_millis(100);
         let expires = request.expires;
@@ -159,8 +166,26 @@ impl Server for Node {
         &self.config
     }
 
+    fn stats(&self) -> &NodeStats {
+        &self.stats
+    }
+
     fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer> {
-        Self::run(self, request, driver).boxed()
+        async move {
+            let sample = self.stats.ask();
+            let answer = Self::run(&self, request, driver).await;
+            match &answer {
+                Ok(Answered { repeated: false, .. }) | Err(CallError::Refused(_) | CallError::BrokenOff(_)) => {
+                    self.stats.answered(sample);
+                }
+                Ok(_) => self.stats.answered(Sample::default()),
+                Err(CallError::NotSent(_) | CallError::Unanswered(_) | CallError::NoScript) => {
+                    self.stats.unanswered()
+                }
+            }
+            answer
+        }
+        .boxed()
     }
 
     fn set_clock(&self, driver: &Driver, now_ms: i64) {

@@ -17,6 +17,7 @@ use crate::{
     backend::{Claim, Progress},
     clock::{self, Instant},
     engine::driver::Driver,
+    metrics::NodeStats,
 };
 
 /// The fence outlives its last use by this at least: long against any ttl, and against clocks that are set back.
@@ -26,6 +27,9 @@ const FENCE_OUTLIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) trait Server: Send + Sync {
     /// Where it is.
     fn config(&self) -> &NodeConfig;
+
+    /// What has become of the requests to it.
+    fn stats(&self) -> &NodeStats;
 
     /// Runs a script there, on the connection that `driver` drives.
     fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer>;

@@ -29,8 +29,9 @@ use super::{
 use crate::{
     Acquire, Lease, LockManager,
     clock::Instant,
+    connect::Options,
     engine::{driver::Driver, timer},
-    lease::state::Drift,
+    metrics::NodeStats,
     simulation,
 };
 
@@ -124,6 +125,7 @@ struct Remote {
     machine: Arc<Mutex<Machine>>,
     rng: Mutex<Rng>,
     loss: f64,
+    stats: NodeStats,
 }
 
 impl Remote {
@@ -175,6 +177,10 @@ impl Server for Remote {
             }
         }
         .boxed()
+    }
+
+    fn stats(&self) -> &NodeStats {
+        &self.stats
     }
 
     fn set_clock(&self, _: &Driver, _: i64) {}
@@ -289,7 +295,8 @@ fn play(seed: u64, faults: Faults, look: impl Fn(&History)) -> u32 {
         let nodes = machines.iter().enumerate().map(|(index, machine)| {
             let config = NodeConfig::parse(&format!("redis://server{index}")).unwrap();
             let rng = Mutex::new(rng.fork());
-            Arc::new(Remote { config, machine: Arc::clone(machine), rng, loss }) as Arc<dyn Server>
+            Arc::new(Remote { config, machine: Arc::clone(machine), rng, loss, stats: NodeStats::default() })
+                as Arc<dyn Server>
         });
         let backend = RedisBackend {
             nodes: nodes.collect(),
@@ -297,7 +304,7 @@ fn play(seed: u64, faults: Faults, look: impl Fn(&History)) -> u32 {
             prefix: String::new(),
             node_timeout: None,
         };
-        let locks = LockManager::new(Box::new(backend), Drift { factor: 0.01 });
+        let locks = LockManager::new(Box::new(backend), &Options::default());
         simulation::spawn_in(process, client(locks, Rc::clone(&history), rng.fork()));
     }
     simulation::spawn(troubles(machines, faults, rng.fork()));

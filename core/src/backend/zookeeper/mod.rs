@@ -156,6 +156,10 @@ impl Ensemble {
 }
 
 impl Backend for ZookeeperBackend {
+    fn system(&self) -> &'static str {
+        "zookeeper"
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             guarantee: Guarantee::Fenced,

@@ -234,6 +234,10 @@ pub(super) fn micros(ttl: Duration) -> i64 {
 }
 
 impl Backend for LeaseBackend {
+    fn system(&self) -> &'static str {
+        "postgresql"
+    }
+
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
     }

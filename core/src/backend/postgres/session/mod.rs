@@ -103,6 +103,10 @@ impl SessionBackend {
 }
 
 impl Backend for SessionBackend {
+    fn system(&self) -> &'static str {
+        "postgresql.session"
+    }
+
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
     }
