@@ -47,6 +47,15 @@ pub(crate) fn number(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResu
     })
 }
 
+/// An `int`; one that is negative or too large becomes 0, which the engine refuses by name.
+pub(crate) fn count(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    match value.extract::<i64>() {
+        Ok(number) => Ok(usize::try_from(number).unwrap_or(0)),
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Ok(0),
+        Err(_) => Err(wrong_type(argument, "int", value)),
+    }
+}
+
 fn wrong_type(argument: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let given = value.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
     PyTypeError::new_err(format!("{argument} must be {wanted}, not {given}"))

@@ -11,6 +11,7 @@ mod arguments;
 mod boundary;
 mod lease;
 mod manager;
+mod observe;
 mod outcome;
 mod queue;
 mod waiting;
@@ -25,7 +26,7 @@ mod _native {
 
     use crate::{arguments, boundary, waiting};
     #[pymodule_export]
-    use crate::{lease::Lease, manager::Manager, queue::Queue};
+    use crate::{lease::Lease, manager::Manager, observe::Events, queue::Queue};
 
     /// Releases every lease of this process and stops the engine; returns within about `timeout` seconds.
     #[pyfunction]

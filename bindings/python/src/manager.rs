@@ -1,18 +1,19 @@
 //! A manager.
 
-use polylock::{Guarantee, LockManager};
-use pyo3::prelude::*;
+use polylock::{Guarantee, LockManager, Seen};
+use pyo3::{exceptions::PyTypeError, prelude::*};
 
 use crate::{
     arguments,
     boundary::{self, to_python},
     lease::Lease,
+    observe::{Events, MetricFields, metric_fields},
     outcome::{HolderFields, Outcome, holder_fields},
     queue::Queue,
     waiting,
 };
 
-type Capabilities = (&'static str, bool, bool, bool, bool, bool, bool, bool);
+type Capabilities = (&'static str, bool, bool, bool, bool, bool, bool, bool, bool, bool);
 
 /// Makes locks on one backend.
 #[pyclass(frozen, module = "polylock._native")]
@@ -138,12 +139,75 @@ impl Manager {
         queue.start(py, |driver| async move { Ok(Outcome::Holder(locks.inspect_by(&resource, &driver).await?)) })
     }
 
+    fn list(
+        &self,
+        py: Python<'_>,
+        pattern: &Bound<'_, PyAny>,
+        limit: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<HolderFields>> {
+        let (pattern, limit) = (arguments::text("pattern", pattern)?, arguments::count("limit", limit)?);
+        let holders = waiting::wait(py, |driver| async move { self.locks.list_by(&pattern, limit, &driver).await })?;
+        Ok(holders.into_iter().map(holder_fields).collect())
+    }
+
+    fn list_start(
+        &self,
+        py: Python<'_>,
+        queue: &Queue,
+        pattern: &Bound<'_, PyAny>,
+        limit: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let (pattern, limit) = (arguments::text("pattern", pattern)?, arguments::count("limit", limit)?);
+        let locks = self.locks.clone();
+        queue.start(py, |driver| async move { Ok(Outcome::Holders(locks.list_by(&pattern, limit, &driver).await?)) })
+    }
+
+    fn break_lock(
+        &self,
+        py: Python<'_>,
+        resource: &Bound<'_, PyAny>,
+        fencing_token: &Bound<'_, PyAny>,
+        owner: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let (resource, seen) = (arguments::text("resource", resource)?, seen(fencing_token, owner)?);
+        waiting::wait(py, |driver| async move { self.locks.break_lock_by(&resource, seen, &driver).await })
+    }
+
+    fn break_lock_start(
+        &self,
+        py: Python<'_>,
+        queue: &Queue,
+        resource: &Bound<'_, PyAny>,
+        fencing_token: &Bound<'_, PyAny>,
+        owner: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let (resource, seen) = (arguments::text("resource", resource)?, seen(fencing_token, owner)?);
+        let locks = self.locks.clone();
+        queue.start(
+            py,
+            |driver| async move { Ok(Outcome::Broken(locks.break_lock_by(&resource, seen, &driver).await?)) },
+        )
+    }
+
+    fn metrics(&self, py: Python<'_>) -> PyResult<Vec<MetricFields>> {
+        let metrics = boundary::guard(|| self.locks.metrics())?.map_err(to_python)?;
+        metrics.metrics.into_iter().map(|metric| metric_fields(py, metric)).collect()
+    }
+
+    fn metrics_text(&self) -> PyResult<String> {
+        boundary::guard(|| self.locks.metrics().map(|metrics| metrics.to_prometheus()))?.map_err(to_python)
+    }
+
+    fn events(&self) -> PyResult<Events> {
+        boundary::guard(|| self.locks.events())?.map(Events::new).map_err(to_python)
+    }
+
     fn waiting(&self, resource: &Bound<'_, PyAny>) -> PyResult<usize> {
         let resource = arguments::text("resource", resource)?;
         boundary::guard(|| self.locks.waiting(&resource))?.map_err(to_python)
     }
 
-    /// Guarantee, fencing, across processes, across hosts, shared, semaphore, several, inspection.
+    /// Guarantee, fencing, across processes, across hosts, shared, semaphore, several, inspection, listing, breaking.
     fn capabilities(&self) -> Capabilities {
         let can = self.locks.capabilities();
         let guarantee = match can.guarantee {
@@ -160,6 +224,8 @@ impl Manager {
             can.semaphore,
             can.several,
             can.inspection,
+            can.listing,
+            can.breaking,
         )
     }
 
@@ -176,5 +242,17 @@ impl Manager {
             locks.close().await;
             Ok(Outcome::Nothing)
         })
+    }
+}
+
+/// Whose lock is meant: exactly one of the two is given.
+fn seen(fencing_token: &Bound<'_, PyAny>, owner: &Bound<'_, PyAny>) -> PyResult<Seen> {
+    match (fencing_token.is_none(), owner.is_none()) {
+        (false, true) => {
+            let token = arguments::count("fencing_token", fencing_token)?;
+            Ok(Seen::FencingToken(u64::try_from(token).unwrap_or(0)))
+        }
+        (true, false) => Ok(Seen::Owner(arguments::text("owner", owner)?)),
+        _ => Err(PyTypeError::new_err("give either fencing_token or owner")),
     }
 }

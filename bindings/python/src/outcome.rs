@@ -3,10 +3,10 @@
 use std::{future::Future, panic::AssertUnwindSafe};
 
 use futures_util::FutureExt;
-use polylock::{Error, Holder, LossReason, Release};
+use polylock::{Error, Event, Holder, LossReason, Release};
 use pyo3::{IntoPyObjectExt, prelude::*, types::PyString};
 
-use crate::{boundary, lease, queue::Held};
+use crate::{boundary, lease, observe, queue::Held};
 
 /// The result of an operation, before it meets Python.
 pub(crate) enum Outcome {
@@ -16,6 +16,9 @@ pub(crate) enum Outcome {
     /// `None`: it had ended before.
     Released(Option<Release>),
     Holder(Option<Holder>),
+    Holders(Vec<Holder>),
+    Broken(bool),
+    Events(Option<Vec<Event>>),
     Lost(LossReason),
     Failed(Error),
 }
@@ -29,6 +32,12 @@ impl Outcome {
             Self::Released(release) => Ok(PyString::intern(py, released_name(release)).into_any().unbind()),
             Self::Lost(reason) => Ok(PyString::intern(py, reason.name()).into_any().unbind()),
             Self::Holder(holder) => holder.map(holder_fields).into_py_any(py),
+            Self::Holders(holders) => holders.into_iter().map(holder_fields).collect::<Vec<_>>().into_py_any(py),
+            Self::Broken(broken) => broken.into_py_any(py),
+            Self::Events(None) => Ok(py.None()),
+            Self::Events(Some(events)) => {
+                events.into_iter().map(observe::event_fields).collect::<Vec<_>>().into_py_any(py)
+            }
             Self::Failed(error) => boundary::exception(py, &error),
         }
     }
@@ -48,9 +57,19 @@ pub(crate) async fn of(operation: impl Future<Output = polylock::Result<Outcome>
     }
 }
 
-/// Owner, fencing token, seconds to expiry, since (Unix seconds), host, process id, label.
-pub(crate) type HolderFields =
-    (String, Option<u64>, Option<f64>, Option<f64>, Option<String>, Option<u32>, Option<String>);
+/// Owner, fencing token, seconds to expiry, since (Unix seconds), host, process id, label, resource, mode, waiting.
+pub(crate) type HolderFields = (
+    String,
+    Option<u64>,
+    Option<f64>,
+    Option<f64>,
+    Option<String>,
+    Option<u32>,
+    Option<String>,
+    String,
+    &'static str,
+    Option<u32>,
+);
 
 pub(crate) fn holder_fields(holder: Holder) -> HolderFields {
     (
@@ -61,6 +80,9 @@ pub(crate) fn holder_fields(holder: Holder) -> HolderFields {
         holder.host,
         holder.pid,
         holder.label,
+        holder.resource.to_string(),
+        holder.mode,
+        holder.waiting,
     )
 }
 

@@ -28,6 +28,7 @@ from ._errors import (
     Unavailable,
     Unsupported,
 )
+from ._metrics import Event, EventKind, Histogram, Metric, Point, Subscription
 from ._native import __version__
 from ._values import Capabilities, Guarantee, Holder, LossReason, Mode, Released
 
@@ -41,6 +42,12 @@ __all__ = [
     "Mode",
     "Holder",
     "Capabilities",
+    "Metric",
+    "Point",
+    "Histogram",
+    "Event",
+    "EventKind",
+    "Subscription",
     "Guarantee",
     "Error",
     "AcquireTimeout",

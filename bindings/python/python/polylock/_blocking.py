@@ -9,10 +9,13 @@ from . import _process
 from ._base import LeaseBase, LockBase, ManagerBase, native_manager
 from ._errors import Error, Forked
 from ._listeners import listeners
+from ._metrics import Event, Subscription, log_to
 from ._naming import namer
 from ._values import Holder, LossReason, Released
 
 if TYPE_CHECKING:
+    import builtins
+    import logging
     from collections.abc import Callable
     from types import TracebackType
 
@@ -291,6 +294,89 @@ class LockManager(ManagerBase[Lock]):
         """
         fields = self._native.inspect(name)
         return None if fields is None else Holder(*fields)
+
+    def list(self, pattern: str = "*", limit: int = 1000) -> builtins.list[Holder]:
+        """Who holds the resources whose names match `pattern`: an entry for each holder, in the order of the names.
+
+        On Redis it goes through all keys of the server, step by step without holding it up. It finds what this
+        library holds; a lock of another library is found by its full name alone.
+
+        Args:
+            pattern: ``*`` stands for any text, ``?`` for any one character, a backslash takes the next as it is.
+            limit: How many holders it gives at most: 1 to 100,000.
+
+        Raises:
+            Unsupported: The backend cannot tell.
+            InvalidArgument: for `pattern` and `limit`.
+            Unavailable: The server did not answer.
+            AuthError: The server refused the user, the password or a permission.
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> [(holder.resource, holder.mode) for holder in locks.list("invoice:*")]
+        [('invoice:42', 'exclusive')]
+        """
+        return [Holder(*fields) for fields in self._native.list(pattern, limit)]
+
+    def break_(self, name: str, fencing_token: int | None = None, *, owner: str | None = None) -> bool:
+        """Frees `name` though somebody holds it, if that is still the holder that was seen; says whether it was.
+
+        Give the fencing token or the owner that `inspect` or `list` showed. The holder is told that its lease is lost
+        no later than at its next renewal; until then it may go on: break a lock when its holder is dead or hung, or
+        where the fencing token is checked.
+
+        Raises:
+            Unsupported: The backend cannot break a lock.
+            InvalidArgument: for `name`, `fencing_token`, `owner`.
+            Unavailable: The server did not answer; it may have been freed or not.
+            AuthError: The server refused the user, the password or a permission.
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> hung = locks.acquire("nightly")
+        >>> locks.break_("nightly", locks.inspect("nightly").fencing_token)
+        True
+        >>> hung.loss
+        'taken'
+        """
+        return self._native.break_lock(name, fencing_token, owner)
+
+    def on_event(self, callback: Callable[[Event], object]) -> Subscription:
+        """Has `callback` called for what happens to this manager's leases from now on.
+
+        It is called in batches, within some 10 ms, on the daemon thread that all listeners share, so it must be quick.
+        An exception that it raises goes to `threading.excepthook`, and the rest of that batch is dropped.
+        Nobody who acquires or releases waits for it.
+
+        Raises:
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> locks = connect("memory:")
+        >>> seen = queue.SimpleQueue()
+        >>> subscription = locks.on_event(seen.put)
+        >>> with locks.lock("report"):
+        ...     print(seen.get(timeout=5).kind)
+        acquired
+        >>> subscription.close()
+        """
+        if not callable(callback):
+            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        return Subscription(self._native.events(), listeners(), callback)
+
+    def log(self, logger: logging.Logger | None = None) -> Subscription:
+        """Writes what happens to `logger` (``logging.getLogger("polylock")``): losses and failed extensions as
+        warnings, the rest as debug. The event's fields are in the record's ``polylock``.
+
+        Raises:
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> locks.log().close()
+        """
+        import logging  # noqa: PLC0415 - of use only here
+
+        return self.on_event(log_to(logging.getLogger("polylock") if logger is None else logger))
 
     def close(self) -> None:
         """Ends it: waiters get `Closed`, leases are released, connections let go. Returns when that is done.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ._values import LossReason
 
 _LONG = 3600.0  # seconds; the thread wakes up for each loss, and so now and then for nothing
 
@@ -21,7 +19,7 @@ class Listeners:
 
     def __init__(self) -> None:
         self.queue = _native.Queue()
-        self.callbacks: dict[int, Callable[[LossReason], object]] = {}
+        self.callbacks: dict[int, Callable[[Any], object]] = {}
         self._end = self.queue.reserve()
         self._thread = threading.Thread(target=self._run, name="polylock-listeners", daemon=True)
         self._thread.start()
@@ -42,9 +40,9 @@ class Listeners:
                     _call(callback, reason)
 
 
-def _call(callback: Callable[[LossReason], object], reason: object) -> None:
+def _call(callback: Callable[[Any], object], reason: object) -> None:
     try:
-        callback(reason)  # type: ignore[arg-type]
+        callback(reason)
     except BaseException:  # a listener that fails must not take the others along
         hook_args = threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
         threading.excepthook(hook_args)

@@ -1,8 +1,10 @@
 """The native module: private, may change at any time."""
 
+import builtins
 from typing import Literal, final
 
 __all__ = [
+    "Events",
     "Lease",
     "Manager",
     "Queue",
@@ -17,9 +19,18 @@ __all__ = [
 __version__: str
 SIGNAL_TICK: float
 
-_HolderFields = tuple[str, int | None, float | None, float | None, str | None, int | None, str | None]
-_Released = Literal["released", "not_held", "unknown", "ended_before"]
+_Mode = Literal["exclusive", "shared", "permit"]
 _Loss = Literal["expired", "taken", "max_hold"]
+_HolderFields = tuple[
+    str, int | None, float | None, float | None, str | None, int | None, str | None, str, _Mode, int | None
+]
+_PointFields = tuple[dict[str, str], float | None, tuple[list[float], list[int], float, int] | None]
+_MetricFields = tuple[str, str, str, Literal["counter", "gauge", "histogram"], list[_PointFields]]
+_EventKind = Literal["acquired", "contended", "extended", "extension_failed", "lost", "released"]
+_EventFields = tuple[
+    _EventKind, float, list[str], _Mode, int | None, float | None, _Loss | None, str | None
+]
+_Released = Literal["released", "not_held", "unknown", "ended_before"]
 
 def shutdown(timeout: float) -> None: ...
 def error_kinds() -> list[tuple[int, str]]: ...
@@ -36,6 +47,12 @@ class Queue:
     def push(self, number: int) -> bool: ...
     def cancel(self, number: int) -> bool: ...
     def pending(self) -> int: ...
+    def close(self) -> None: ...
+
+@final
+class Events:
+    def take_start(self, queue: Queue) -> int | list[_EventFields] | None: ...
+    def missed(self) -> int: ...
     def close(self) -> None: ...
 
 @final
@@ -68,10 +85,10 @@ class Lease:
 
 @final
 class Manager:
-    def __new__(cls, urls: list[str], prefix: str, drift_factor: float, node_timeout: float | None) -> Manager: ...
+    def __new__(cls, urls: builtins.list[str], prefix: str, drift_factor: float, node_timeout: float | None) -> Manager: ...
     def acquire(
         self,
-        resource: str | list[str] | tuple[str, ...],
+        resource: str | builtins.list[str] | tuple[str, ...],
         mode: Literal["shared"] | int | None,
         ttl: float,
         wait: float | None,
@@ -82,7 +99,7 @@ class Manager:
     def acquire_start(
         self,
         queue: Queue,
-        resource: str | list[str] | tuple[str, ...],
+        resource: str | builtins.list[str] | tuple[str, ...],
         mode: Literal["shared"] | int | None,
         ttl: float,
         wait: float | None,
@@ -92,7 +109,7 @@ class Manager:
     ) -> int | Lease: ...
     def try_acquire(
         self,
-        resource: str | list[str] | tuple[str, ...],
+        resource: str | builtins.list[str] | tuple[str, ...],
         mode: Literal["shared"] | int | None,
         ttl: float,
         auto_extend: bool,
@@ -102,7 +119,7 @@ class Manager:
     def try_acquire_start(
         self,
         queue: Queue,
-        resource: str | list[str] | tuple[str, ...],
+        resource: str | builtins.list[str] | tuple[str, ...],
         mode: Literal["shared"] | int | None,
         ttl: float,
         auto_extend: bool,
@@ -111,7 +128,16 @@ class Manager:
     ) -> int | Lease | None: ...
     def inspect(self, resource: str) -> _HolderFields | None: ...
     def inspect_start(self, queue: Queue, resource: str) -> int | _HolderFields | None: ...
+    def list(self, pattern: str, limit: int) -> builtins.list[_HolderFields]: ...
+    def list_start(self, queue: Queue, pattern: str, limit: int) -> int | builtins.list[_HolderFields]: ...
+    def break_lock(self, resource: str, fencing_token: int | None, owner: str | None) -> bool: ...
+    def break_lock_start(
+        self, queue: Queue, resource: str, fencing_token: int | None, owner: str | None
+    ) -> int | bool: ...
+    def metrics(self) -> builtins.list[_MetricFields]: ...
+    def metrics_text(self) -> str: ...
+    def events(self) -> Events: ...
     def waiting(self, resource: str) -> int: ...
-    def capabilities(self) -> tuple[str, bool, bool, bool, bool, bool, bool, bool]: ...
+    def capabilities(self) -> tuple[str, bool, bool, bool, bool, bool, bool, bool, bool, bool]: ...
     def close(self) -> None: ...
     def close_start(self, queue: Queue) -> int | None: ...

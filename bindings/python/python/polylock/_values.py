@@ -65,6 +65,12 @@ class Holder(NamedTuple):
     """Its process id there."""
     label: str | None
     """What the holder called itself."""
+    resource: str
+    """What is held."""
+    mode: Mode
+    """How it is held."""
+    waiting: int | None
+    """How many managers, in all processes, have somebody waiting for it; if the backend can tell."""
 
 
 class Capabilities(NamedTuple):
@@ -90,3 +96,7 @@ class Capabilities(NamedTuple):
     """Several resources can be taken at once."""
     inspection: bool
     """`inspect` works."""
+    listing: bool
+    """`list` works."""
+    breaking: bool
+    """`break_` works."""

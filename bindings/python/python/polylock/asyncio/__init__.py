@@ -25,6 +25,7 @@ from .._errors import (
     Unavailable,
     Unsupported,
 )
+from .._metrics import Event, EventKind, Histogram, Metric, Point, Subscription
 from .._values import Capabilities, Guarantee, Holder, LossReason, Mode, Released
 from ._manager import Lease, Lock, LockManager, connect
 
@@ -38,6 +39,12 @@ __all__ = [
     "Mode",
     "Holder",
     "Capabilities",
+    "Metric",
+    "Point",
+    "Histogram",
+    "Event",
+    "EventKind",
+    "Subscription",
     "Guarantee",
     "Error",
     "AcquireTimeout",

@@ -16,7 +16,7 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from contextvars import Context
 from threading import local
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from .. import _native
@@ -26,8 +26,6 @@ from .._process import LINGER, is_ending_elsewhere
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._values import LossReason
-
 
 class Bridge:
     """The operations and listeners of one event loop."""
@@ -36,7 +34,7 @@ class Bridge:
         # Weak, because the registry must not keep a loop alive.
         self._loop = ref(loop)
         self._futures: dict[int, Future[object]] = {}
-        self.callbacks: dict[int, Callable[[LossReason], object]] = {}
+        self.callbacks: dict[int, Callable[[Any], object]] = {}
         self.queue = _native.Queue()
         self.closed = False
         try:
@@ -98,9 +96,9 @@ class Bridge:
             else:
                 waiting.set_exception(value)
 
-    def _call(self, callback: Callable[[LossReason], object], reason: object) -> None:
+    def _call(self, callback: Callable[[Any], object], reason: object) -> None:
         try:
-            callback(reason)  # type: ignore[arg-type]
+            callback(reason)
         except Exception as error:
             loop = self._loop()
             if loop is not None:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from .. import _native, _process
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
+from .._metrics import Event, Subscription, log_to
 from .._naming import namer
 from .._values import Holder, LossReason, Released
 from ._bridge import bridge
 
 if TYPE_CHECKING:
+    import builtins
+    import logging
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
@@ -349,6 +352,106 @@ class LockManager(ManagerBase[Lock]):
         if isinstance(answer, int):
             answer = await on.finish(answer)
         return None if answer is None else Holder(*cast("tuple[Any, ...]", answer))
+
+    async def list(self, pattern: str = "*", limit: int = 1000) -> builtins.list[Holder]:
+        """Who holds the resources whose names match `pattern`: an entry for each holder, in the order of the names.
+
+        On Redis it goes through all keys of the server, step by step without holding it up. It finds what this
+        library holds; a lock of another library is found by its full name alone.
+
+        Args:
+            pattern: ``*`` stands for any text, ``?`` for any one character, a backslash takes the next as it is.
+            limit: How many holders it gives at most: 1 to 100,000.
+
+        Raises:
+            Unsupported: The backend cannot tell.
+            InvalidArgument: for `pattern` and `limit`.
+            Unavailable: The server did not answer.
+            AuthError: The server refused the user, the password or a permission.
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     locks = connect("memory:")
+        ...     async with locks.lock("invoice:42"):
+        ...         print([holder.resource for holder in await locks.list("invoice:*")])
+        >>> asyncio.run(main())
+        ['invoice:42']
+        """
+        on = bridge()
+        answer: object = self._native.list_start(on.queue, pattern, limit)
+        if isinstance(answer, int):
+            answer = await on.finish(answer)
+        return [Holder(*fields) for fields in cast("builtins.list[Any]", answer)]
+
+    async def break_(self, name: str, fencing_token: int | None = None, *, owner: str | None = None) -> bool:
+        """Frees `name` though somebody holds it, if that is still the holder that was seen; says whether it was.
+
+        Give the fencing token or the owner that `inspect` or `list` showed. The holder is told that its lease is lost
+        no later than at its next renewal; until then it may go on: break a lock when its holder is dead or hung, or
+        where the fencing token is checked.
+
+        Raises:
+            Unsupported: The backend cannot break a lock.
+            InvalidArgument: for `name`, `fencing_token`, `owner`.
+            Unavailable: The server did not answer; it may have been freed or not.
+            AuthError: The server refused the user, the password or a permission.
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     locks = connect("memory:")
+        ...     hung = await locks.acquire("nightly")
+        ...     print(await locks.break_("nightly", hung.fencing_token), hung.loss)
+        >>> asyncio.run(main())
+        True taken
+        """
+        on = bridge()
+        answer: object = self._native.break_lock_start(on.queue, name, fencing_token, owner)
+        if isinstance(answer, int) and not isinstance(answer, bool):
+            answer = await on.finish(answer)
+        return cast("bool", answer)
+
+    def on_event(self, callback: Callable[[Event], object]) -> Subscription:
+        """Has `callback` called for what happens to this manager's leases from now on.
+
+        It is called in batches, within some 10 ms, on the running event loop, in the context of this call. An exception
+        that it raises goes to the loop's exception handler, and the rest of that batch is dropped.
+        Nobody who acquires or releases waits for it.
+
+        Raises:
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     locks, seen = connect("memory:"), asyncio.Queue()
+        ...     subscription = locks.on_event(seen.put_nowait)
+        ...     async with locks.lock("report"):
+        ...         print((await seen.get()).kind)
+        ...     subscription.close()
+        >>> asyncio.run(main())
+        acquired
+        """
+        if not callable(callback):
+            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        context = copy_context()
+        return Subscription(self._native.events(), bridge(), lambda event: context.run(callback, event))
+
+    def log(self, logger: logging.Logger | None = None) -> Subscription:
+        """Writes what happens to `logger` (``logging.getLogger("polylock")``): losses and failed extensions as
+        warnings, the rest as debug. The event's fields are in the record's ``polylock``.
+
+        Raises:
+            Closed: The manager was closed.
+            Forked: It belongs to the parent process.
+
+        >>> async def main() -> None:
+        ...     connect("memory:").log().close()
+        >>> asyncio.run(main())
+        """
+        import logging  # noqa: PLC0415 - of use only here
+
+        return self.on_event(log_to(logging.getLogger("polylock") if logger is None else logger))
 
     async def close(self) -> None:
         """Ends it: waiters get `Closed`, leases are released, connections let go. Returns when that is done.
