@@ -1,6 +1,6 @@
 /**
  * @file polylock.h
- * polylock: distributed locks on Redis, Valkey, files and memory.
+ * polylock: distributed locks on Redis, Valkey, PostgreSQL, ZooKeeper, files and memory.
  *
  *     polylock_manager locks = 0;
  *     polylock_lease lease = 0;
@@ -43,9 +43,14 @@
  * Callbacks run on one thread of the library, one after the other, never inside another call. They may call anything
  * here, and should be quick: others wait behind them. userdata has to stay valid until its finalizer is called,
  * which happens once. A callback may be under way when the object it is about is freed; its finalizer says
- * when it is over. polylock_shutdown waits for callbacks.
+ * when it is over. polylock_shutdown waits for callbacks. The log callback (polylock_set_log) is one of them.
  *
- * fork. In the child, objects of the parent answer POLYLOCK_ERR_FORKED and stay the parent's; new ones work.
+ * Options. A lock is exclusive, waits for as long as it takes and is renewed in the background unless the options say
+ * otherwise: polylock_options_set_shared, polylock_options_set_permit (a semaphore), _set_ttl_ms, _set_wait_ms … They
+ * hold for every way to acquire: blocking, tried once, of several resources, as a future, on a queue.
+ *
+ * fork. In the child, objects of the parent answer POLYLOCK_ERR_FORKED and stay the parent's; new ones work. Options
+ * and errors may be used and freed in both.
  *
  * Leases that are still held when a process ends expire by their ttl; polylock_shutdown releases them at once.
  *
@@ -106,6 +111,21 @@
 #define POLYLOCK_CAN_INSPECT 8
 
 /**
+ * In polylock_capabilities: polylock_options_set_shared works.
+ */
+#define POLYLOCK_CAN_SHARE 16
+
+/**
+ * In polylock_capabilities: polylock_options_set_permit works.
+ */
+#define POLYLOCK_CAN_COUNT 32
+
+/**
+ * In polylock_capabilities: polylock_acquire_all works.
+ */
+#define POLYLOCK_CAN_TAKE_SEVERAL 64
+
+/**
  * How a call ended. The numbers are stable and the same in every language.
  */
 typedef enum polylock_status {
@@ -160,6 +180,36 @@ typedef enum polylock_status {
 } polylock_status;
 
 /**
+ * How much a message of the log matters.
+ */
+typedef enum polylock_log_level {
+    /**
+     * Nothing is logged.
+     */
+    POLYLOCK_LOG_OFF = 0,
+    /**
+     * Something is wrong in a way that no call can report.
+     */
+    POLYLOCK_LOG_ERROR = 1,
+    /**
+     * Something is worse than it should be; the library deals with it.
+     */
+    POLYLOCK_LOG_WARN = 2,
+    /**
+     * What an operator may want to know.
+     */
+    POLYLOCK_LOG_INFO = 3,
+    /**
+     * What helps to find an error.
+     */
+    POLYLOCK_LOG_DEBUG = 4,
+    /**
+     * Everything.
+     */
+    POLYLOCK_LOG_TRACE = 5,
+} polylock_log_level;
+
+/**
  * How far exclusion can be relied on.
  */
 typedef enum polylock_guarantee {
@@ -200,6 +250,28 @@ typedef enum polylock_outcome {
 } polylock_outcome;
 
 /**
+ * How a lease holds its resource.
+ */
+typedef enum polylock_mode {
+    /**
+     * Nothing is held (the handle is not valid).
+     */
+    POLYLOCK_MODE_NONE = 0,
+    /**
+     * Alone.
+     */
+    POLYLOCK_MODE_EXCLUSIVE = 1,
+    /**
+     * Together with others that hold it shared.
+     */
+    POLYLOCK_MODE_SHARED = 2,
+    /**
+     * As one of so many at a time.
+     */
+    POLYLOCK_MODE_PERMIT = 3,
+} polylock_mode;
+
+/**
  * Why a lease was lost.
  */
 typedef enum polylock_loss {
@@ -220,6 +292,16 @@ typedef enum polylock_loss {
      */
     POLYLOCK_LOSS_MAX_HOLD = 3,
 } polylock_loss;
+
+/**
+ * Called for each message of the log. `message` ends with the call.
+ */
+typedef void (*polylock_log_callback)(enum polylock_log_level level, const char *message, void *userdata);
+
+/**
+ * Called once when the library has no more use for `userdata`. May be NULL.
+ */
+typedef void (*polylock_finalizer)(void *userdata);
 
 /**
  * Why a call failed. Made by every call that fails, ended by polylock_error_free.
@@ -255,11 +337,6 @@ typedef uint64_t polylock_holder;
  * Called once if a lease is lost.
  */
 typedef void (*polylock_lost_callback)(polylock_lease lease, enum polylock_loss reason, void *userdata);
-
-/**
- * Called once when the library has no more use for `userdata`. May be NULL.
- */
-typedef void (*polylock_finalizer)(void *userdata);
 
 /**
  * The operations of one event loop. Made by polylock_queue_new, ended by polylock_queue_free.
@@ -307,6 +384,11 @@ const char *polylock_outcome_name(int outcome);
 const char *polylock_loss_name(int reason);
 
 /**
+ * Stable name of a polylock_mode: "exclusive", "shared", "permit" or "none". The string lives for ever.
+ */
+const char *polylock_mode_name(int mode);
+
+/**
  * Releases every lease of this process, closes its managers, and stops the library's threads; returns within
  * about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
  * program that ends without this call, expires on its server by its ttl.
@@ -328,6 +410,24 @@ enum polylock_status polylock_shutdown(double timeout_ms);
  * stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.
  */
 void polylock_fork_child(void);
+
+/**
+ * Has `callback` called for each message of the library's log, on its callback thread, in the order in which
+ * they were written. Replaces the callback that was set before. When 10,000 messages wait for the callback, further ones
+ * are dropped. Messages never hold a password.
+ *
+ * @param level which messages: POLYLOCK_LOG_WARN and what is worse, for example. POLYLOCK_LOG_OFF ends it.
+ * @param callback may be NULL with POLYLOCK_LOG_OFF.
+ * @param userdata handed to `callback`. Has to stay valid until `finalizer` is called.
+ * @param finalizer called once with `userdata` when it is not used any more: after it was replaced, or if this function
+ *        fails. May be NULL.
+ * @return POLYLOCK_ERR_INVALID_ARGUMENT ("level", "callback"), POLYLOCK_ERR_INTERNAL if there is no thread to be had.
+ */
+enum polylock_status polylock_set_log(int level,
+                                      polylock_log_callback callback,
+                                      void *userdata,
+                                      polylock_finalizer finalizer,
+                                      polylock_error *err);
 
 /**
  * The status that the failed call returned. POLYLOCK_OK for 0, POLYLOCK_ERR_INVALID_HANDLE for what is no error.
@@ -496,6 +596,24 @@ enum polylock_status polylock_options_set_max_hold_ms(polylock_options options,
 enum polylock_status polylock_options_set_label(polylock_options options, const char *label, polylock_error *err);
 
 /**
+ * Holds the resource together with others that hold it shared; nobody holds it exclusively meanwhile.
+ */
+enum polylock_status polylock_options_set_shared(polylock_options options, polylock_error *err);
+
+/**
+ * Takes one of `of` permits: the resource is a semaphore, of which so many are held at a time. All of its users must
+ * name the same number.
+ *
+ * @param of 1 to 65,535; another number shows when acquiring, as POLYLOCK_ERR_INVALID_ARGUMENT ("of").
+ */
+enum polylock_status polylock_options_set_permit(polylock_options options, uint32_t of, polylock_error *err);
+
+/**
+ * Holds the resource alone (the default).
+ */
+enum polylock_status polylock_options_set_exclusive(polylock_options options, polylock_error *err);
+
+/**
  * Ends the options. 0 is allowed.
  *
  * @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
@@ -548,6 +666,29 @@ enum polylock_status polylock_try_acquire_n(polylock_manager manager,
                                             polylock_options options,
                                             polylock_lease *lease,
                                             polylock_error *err);
+
+/**
+ * As polylock_acquire, for several resources: all of them or none, exclusively. Whoever names the same ones in another
+ * order does not stand in the way for ever.
+ *
+ * @param resources `count` names, 1 to 64, none of them twice.
+ */
+enum polylock_status polylock_acquire_all(polylock_manager manager,
+                                          const char *const *resources,
+                                          size_t count,
+                                          polylock_options options,
+                                          polylock_lease *lease,
+                                          polylock_error *err);
+
+/**
+ * As polylock_acquire_all, but tries once: see polylock_try_acquire.
+ */
+enum polylock_status polylock_try_acquire_all(polylock_manager manager,
+                                              const char *const *resources,
+                                              size_t count,
+                                              polylock_options options,
+                                              polylock_lease *lease,
+                                              polylock_error *err);
 
 /**
  * Who holds a resource now. Blocks.
@@ -647,7 +788,24 @@ uint64_t polylock_lease_fencing_token(polylock_lease lease);
 size_t polylock_lease_owner_token(polylock_lease lease, char *buffer, size_t capacity);
 
 /**
- * Writes the name of what is locked, and NUL.
+ * How the lease holds its resource.
+ */
+enum polylock_mode polylock_lease_mode(polylock_lease lease);
+
+/**
+ * How many resources the lease holds: 1, or more by polylock_acquire_all; 0 if the handle is not valid.
+ */
+size_t polylock_lease_resource_count(polylock_lease lease);
+
+/**
+ * As polylock_lease_resource, for the resource at `index` (from 0, in the order of the names) of several.
+ *
+ * @return the length of the whole name without NUL; 0 if there is none at `index`.
+ */
+size_t polylock_lease_resource_at(polylock_lease lease, size_t index, char *buffer, size_t capacity);
+
+/**
+ * Writes the name of what is locked (the first of several), and NUL.
  *
  * @param buffer room for `capacity` bytes; 1,025 are always enough; less gets less, with NUL.
  * @return the length of the whole name without NUL; 0 if the handle is not valid.
@@ -779,6 +937,17 @@ enum polylock_status polylock_acquire_start_n(polylock_manager manager,
                                               polylock_queue queue,
                                               polylock_future *future,
                                               polylock_error *err);
+
+/**
+ * Starts to acquire several resources, as polylock_acquire_all does: see polylock_acquire_start.
+ */
+enum polylock_status polylock_acquire_all_start(polylock_manager manager,
+                                                const char *const *resources,
+                                                size_t count,
+                                                polylock_options options,
+                                                polylock_queue queue,
+                                                polylock_future *future,
+                                                polylock_error *err);
 
 /**
  * Starts to extend a lease, as polylock_extend does. Its future is taken by polylock_future_take.

@@ -42,6 +42,10 @@ enum class outcome { released = POLYLOCK_OUTCOME_RELEASED, not_held = POLYLOCK_O
 
 enum class loss { none = POLYLOCK_LOSS_NONE, expired = POLYLOCK_LOSS_EXPIRED, taken = POLYLOCK_LOSS_TAKEN, max_hold = POLYLOCK_LOSS_MAX_HOLD };
 
+enum class mode { none = POLYLOCK_MODE_NONE, exclusive = POLYLOCK_MODE_EXCLUSIVE, shared = POLYLOCK_MODE_SHARED, permit = POLYLOCK_MODE_PERMIT };
+
+enum class log_level { off = POLYLOCK_LOG_OFF, error = POLYLOCK_LOG_ERROR, warn = POLYLOCK_LOG_WARN, info = POLYLOCK_LOG_INFO, debug = POLYLOCK_LOG_DEBUG, trace = POLYLOCK_LOG_TRACE };
+
 /** Why a call failed. */
 class error : public std::runtime_error {
 public:
@@ -133,6 +137,11 @@ public:
     /** What holder::label will say. */
     options &&label(const std::string &label) && { return set(polylock_options_set_label, label.c_str()); }
 
+    /** Together with others that hold it shared. */
+    options &&shared() && { return set(polylock_options_set_shared); }
+    /** One of `of` permits: the resource is a semaphore. All of its users must name the same number. */
+    options &&permit(std::uint32_t of) && { return set(polylock_options_set_permit, of); }
+
     polylock_options get() const noexcept { return handle_.get(); }
 
 private:
@@ -163,11 +172,25 @@ public:
         return text.data();
     }
 
+    /** What is locked; the first of several. */
     std::string resource() const {
         std::array<char, 1025> text{};
         polylock_lease_resource(handle_.get(), text.data(), text.size());
         return text.data();
     }
+
+    /** All that is locked, in the order of the names. */
+    std::vector<std::string> resources() const {
+        std::vector<std::string> names(polylock_lease_resource_count(handle_.get()));
+        for (std::size_t i = 0; i < names.size(); i++) {
+            std::array<char, 1025> text{};
+            polylock_lease_resource_at(handle_.get(), i, text.data(), text.size());
+            names[i] = text.data();
+        }
+        return names;
+    }
+
+    polylock::mode mode() const noexcept { return static_cast<polylock::mode>(polylock_lease_mode(handle_.get())); }
 
     /** Whether the holder may act now. Asks the clock, no server; so do the next two. */
     bool is_held() const noexcept { return polylock_lease_is_held(handle_.get()); }
@@ -236,6 +259,42 @@ struct holder {
     std::optional<std::uint32_t> pid;
 };
 
+/**
+ * The operations of one event loop. Have the loop watch fd() for reading, level-triggered, and call turn() when it is
+ * readable. Only one thread at a time may turn it, or wait for what was started on it.
+ */
+class queue {
+public:
+    queue() : handle_{make()} {}
+
+    int fd() const noexcept { return polylock_queue_fd(handle_.get()); }
+
+    /** Moves the operations on without waiting; those that are over now, oldest first, by pending_lease::number(). */
+    std::vector<polylock_future> turn() {
+        std::vector<polylock_future> ready;
+        std::array<polylock_future, 64> some{};
+        std::size_t count = some.size();
+        while (count == some.size()) {
+            polylock_error err = 0;
+            detail::check(polylock_queue_turn(handle_.get(), some.data(), some.size(), &count, &err), err);
+            ready.insert(ready.end(), some.begin(), some.begin() + static_cast<std::ptrdiff_t>(count));
+        }
+        return ready;
+    }
+
+    polylock_queue get() const noexcept { return handle_.get(); }
+
+private:
+    static polylock_queue make() {
+        polylock_error err = 0;
+        polylock_queue made = 0;
+        detail::check(polylock_queue_new(&made, &err), err);
+        return made;
+    }
+
+    detail::handle<polylock_queue_free> handle_;
+};
+
 /** An acquisition on its way. Destroying it cancels it, and gives back what it won. */
 class pending_lease {
 public:
@@ -265,6 +324,9 @@ public:
 
     void cancel() { detail::check(polylock_future_cancel(handle_.get()), 0); }
 
+    /** What queue::turn calls it. */
+    polylock_future number() const noexcept { return handle_.get(); }
+
 private:
     detail::handle<polylock_future_free> handle_;
 };
@@ -288,14 +350,37 @@ public:
         return try_with(resource, how.get());
     }
 
-    /** Begins to acquire, and returns at once. */
-    pending_lease acquire_start(std::string_view resource, const options &how = options{}) {
+    /** Acquires several resources exclusively, all or none. Blocks. */
+    lease acquire_all(const std::vector<std::string> &resources, const options &how = options{}) {
+        const auto names = pointers(resources);
         polylock_error err = 0;
-        polylock_future future = 0;
-        detail::check(polylock_acquire_start_n(handle_.get(), resource.data(), resource.size(), how.get(), 0, &future,
-                                               &err),
-                      err);
-        return pending_lease{future};
+        polylock_lease won = 0;
+        detail::check(polylock_acquire_all(handle_.get(), names.data(), names.size(), how.get(), &won, &err), err);
+        return lease{won};
+    }
+
+    /** Tries once; nothing if somebody else holds one of them. */
+    std::optional<lease> try_acquire_all(const std::vector<std::string> &resources, const options &how = options{}) {
+        const auto names = pointers(resources);
+        polylock_error err = 0;
+        polylock_lease won = 0;
+        return tried(polylock_try_acquire_all(handle_.get(), names.data(), names.size(), how.get(), &won, &err), won,
+                     err);
+    }
+
+    /** Begins to acquire, and returns at once. The engine drives it, on a thread of its own. */
+    pending_lease acquire_start(std::string_view resource, const options &how = options{}) {
+        return start(resource, how, 0);
+    }
+    /** As above, driven by the loop that turns `on`. */
+    pending_lease acquire_start(std::string_view resource, const options &how, const queue &on) {
+        return start(resource, how, on.get());
+    }
+    pending_lease acquire_all_start(const std::vector<std::string> &resources, const options &how = options{}) {
+        return start_all(resources, how, 0);
+    }
+    pending_lease acquire_all_start(const std::vector<std::string> &resources, const options &how, const queue &on) {
+        return start_all(resources, how, on.get());
     }
 
     /** Who holds a resource; nothing if it is free. Blocks. */
@@ -351,10 +436,7 @@ private:
     }
 
     static polylock_manager connect(const std::vector<std::string> &urls) {
-        std::vector<const char *> texts;
-        for (const std::string &url : urls) {
-            texts.push_back(url.c_str());
-        }
+        const auto texts = pointers(urls);
         polylock_error err = 0;
         polylock_manager made = 0;
         detail::check(polylock_connect_many(texts.data(), texts.size(), 0, &made, &err), err);
@@ -371,8 +453,10 @@ private:
     std::optional<lease> try_with(std::string_view resource, polylock_options how) {
         polylock_lease won = 0;
         polylock_error err = 0;
-        const polylock_status status =
-            polylock_try_acquire_n(handle_.get(), resource.data(), resource.size(), how, &won, &err);
+        return tried(polylock_try_acquire_n(handle_.get(), resource.data(), resource.size(), how, &won, &err), won, err);
+    }
+
+    static std::optional<lease> tried(polylock_status status, const polylock_lease &won, const polylock_error &err) {
         if (status == POLYLOCK_ERR_TIMEOUT) {
             polylock_error_free(err);
             return std::nullopt;
@@ -381,12 +465,52 @@ private:
         return lease{won};
     }
 
+    pending_lease start(std::string_view resource, const options &how, polylock_queue on) {
+        polylock_error err = 0;
+        polylock_future future = 0;
+        detail::check(polylock_acquire_start_n(handle_.get(), resource.data(), resource.size(), how.get(), on, &future,
+                                               &err),
+                      err);
+        return pending_lease{future};
+    }
+
+    pending_lease start_all(const std::vector<std::string> &resources, const options &how, polylock_queue on) {
+        const auto names = pointers(resources);
+        polylock_error err = 0;
+        polylock_future future = 0;
+        detail::check(polylock_acquire_all_start(handle_.get(), names.data(), names.size(), how.get(), on, &future,
+                                                 &err),
+                      err);
+        return pending_lease{future};
+    }
+
+    static std::vector<const char *> pointers(const std::vector<std::string> &texts) {
+        std::vector<const char *> found;
+        for (const std::string &text : texts) {
+            found.push_back(text.c_str());
+        }
+        return found;
+    }
+
     detail::handle<polylock_manager_free> handle_;
 };
 
 /** Releases every lease of the process and stops the library's threads, within about `limit`. */
 inline void shutdown(milliseconds limit = std::chrono::seconds{2}) {
     detail::check(polylock_shutdown(detail::timeout(limit)), 0);
+}
+
+/** Calls `listener` for each message of the log up to `most`, on the callback thread. It must not throw. */
+inline void set_log(log_level most, std::function<void(log_level, const char *)> listener) {
+    using function = std::function<void(log_level, const char *)>;
+    auto kept = std::make_unique<function>(std::move(listener));
+    const auto call = [](polylock_log_level level, const char *message, void *given) {
+        (*static_cast<function *>(given))(static_cast<log_level>(level), message);
+    };
+    const auto destroy = [](void *given) { delete static_cast<function *>(given); };
+    polylock_error err = 0;
+    // The finalizer owns it from here on, also if the call fails.
+    detail::check(polylock_set_log(static_cast<int>(most), call, kept.release(), destroy, &err), err);
 }
 
 } // namespace polylock

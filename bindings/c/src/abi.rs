@@ -2,9 +2,9 @@
 
 #![allow(non_camel_case_types)]
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 
-use engine::{ErrorKind, Guarantee, LossReason, Release};
+use engine::{ErrorKind, Guarantee, LossReason, Mode, Release};
 
 /// Version of the binary interface, as `polylock_abi_version()` tells it of the library that is loaded. Grows when
 /// a program has to be compiled again.
@@ -26,6 +26,13 @@ pub const POLYLOCK_CAN_EXCLUDE_PROCESSES: u32 = 2;
 pub const POLYLOCK_CAN_EXCLUDE_HOSTS: u32 = 4;
 /// In polylock_capabilities: polylock_inspect works.
 pub const POLYLOCK_CAN_INSPECT: u32 = 8;
+
+/// In polylock_capabilities: polylock_options_set_shared works.
+pub const POLYLOCK_CAN_SHARE: u32 = 16;
+/// In polylock_capabilities: polylock_options_set_permit works.
+pub const POLYLOCK_CAN_COUNT: u32 = 32;
+/// In polylock_capabilities: polylock_acquire_all works.
+pub const POLYLOCK_CAN_TAKE_SEVERAL: u32 = 64;
 
 /// Makes locks on one backend. Made by polylock_connect, ended by polylock_manager_free.
 pub type polylock_manager = u64;
@@ -100,6 +107,39 @@ pub enum polylock_loss {
     POLYLOCK_LOSS_MAX_HOLD = 3,
 }
 
+/// How a lease holds its resource.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum polylock_mode {
+    /// Nothing is held (the handle is not valid).
+    POLYLOCK_MODE_NONE = 0,
+    /// Alone.
+    POLYLOCK_MODE_EXCLUSIVE = 1,
+    /// Together with others that hold it shared.
+    POLYLOCK_MODE_SHARED = 2,
+    /// As one of so many at a time.
+    POLYLOCK_MODE_PERMIT = 3,
+}
+
+/// How much a message of the log matters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum polylock_log_level {
+    /// Nothing is logged.
+    #[allow(dead_code)] // for the header
+    POLYLOCK_LOG_OFF = 0,
+    /// Something is wrong in a way that no call can report.
+    POLYLOCK_LOG_ERROR = 1,
+    /// Something is worse than it should be; the library deals with it.
+    POLYLOCK_LOG_WARN = 2,
+    /// What an operator may want to know.
+    POLYLOCK_LOG_INFO = 3,
+    /// What helps to find an error.
+    POLYLOCK_LOG_DEBUG = 4,
+    /// Everything.
+    POLYLOCK_LOG_TRACE = 5,
+}
+
 /// How far exclusion can be relied on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +160,10 @@ pub type polylock_lost_callback =
 
 /// Called once when a future is ready.
 pub type polylock_ready_callback = Option<unsafe extern "C" fn(future: polylock_future, userdata: *mut c_void)>;
+
+/// Called for each message of the log. `message` ends with the call.
+pub type polylock_log_callback =
+    Option<unsafe extern "C" fn(level: polylock_log_level, message: *const c_char, userdata: *mut c_void)>;
 
 /// Called once when the library has no more use for `userdata`. May be NULL.
 pub type polylock_finalizer = Option<unsafe extern "C" fn(userdata: *mut c_void)>;
@@ -160,6 +204,16 @@ impl From<Option<LossReason>> for polylock_loss {
             Some(LossReason::Expired) => Self::POLYLOCK_LOSS_EXPIRED,
             Some(LossReason::Taken) => Self::POLYLOCK_LOSS_TAKEN,
             Some(LossReason::MaxHold) => Self::POLYLOCK_LOSS_MAX_HOLD,
+        }
+    }
+}
+
+impl From<Mode> for polylock_mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Exclusive => Self::POLYLOCK_MODE_EXCLUSIVE,
+            Mode::Shared => Self::POLYLOCK_MODE_SHARED,
+            Mode::Permit { .. } => Self::POLYLOCK_MODE_PERMIT,
         }
     }
 }

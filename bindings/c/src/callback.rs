@@ -5,7 +5,7 @@
 //! that is registered, and ends with polylock_shutdown.
 
 use std::{
-    ffi::c_void,
+    ffi::{CString, c_void},
     sync::{Arc, mpsc},
     thread::ThreadId,
     time::Duration,
@@ -14,7 +14,9 @@ use std::{
 use arc_swap::ArcSwapOption;
 use engine::{Error, ErrorKind, LossReason, Result, host};
 
-use crate::abi::{polylock_finalizer, polylock_lost_callback, polylock_ready_callback};
+use crate::abi::{
+    polylock_finalizer, polylock_log_callback, polylock_log_level, polylock_lost_callback, polylock_ready_callback,
+};
 
 /// C's own pointer. Its finalizer is called once, when the last user is done with it.
 pub(crate) struct Userdata {
@@ -77,6 +79,22 @@ pub(crate) fn ready(callback: polylock_ready_callback, future: u64, userdata: Us
         // SAFETY: as in `lost`.
         unsafe { function(future, userdata.pointer) }
         drop(userdata);
+    });
+}
+
+/// Calls `callback` on the callback thread with a message of the log, and `told` when that is done.
+pub(crate) fn log(
+    callback: polylock_log_callback,
+    level: polylock_log_level,
+    message: CString,
+    userdata: Arc<Userdata>,
+    told: impl FnOnce() + Send + 'static,
+) {
+    let Some(function) = callback else { return };
+    later(move || {
+        // SAFETY: as in `lost`, and the message lives until the call is over.
+        unsafe { function(level, message.as_ptr(), userdata.pointer) }
+        told();
     });
 }
 

@@ -26,10 +26,10 @@ use crate::{
     callback::{self, Userdata},
     holder::HolderText,
     lease::{lease, ttl},
-    manager::manager,
+    manager::{manager, one},
     object::{Found, check_process, discard, find, find_or_none, keep},
-    options::acquire_options,
-    pointer::{Out, Text},
+    options::{Names, request},
+    pointer::{Out, Text, Texts},
     queue::Queue,
     wait,
 };
@@ -249,17 +249,14 @@ fn own(future: polylock_future) -> Result<Found<Future>> {
 
 fn acquire(
     handle: polylock_manager,
-    resource: Result<&str>,
+    names: Result<Names>,
     options: polylock_options,
     queue: polylock_queue,
     future: *mut polylock_future,
 ) -> Result<()> {
-    let (manager, options, resource) = (manager(handle)?, acquire_options(options)?, resource?.to_owned());
-    start(
-        queue,
-        future,
-        |driver| async move { manager.acquire_by(&resource, options, &driver).await.map(Value::Lease) },
-    )
+    let manager = manager(handle)?;
+    let (target, how) = request(options, names?)?;
+    start(queue, future, |driver| async move { manager.acquire_by(target, how, &driver).await.map(Value::Lease) })
 }
 
 /// Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments show in the future.
@@ -276,7 +273,7 @@ pub extern "C" fn polylock_acquire_start(
     future: *mut polylock_future,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || acquire(manager, resource.text("resource"), options, queue, future))
+    boundary::status(err, || acquire(manager, one(resource.text("resource")), options, queue, future))
 }
 
 /// As polylock_acquire_start, with the length of the name in bytes.
@@ -290,7 +287,25 @@ pub extern "C" fn polylock_acquire_start_n(
     future: *mut polylock_future,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || acquire(manager, resource.text_n(resource_length, "resource"), options, queue, future))
+    boundary::status(err, || {
+        acquire(manager, one(resource.text_n(resource_length, "resource")), options, queue, future)
+    })
+}
+
+/// Starts to acquire several resources, as polylock_acquire_all does: see polylock_acquire_start.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_acquire_all_start(
+    manager: polylock_manager,
+    resources: *const *const c_char,
+    count: usize,
+    options: polylock_options,
+    queue: polylock_queue,
+    future: *mut polylock_future,
+    err: *mut polylock_error,
+) -> polylock_status {
+    boundary::status(err, || {
+        acquire(manager, resources.texts(count, "resource").map(Names::All), options, queue, future)
+    })
 }
 
 fn extend(

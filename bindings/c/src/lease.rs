@@ -10,8 +10,8 @@ use engine::{Error, ErrorKind, Lease, Result, blocking::wait, host};
 
 use crate::{
     abi::{
-        polylock_error, polylock_finalizer, polylock_lease, polylock_loss, polylock_lost_callback, polylock_outcome,
-        polylock_status,
+        polylock_error, polylock_finalizer, polylock_lease, polylock_loss, polylock_lost_callback, polylock_mode,
+        polylock_outcome, polylock_status,
     },
     boundary,
     callback::{self, Userdata},
@@ -107,7 +107,37 @@ pub extern "C" fn polylock_lease_owner_token(lease: polylock_lease, buffer: *mut
     })
 }
 
-/// Writes the name of what is locked, and NUL.
+/// How the lease holds its resource.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_lease_mode(lease: polylock_lease) -> polylock_mode {
+    boundary::value(polylock_mode::POLYLOCK_MODE_NONE, || Some(find::<Arc<Lease>>(lease).ok()?.mode().into()))
+}
+
+/// How many resources the lease holds: 1, or more by polylock_acquire_all; 0 if the handle is not valid.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_lease_resource_count(lease: polylock_lease) -> usize {
+    boundary::value(0, || Some(find::<Arc<Lease>>(lease).ok()?.resources().len()))
+}
+
+/// As polylock_lease_resource, for the resource at `index` (from 0, in the order of the names) of several.
+///
+/// @return the length of the whole name without NUL; 0 if there is none at `index`.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_lease_resource_at(
+    lease: polylock_lease,
+    index: usize,
+    buffer: *mut c_char,
+    capacity: usize,
+) -> usize {
+    boundary::value(0, || {
+        let lease = find::<Arc<Lease>>(lease).ok()?;
+        let resource = lease.resources().get(index)?.as_str();
+        buffer.fill(capacity, resource);
+        Some(resource.len())
+    })
+}
+
+/// Writes the name of what is locked (the first of several), and NUL.
 ///
 /// @param buffer room for `capacity` bytes; 1,025 are always enough; less gets less, with NUL.
 /// @return the length of the whole name without NUL; 0 if the handle is not valid.

@@ -24,6 +24,8 @@ mod wait;
 
 mod library;
 
+mod log;
+
 mod error;
 
 mod connect;

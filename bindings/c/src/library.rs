@@ -72,6 +72,18 @@ pub extern "C" fn polylock_loss_name(reason: c_int) -> *const c_char {
     name.as_ptr()
 }
 
+/// Stable name of a polylock_mode: "exclusive", "shared", "permit" or "none". The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_mode_name(mode: c_int) -> *const c_char {
+    let name = match mode {
+        1 => c"exclusive",
+        2 => c"shared",
+        3 => c"permit",
+        _ => c"none",
+    };
+    name.as_ptr()
+}
+
 /// Releases every lease of this process, closes its managers, and stops the library's threads; returns within
 /// about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
 /// program that ends without this call, expires on its server by its ttl.
@@ -108,7 +120,7 @@ pub extern "C" fn polylock_fork_child() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::{ErrorKind, LossReason, Release};
+    use engine::{ErrorKind, LossReason, Mode, Release};
 
     fn text(name: *const c_char) -> String {
         // SAFETY: these functions return static strings.
@@ -128,6 +140,10 @@ mod tests {
         for reason in [LossReason::Expired, LossReason::Taken, LossReason::MaxHold] {
             let number = crate::abi::polylock_loss::from(Some(reason)) as c_int;
             assert_eq!(text(polylock_loss_name(number)), reason.name());
+        }
+        for mode in [Mode::Exclusive, Mode::Shared, Mode::Permit { of: 2 }] {
+            let number = crate::abi::polylock_mode::from(mode) as c_int;
+            assert_eq!(text(polylock_mode_name(number)), mode.name());
         }
     }
 }

@@ -2,19 +2,19 @@
 
 use std::{ffi::c_char, sync::Arc};
 
-use engine::{Error, ErrorKind, LockManager, Result, blocking::wait};
+use engine::{LockManager, Result, blocking::wait};
 
 use crate::{
     abi::{
-        POLYLOCK_CAN_EXCLUDE_HOSTS, POLYLOCK_CAN_EXCLUDE_PROCESSES, POLYLOCK_CAN_FENCE, POLYLOCK_CAN_INSPECT,
-        polylock_error, polylock_guarantee, polylock_holder, polylock_lease, polylock_manager, polylock_options,
-        polylock_status,
+        POLYLOCK_CAN_COUNT, POLYLOCK_CAN_EXCLUDE_HOSTS, POLYLOCK_CAN_EXCLUDE_PROCESSES, POLYLOCK_CAN_FENCE,
+        POLYLOCK_CAN_INSPECT, POLYLOCK_CAN_SHARE, POLYLOCK_CAN_TAKE_SEVERAL, polylock_error, polylock_guarantee,
+        polylock_holder, polylock_lease, polylock_manager, polylock_options, polylock_status,
     },
     boundary,
     holder::HolderText,
     object::{discard, find, keep},
-    options::acquire_options,
-    pointer::{Out, Text},
+    options::{Names, request},
+    pointer::{Out, Text, Texts},
 };
 
 /// The manager itself, so that its handle may be freed while this is in use.
@@ -27,30 +27,35 @@ pub(crate) fn manager(handle: polylock_manager) -> Result<LockManager> {
 
 fn acquire(
     handle: polylock_manager,
-    resource: Result<&str>,
+    names: Result<Names>,
     options: polylock_options,
     lease: *mut polylock_lease,
 ) -> Result<()> {
-    let (manager, options) = (manager(handle)?, acquire_options(options)?);
-    let (resource, place) = (resource?, lease.required("lease")?);
-    let lease = wait(|driver| async move { manager.acquire_by(resource, options, &driver).await })?;
+    let manager = manager(handle)?;
+    let (target, how) = request(options, names?)?;
+    let place = lease.required("lease")?;
+    let lease = wait(|driver| async move { manager.acquire_by(target, how, &driver).await })?;
     place.put(keep(Arc::new(lease))?);
     Ok(())
 }
 
 fn try_acquire(
     handle: polylock_manager,
-    resource: Result<&str>,
+    names: Result<Names>,
     options: polylock_options,
     lease: *mut polylock_lease,
 ) -> Result<()> {
-    let (manager, options) = (manager(handle)?, acquire_options(options)?);
-    let (resource, place) = (resource?, lease.required("lease")?);
-    match wait(|driver| async move { manager.try_acquire_by(resource, options, &driver).await })? {
-        Some(lease) => place.put(keep(Arc::new(lease))?),
-        None => return Err(Error::new(ErrorKind::Timeout, "somebody else holds it").on(resource)),
-    }
+    let manager = manager(handle)?;
+    let (target, how) = request(options, names?)?;
+    let place = lease.required("lease")?;
+    let lease = wait(|driver| async move { manager.acquire_by(target, how.no_wait(), &driver).await })?;
+    place.put(keep(Arc::new(lease))?);
     Ok(())
+}
+
+/// The name that C gave.
+pub(crate) fn one(resource: Result<&str>) -> Result<Names> {
+    Ok(Names::One(resource?.to_owned()))
 }
 
 /// Acquires a resource, waiting as the options say. Locks are not re-entrant: a holder that asks again waits.
@@ -70,7 +75,7 @@ pub extern "C" fn polylock_acquire(
     lease: *mut polylock_lease,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || acquire(manager, resource.text("resource"), options, lease))
+    boundary::status(err, || acquire(manager, one(resource.text("resource")), options, lease))
 }
 
 /// As polylock_acquire, with the length of the name in bytes.
@@ -83,7 +88,7 @@ pub extern "C" fn polylock_acquire_n(
     lease: *mut polylock_lease,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || acquire(manager, resource.text_n(resource_length, "resource"), options, lease))
+    boundary::status(err, || acquire(manager, one(resource.text_n(resource_length, "resource")), options, lease))
 }
 
 /// As polylock_acquire, but tries once, whatever the options say of waiting: POLYLOCK_ERR_TIMEOUT if somebody else
@@ -96,7 +101,7 @@ pub extern "C" fn polylock_try_acquire(
     lease: *mut polylock_lease,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || try_acquire(manager, resource.text("resource"), options, lease))
+    boundary::status(err, || try_acquire(manager, one(resource.text("resource")), options, lease))
 }
 
 /// As polylock_try_acquire, with the length of the name in bytes.
@@ -109,7 +114,36 @@ pub extern "C" fn polylock_try_acquire_n(
     lease: *mut polylock_lease,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || try_acquire(manager, resource.text_n(resource_length, "resource"), options, lease))
+    boundary::status(err, || try_acquire(manager, one(resource.text_n(resource_length, "resource")), options, lease))
+}
+
+/// As polylock_acquire, for several resources: all of them or none, exclusively. Whoever names the same ones in another
+/// order does not stand in the way for ever.
+///
+/// @param resources `count` names, 1 to 64, none of them twice.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_acquire_all(
+    manager: polylock_manager,
+    resources: *const *const c_char,
+    count: usize,
+    options: polylock_options,
+    lease: *mut polylock_lease,
+    err: *mut polylock_error,
+) -> polylock_status {
+    boundary::status(err, || acquire(manager, resources.texts(count, "resource").map(Names::All), options, lease))
+}
+
+/// As polylock_acquire_all, but tries once: see polylock_try_acquire.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_try_acquire_all(
+    manager: polylock_manager,
+    resources: *const *const c_char,
+    count: usize,
+    options: polylock_options,
+    lease: *mut polylock_lease,
+    err: *mut polylock_error,
+) -> polylock_status {
+    boundary::status(err, || try_acquire(manager, resources.texts(count, "resource").map(Names::All), options, lease))
 }
 
 fn inspect(handle: polylock_manager, resource: Result<&str>, holder: *mut polylock_holder) -> Result<()> {
@@ -173,7 +207,10 @@ pub extern "C" fn polylock_capabilities(manager: polylock_manager) -> u32 {
             flag(can.fencing, POLYLOCK_CAN_FENCE)
                 | flag(can.across_processes, POLYLOCK_CAN_EXCLUDE_PROCESSES)
                 | flag(can.across_hosts, POLYLOCK_CAN_EXCLUDE_HOSTS)
-                | flag(can.inspection, POLYLOCK_CAN_INSPECT),
+                | flag(can.inspection, POLYLOCK_CAN_INSPECT)
+                | flag(can.shared, POLYLOCK_CAN_SHARE)
+                | flag(can.semaphore, POLYLOCK_CAN_COUNT)
+                | flag(can.several, POLYLOCK_CAN_TAKE_SEVERAL),
         )
     })
 }

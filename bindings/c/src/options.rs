@@ -3,7 +3,7 @@
 use std::{ffi::c_char, time::Duration};
 
 use arc_swap::ArcSwap;
-use engine::{Acquire, Result, host};
+use engine::{Acquire, Error, Mode, Result, Target, host};
 
 use crate::{
     abi::{polylock_error, polylock_options, polylock_status},
@@ -19,6 +19,7 @@ pub(crate) struct Settings(ArcSwap<Chosen>);
 
 #[derive(Clone, Default)]
 struct Chosen {
+    mode: Option<Mode>,
     ttl: Option<Duration>,
     wait: Wait,
     no_auto_extend: bool,
@@ -53,13 +54,29 @@ impl Settings {
     }
 }
 
-/// What `options` say; the defaults for 0.
+/// What to acquire, and how, as `options` say; the defaults for 0.
 ///
 /// # Errors
-/// `InvalidHandle`.
-pub(crate) fn acquire_options(options: polylock_options) -> Result<Acquire> {
+/// `InvalidHandle`; `InvalidArgument` naming `resource` if several are to be held otherwise than exclusively.
+pub(crate) fn request(options: polylock_options, names: Names) -> Result<(Target, Acquire)> {
     let settings = find_or_none::<Settings>(options)?;
-    Ok(settings.map_or_else(Acquire::default, |settings| settings.to_acquire()))
+    let mode = settings.as_ref().and_then(|settings| settings.0.load().mode).unwrap_or(Mode::Exclusive);
+    let target = match (mode, names) {
+        (Mode::Exclusive, Names::One(name)) => name.into(),
+        (Mode::Exclusive, Names::All(names)) => names.into(),
+        (Mode::Shared, Names::One(name)) => Target::shared(&name),
+        (Mode::Permit { of }, Names::One(name)) => Target::permit(&name, of),
+        (Mode::Shared | Mode::Permit { .. }, Names::All(_)) => {
+            return Err(Error::invalid("resource", "is several, which can only be held exclusively"));
+        }
+    };
+    Ok((target, settings.map_or_else(Acquire::default, |settings| settings.to_acquire())))
+}
+
+/// The resources of one acquisition, as C named them.
+pub(crate) enum Names {
+    One(String),
+    All(Vec<String>),
 }
 
 /// Sets one option to what `value` makes of C's argument.
@@ -170,6 +187,37 @@ pub extern "C" fn polylock_options_set_label(
     err: *mut polylock_error,
 ) -> polylock_status {
     set(options, err, || Ok(label.text("label")?.to_owned()), |chosen, label| chosen.label = Some(label))
+}
+
+/// Holds the resource together with others that hold it shared; nobody holds it exclusively meanwhile.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_shared(
+    options: polylock_options,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, || Ok(Mode::Shared), |chosen, mode| chosen.mode = Some(mode))
+}
+
+/// Takes one of `of` permits: the resource is a semaphore, of which so many are held at a time. All of its users must
+/// name the same number.
+///
+/// @param of 1 to 65,535; another number shows when acquiring, as POLYLOCK_ERR_INVALID_ARGUMENT ("of").
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_permit(
+    options: polylock_options,
+    of: u32,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, || Ok(Mode::Permit { of }), |chosen, mode| chosen.mode = Some(mode))
+}
+
+/// Holds the resource alone (the default).
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_exclusive(
+    options: polylock_options,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, || Ok(Mode::Exclusive), |chosen, mode| chosen.mode = Some(mode))
 }
 
 /// Ends the options. 0 is allowed.

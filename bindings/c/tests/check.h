@@ -75,19 +75,30 @@ struct check_case {
 
 #define CASE(name) {#name, name}
 
-/* Runs the cases; a program closes with this. */
+static inline void check_begin(void)
+{
+    alarm(120); /* many times what all of it takes: a hang fails */
+}
+
+/* A program closes with this. */
+static inline int check_end(const char *program, int passed)
+{
+    CHECK_OK(polylock_shutdown(2000));
+    fflush(stderr);
+    printf("%s: %d passed, 0 failed\n", program, passed);
+    return 0;
+}
+
+/* Runs the cases, and closes. */
 static inline int check_run(const char *program, const struct check_case *cases, size_t count)
 {
     size_t i;
-    alarm(120); /* many times what all of it takes: a hang fails */
+    check_begin();
     for (i = 0; i < count; i++) {
         fprintf(stderr, "%s\n", cases[i].name);
         cases[i].run();
     }
-    CHECK_OK(polylock_shutdown(2000));
-    fflush(stderr);
-    printf("%s: %d passed, 0 failed\n", program, (int)count);
-    return 0;
+    return check_end(program, (int)count);
 }
 
 #define RUN(program, cases) check_run(program, cases, sizeof(cases) / sizeof(cases)[0])

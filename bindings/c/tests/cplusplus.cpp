@@ -3,6 +3,7 @@
 
 #include <polylock.hpp>
 
+#include <atomic>
 #include <future>
 #include <thread>
 #include <type_traits>
@@ -110,10 +111,56 @@ static void an_acquisition_can_be_left() {
     CHECK(cancelled.is_ready() && thrown_by([&] { cancelled.get(); }).code() == POLYLOCK_ERR_CLOSED);
 }
 
+static void modes_and_several() {
+    manager locks{"memory:"};
+    {
+        polylock::lease one = locks.acquire("r", options{}.shared());
+        const std::optional<polylock::lease> two = locks.try_acquire("r", options{}.shared());
+        CHECK(two && one.mode() == polylock::mode::shared && !locks.try_acquire("r"));
+    }
+    {
+        const std::optional<polylock::lease> one = locks.try_acquire("s", options{}.permit(1));
+        CHECK(one && one->mode() == polylock::mode::permit && !locks.try_acquire("s", options{}.permit(1)));
+        CHECK(thrown_by([&] { locks.acquire("t", options{}.permit(0)); }).argument() == "of");
+    }
+    polylock::queue loop;
+    polylock::lease both = locks.acquire_all({"b", "a"});
+    CHECK((both.resources() == std::vector<std::string>{"a", "b"}) && both.mode() == polylock::mode::exclusive);
+    CHECK(!locks.try_acquire_all({"a", "c"}) && locks.try_acquire_all({"c", "d"}));
+    polylock::pending_lease again = locks.acquire_all_start({"a", "b"}, options{}, loop);
+    CHECK(loop.fd() >= 0 && loop.turn().empty());
+    both.release();
+    CHECK(again.wait() && (loop.turn() == std::vector{again.number()}) && again.get().is_held());
+    polylock::pending_lease one = locks.acquire_start("one", options{}, loop);
+    CHECK(loop.turn() == std::vector{one.number()} && one.get());
+}
+
+static void the_log_is_heard() {
+    auto heard = std::make_shared<std::atomic<int>>(0);
+    std::weak_ptr<std::atomic<int>> watched = heard;
+    polylock::set_log(polylock::log_level::warn, [heard = std::move(heard)](polylock::log_level level, const char *message) {
+        CHECK(level == polylock::log_level::warn && message[0]);
+        heard->fetch_add(1);
+    });
+    manager locks{"memory:"};
+    CHECK(locks.acquire("r", options{}.ttl(20ms).auto_extend(false)).wait_lost() == polylock::loss::expired);
+    while (const auto still = watched.lock()) {
+        if (*still > 0) {
+            break;
+        }
+        std::this_thread::yield();
+    }
+    polylock::set_log(polylock::log_level::off, {});
+    while (!watched.expired()) {
+        std::this_thread::yield();
+    }
+}
+
 int main() {
     static const check_case cases[] = {
         CASE(a_scope_holds_the_lock), CASE(moving_hands_the_lock_on),   CASE(errors_are_thrown),
-        CASE(a_loss_is_told),         CASE(an_acquisition_can_be_left),
+        CASE(a_loss_is_told),         CASE(an_acquisition_can_be_left), CASE(modes_and_several),
+        CASE(the_log_is_heard),
     };
     return RUN("cplusplus", cases);
 }

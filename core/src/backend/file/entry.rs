@@ -231,20 +231,34 @@ impl Entry {
 
     /// See [`Backend::release`](crate::backend::Backend::release).
     pub(super) fn give_back(&self, claim: &Claim) -> Release {
+        let outcome = self.end(claim, LockFile::unlock);
+        if outcome.is_some() {
+            self.ring();
+        }
+        outcome.unwrap_or(Release::NotHeld)
+    }
+
+    /// Gives back a part of what was asked for, right after it was taken, because the rest was refused. Wakes nobody:
+    /// first of all it would wake whoever asked, who would at once do the same again. Who was refused for this
+    /// moment looks again by itself.
+    pub(super) fn put_back(&self, claim: &Claim) {
+        self.end(claim, LockFile::unlock_quietly);
+    }
+
+    /// Ends what `claim` holds, if it does.
+    fn end(&self, claim: &Claim, unlock: fn(&LockFile)) -> Option<Release> {
         let mut state = self.state();
-        let Some(held) = state.held.take_if(|held| held.owner == claim.owner) else { return Release::NotHeld };
-        let Some(file) = &state.file else { return Release::NotHeld };
+        let held = state.held.take_if(|held| held.owner == claim.owner)?;
+        let file = state.file.as_ref()?;
         let ours = file.is_at(&self.path).unwrap_or(true);
         if let Err(error) = record::write_released(file.file(), &held.owner) {
             tracing::debug!(%error, "a release is not in the lock file");
         }
-        file.unlock();
+        unlock(file);
         if !ours {
             state.file = None;
         }
-        drop(state);
-        self.ring();
-        if ours && held.expires > Instant::now() { Release::Released } else { Release::NotHeld }
+        Some(if ours && held.expires > Instant::now() { Release::Released } else { Release::NotHeld })
     }
 
     /// See [`Backend::inspect`](crate::backend::Backend::inspect). Makes nothing that is not there.

@@ -119,11 +119,16 @@ impl LockFile {
         Ok(contents)
     }
 
-    /// Gives the lock back and wakes those who watch the file.
-    pub(super) fn unlock(&self) {
+    /// Gives the lock back, without telling anybody.
+    pub(super) fn unlock_quietly(&self) {
         if let Err(error) = self.file().unlock() {
             tracing::error!(%error, "a lock file cannot be unlocked");
         }
+    }
+
+    /// Gives the lock back and wakes those who watch the file.
+    pub(super) fn unlock(&self) {
+        self.unlock_quietly();
         // After the unlocking, or they would find it locked. Setting the times says nothing but "look", so it may
         // come when the next holder is already there; writing a record does not wake anybody.
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };

@@ -61,7 +61,7 @@ impl FileBackend {
                 }
                 other => {
                     for taken in &claim.resources[..index] {
-                        self.0.entry(taken).give_back(claim);
+                        self.0.entry(taken).put_back(claim);
                     }
                     return other;
                 }
