@@ -18,7 +18,7 @@ from types import TracebackType
 
 from redis_server import die_with_parent, free_port
 
-JAR = pathlib.Path("/usr/share/java/zookeeper.jar")
+CLASSES = "/usr/share/java/zookeeper.jar"
 # A start takes about a second; a loaded machine gets this many before it counts as failed.
 START_LIMIT = 60.0
 # Small and quick to start; nothing has to survive a crash of the machine.
@@ -61,6 +61,11 @@ class ZookeeperClient:
             names.append(answer[at + 4 : at + 4 + length].decode())
             at += 4 + length
         return names
+
+    def create(self, path: str) -> None:
+        """A node that stays, open to everybody."""
+        everybody = struct.pack(">ii", 1, 31) + _bytes(b"world") + _bytes(b"anyone")
+        self._call(1, _bytes(path.encode()) + _bytes(b"") + everybody + struct.pack(">i", 0))
 
     def delete(self, path: str) -> None:
         self._call(2, _bytes(path.encode()) + struct.pack(">i", -1))
@@ -123,37 +128,21 @@ def directory_of(root: str, name: str) -> str:
     return f"{root}/{''.join(kept)}"
 
 
-class ZookeeperServer:
-    """A server of our own, kept in a temporary directory. Making one does not wait until it answers: `ready` does."""
+class JavaServer:
+    """The process of one server."""
 
-    def __init__(self, *options: str) -> None:
-        """`options` are more lines of its configuration."""
-        self.port = free_port()
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="polylock-zookeeper-"))
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"zookeeper://127.0.0.1:{self.port}/polylock"
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise RuntimeError("the server does not run")
-        return self._process.pid
-
-    def start(self) -> None:
-        config = self.directory / "zoo.cfg"
-        lines = [f"dataDir={self.directory}", f"clientPort={self.port}", "clientPortAddress=127.0.0.1"]
-        lines += ["tickTime=500", "minSessionTimeout=1000", "maxSessionTimeout=60000", "maxClientCnxns=0"]
-        lines += ["admin.enableServer=false", *self._options]
+    def __init__(self, directory: pathlib.Path, port: int, options: list[str], java: list[str]) -> None:
+        """`options` are lines of its configuration, `java` options of Java."""
+        config = directory / "zoo.cfg"
+        lines = [f"dataDir={directory}", "admin.enableServer=false", "maxClientCnxns=0", *options]
+        if not any(line.startswith("secureClientPort=") for line in options):
+            lines += [f"clientPort={port}", "clientPortAddress=127.0.0.1"]
         config.write_text("\n".join(lines) + "\n")
-        command = [*JAVA, "-cp", str(JAR), "org.apache.zookeeper.server.ZooKeeperServerMain", str(config)]
-        with open(self.directory / "log", "ab") as log:
-            self._process = subprocess.Popen(
-                command,
+        main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+        self.log = directory / "log"
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*JAVA, *java, "-cp", CLASSES, main, str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -162,10 +151,46 @@ class ZookeeperServer:
                 preexec_fn=die_with_parent(),
             )
 
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """Without goodbye."""
+        self.process.kill()
+        self.process.wait()
+
+
+class ZookeeperServer:
+    """A server of our own, kept in a temporary directory. Making one does not wait until it answers: `ready` does."""
+
+    def __init__(self, *options: str) -> None:
+        """`options` are more lines of its configuration."""
+        self.port = free_port()
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="polylock-zookeeper-"))
+        self._options = ["tickTime=500", "minSessionTimeout=1000", "maxSessionTimeout=60000", *options]
+        self._server: JavaServer | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"zookeeper://127.0.0.1:{self.port}/polylock"
+
+    def client(self) -> ZookeeperClient:
+        return ZookeeperClient(self.url)
+
+    @property
+    def pid(self) -> int:
+        if self._server is None:
+            raise RuntimeError("the server does not run")
+        return self._server.process.pid
+
+    def start(self) -> None:
+        self._server = JavaServer(self.directory, self.port, self._options, [])
+
     def ready(self) -> ZookeeperServer:
         """Waits until it answers."""
         limit = time.monotonic() + START_LIMIT
-        while time.monotonic() < limit and self._process is not None and self._process.poll() is None:
+        while time.monotonic() < limit and self._server is not None and self._server.runs():
             try:
                 client = ZookeeperClient(self.url)
                 client.children("/")
@@ -178,10 +203,9 @@ class ZookeeperServer:
 
     def kill(self) -> None:
         """Kills it without goodbye. `start` brings it back."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if self._server is not None:
+            self._server.kill()
+            self._server = None
 
     def stop(self) -> None:
         """Kills it and removes what it kept on disk."""

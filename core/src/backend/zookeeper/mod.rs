@@ -55,12 +55,13 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::claim::Contention;
 use self::{
+    claim::Stage,
     config::Config,
     place::{Changes, Parked},
     session::{Failure, Session},
     wire::Request,
 };
-use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
+use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Losable, Release, Watch};
 use crate::{
     Error, Resource, Result,
     clock::Instant,
@@ -243,6 +244,13 @@ impl Backend for ZookeeperBackend {
     fn watch(&self, resource: &Resource) -> Watch {
         let changes = self.0.changes.subscribe(resource);
         Watch::new(changes, Waiter { ensemble: Arc::downgrade(&self.0), resource: resource.clone() })
+    }
+
+    fn on_loss(&self, claim: &Claim, lease: Weak<dyn Losable>) {
+        let stage = claim.progress.contention.stage().clone();
+        if let Stage::Has(place) = stage {
+            place.session.tell(claim.owner, lease);
+        }
     }
 
     fn close(&self) {

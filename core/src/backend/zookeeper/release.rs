@@ -90,6 +90,7 @@ impl Ensemble {
                 Stage::Unsure => return self.sweep(&claim).await,
             };
             *contention.stage() = Stage::Has(Arc::clone(&place));
+            place.session.forget(claim.owner);
             return match self.delete(&place).await {
                 Ok(deleted) => {
                     *contention.stage() = Stage::Over;

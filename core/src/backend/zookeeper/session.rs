@@ -27,7 +27,13 @@ use super::{
     link::{self, End, Link},
     wire::{self, Decoder, Identity, Malformed, Request, code},
 };
-use crate::{Error, ErrorKind, Result, backend::SessionEnd, clock::Instant, engine::runtime, lease::state::Drift};
+use crate::{
+    Error, ErrorKind, OwnerToken, Result,
+    backend::{Losable, SessionEnd},
+    clock::Instant,
+    engine::runtime,
+    lease::state::Drift,
+};
 
 /// Rung once, when what is watched may have changed, if it is still there.
 pub(super) type Bell = Arc<dyn Fn() + Send + Sync>;
@@ -50,6 +56,8 @@ pub(super) struct Shared {
     /// Until when what is held is held. Another one once that has passed.
     end: Mutex<Arc<SessionEnd>>,
     bells: Mutex<Bells>,
+    /// To be told when the servers say that the session is over.
+    leases: Mutex<HashMap<OwnerToken, Weak<dyn Losable>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +131,7 @@ impl Session {
             end: Mutex::new(SessionEnd::until(Instant::now())),
             config,
             bells: Mutex::default(),
+            leases: Mutex::default(),
         });
         runtime::spawn(run(Arc::clone(&shared), orders, state_sender));
         Arc::new(Self { requests, state, shared })
@@ -150,6 +159,20 @@ impl Session {
     /// How long its servers keep it without hearing of it.
     pub(super) fn timeout(&self) -> Duration {
         self.shared.timeout()
+    }
+
+    /// Has `lease` told when the session is over; at once if it is.
+    pub(super) fn tell(&self, owner: OwnerToken, lease: Weak<dyn Losable>) {
+        self.shared.leases().insert(owner, lease);
+        // Asked after it was entered: ending either finds it there, or is seen here.
+        if self.is_over() {
+            self.shared.tell_leases();
+        }
+    }
+
+    /// There is nothing to tell any more.
+    pub(super) fn forget(&self, owner: OwnerToken) {
+        self.shared.leases().remove(&owner);
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -237,6 +260,15 @@ impl Shared {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn leases(&self) -> MutexGuard<'_, HashMap<OwnerToken, Weak<dyn Losable>>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_leases(&self) {
+        let leases = std::mem::take(&mut *self.leases());
+        leases.into_values().filter_map(|lease| lease.upgrade()).for_each(Losable::gone);
+    }
+
     pub(super) fn ring(&self, path: &str) {
         let bells = self.bells().remove(path);
         bells.into_iter().flatten().filter_map(|bell| bell.upgrade()).for_each(|bell| bell());
@@ -250,7 +282,7 @@ impl Shared {
 
 /// Keeps the session on some connection until it is over or nobody needs it.
 async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, state: watch::Sender<State>) {
-    const FIRST_PAUSE: Duration = Duration::from_millis(20);
+    const FIRST_PAUSE: Duration = Duration::from_millis(5);
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
     let mut identity = Identity::asking_for(shared.timeout());
     let mut last_heard = Instant::now();
@@ -289,6 +321,7 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, st
     };
     shared.end().end();
     state.send_replace(State::Over(over.clone()));
+    shared.tell_leases();
     shared.ring_all();
     orders.close();
     refuse_all(&mut orders, &over);
