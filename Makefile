@@ -76,6 +76,11 @@ faults-test: fault-workers
 	tests/faults/test_history.py
 	tests/faults/faults.py --seconds $(FAULT_TEST_SECONDS) $(FAULT_WORKERS)
 
+.PHONY: postgres-long
+postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is granted, 21 of killing the server.
+	POLYLOCK_TEST_ROUNDS=100 cargo test -p polylock --test postgres giving_up
+	POLYLOCK_TEST_ROUNDS=7 cargo test -p polylock --test postgres crash::
+
 # Python outside of the package.
 SCRIPTS := tests/*.py tests/*/*.py benches/*.py benches/*/*.py
 

@@ -10,6 +10,8 @@ need redis-server redis-server
 [ -x /usr/lib/postgresql/15/bin/postgres ] || packages+=(postgresql-15)
 [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 need psql postgresql-client-15
+need openssl openssl
+need ip iproute2
 need setpriv util-linux
 # It brings a Java of its own.
 [ -e /usr/share/java/zookeeper.jar ] || packages+=(zookeeper)

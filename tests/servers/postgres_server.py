@@ -6,6 +6,7 @@ so root starts them as the user postgres.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import pwd
@@ -69,11 +70,12 @@ class _Server:
     def _end(self, number: int) -> None:
         if self._process is not None:
             self._process.send_signal(number)
+            self._process.send_signal(signal.SIGCONT)
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """Ends it and removes what it kept on disk."""
+        """Ends it, also if it is paused, and removes what it kept on disk."""
         self._end(signal.SIGQUIT)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -86,8 +88,12 @@ class _Server:
 class PostgresServer(_Server):
     """A cluster of its own with a database `app`, which belongs to the user `app`; `admin` may do everything."""
 
-    def __init__(self, *options: str) -> None:
-        """`options` are settings, as in `max_connections=20`."""
+    def __init__(self, *options: str, tls: bool = False) -> None:
+        """`options` are settings, as in `max_connections=20`.
+
+        With `tls` it is `localhost` by a certificate of `ca.pem` in `directory`, knows the user `carol` by
+        `client.pem` and `client.key` alone, and lets others in over TLS only.
+        """
         super().__init__("postgres")
         self.password = secrets.token_hex(8)
         self.options = options
@@ -99,7 +105,16 @@ class PostgresServer(_Server):
             *(PROGRAMS / "initdb", "--pgdata", self._data, "--username=admin", "--auth=scram-sha-256"),
             *(f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync"),
         )
+        rules = self._data / "pg_hba.conf"
+        if tls:
+            make_certificates(self.directory)
+            files = {"ssl_ca_file": "ca.pem", "ssl_cert_file": "server.pem", "ssl_key_file": "server.key"}
+            self.options += ("ssl=on", *(f"{name}={self.directory / file}" for name, file in files.items()))
+            rules.write_text("hostssl all carol all cert\nhost all admin all scram-sha-256\nhostssl all all all scram-sha-256\n")
+        else:
+            rules.write_text("host all all all scram-sha-256\n")
         self.start()
+        run_sql(self.admin_url, "CREATE USER carol")
         run_sql(self.admin_url, f"CREATE USER app PASSWORD '{self.password}'")
         run_sql(self.admin_url, "CREATE DATABASE app OWNER app")
 
@@ -123,14 +138,39 @@ class PostgresServer(_Server):
         self._launch(PROGRAMS / "postgres", "-D", self._data, *options)
         self._await(self.admin_url)
 
+    def _all(self) -> list[int]:
+        """Its process, and those that serve its connections."""
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
+
     def kill(self) -> None:
         """Kills it without goodbye. `start` brings it back."""
+        # It starts no more of the others, which would live on for a moment and keep it from starting again.
+        os.kill(self.pid, signal.SIGSTOP)
+        everybody = self._all()
+        _signal(everybody, signal.SIGKILL)
         self._end(signal.SIGKILL)
+        while any(_runs(pid) for pid in everybody):
+            time.sleep(0.001)
+
+    def pause(self, number: int = signal.SIGSTOP) -> None:
+        """Stops it and all that serve its connections."""
+        _signal(self._all(), number)
+
+    def resume(self) -> None:
+        """Lets it go on after `pause`."""
+        self.pause(signal.SIGCONT)
 
     def become_standby(self) -> None:
         """Restarts it as a replica, which can be read only."""
         self._end(signal.SIGINT)
         (self._data / "standby.signal").touch()
+        self.start()
+
+    def become_primary(self) -> None:
+        """Restarts it as one that can be written to."""
+        self._end(signal.SIGINT)
+        (self._data / "standby.signal").unlink()
         self.start()
 
     def __enter__(self) -> PostgresServer:
@@ -151,7 +191,7 @@ class PgBouncer(_Server):
             f"[databases]\napp = host=127.0.0.1 port={server.port}\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
             f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\n"
-            "default_pool_size = 3\nmax_client_conn = 500\n"
+            "default_pool_size = 3\nmax_client_conn = 500\nserver_tls_sslmode = prefer\n"
         )
         for file in (users, settings):
             file.chmod(0o644)
@@ -165,6 +205,41 @@ class PgBouncer(_Server):
 
     def __enter__(self) -> PgBouncer:
         return self
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and it is not dead already."""
+    try:
+        return "(postgres) Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def make_certificates(directory: pathlib.Path) -> None:
+    """ca.pem, other.pem (of another authority), and by the first server.pem for localhost and client.pem for carol."""
+
+    def make(name: str, subject: str, *options: str) -> None:
+        files = ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.pem")]
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        _check("openssl", "req", "-x509", *kind, *files, "-subj", f"/CN={subject}", *options)
+
+    signed = ["-CA", str(directory / "ca.pem"), "-CAkey", str(directory / "ca.key")]
+    leaf = ["-addext", "basicConstraints=critical,CA:FALSE"]
+    make("ca", "polylock tests")
+    make("other", "somebody else")
+    make("server", "localhost", *signed, *leaf, "-addext", "subjectAltName=DNS:localhost")
+    make("client", "carol", *signed, *leaf)
+    for key in directory.glob("*.key"):
+        key.chmod(0o600)
+        if os.getuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(key, account.pw_uid, account.pw_gid)
 
 
 def run_sql(url: str, text: str, check: bool = True, **variables: str) -> str:
@@ -194,17 +269,25 @@ def _as_postgres() -> list[str]:
 def _obey(options: list[str]) -> None:
     """Runs a server for tests in other languages: a line of URLs, then orders by standard input, each answered `ok`.
 
-    `kill` and `start` do just that; `standby` restarts it as a replica. It ends with the input.
+    `kill`, `start`, `pause` and `resume` do just that; `standby` restarts it as a replica, `primary` undoes that. It ends with the input.
+    The option `--tls` is of ours, the others are settings.
     """
-    with PostgresServer(*options) as server, PgBouncer(server) as pooler:
-        print(server.url, server.admin_url, pooler.url, flush=True)
+    settings = [option for option in options if option != "--tls"]
+    with PostgresServer(*settings, tls="--tls" in options) as server, PgBouncer(server) as pooler:
+        print(server.url, server.admin_url, pooler.url, server.directory, flush=True)
         for order in sys.stdin:
             if order == "kill\n":
                 server.kill()
             elif order == "start\n":
                 server.start()
+            elif order == "pause\n":
+                server.pause()
+            elif order == "resume\n":
+                server.resume()
             elif order == "standby\n":
                 server.become_standby()
+            elif order == "primary\n":
+                server.become_primary()
             else:
                 raise ValueError(order)
             print("ok", flush=True)

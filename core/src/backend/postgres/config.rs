@@ -15,6 +15,8 @@ pub(super) struct Config {
     /// To be tried in this order.
     pub(super) servers: Vec<Server>,
     pub(super) tls: Tls,
+    /// What a server that asks for a certificate is shown.
+    pub(super) identity: Option<Identity>,
     /// Whether waiters listen for the NOTIFY of a release.
     pub(super) listen: bool,
     /// The most connections for statements.
@@ -86,6 +88,13 @@ pub(super) enum Tls {
     Verify { roots: Option<PathBuf> },
 }
 
+/// PEM files that say who we are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) certificates: PathBuf,
+    pub(super) key: PathBuf,
+}
+
 impl Config {
     /// Reads a URL. Errors do not repeat it, as it may hold a password.
     ///
@@ -104,6 +113,7 @@ impl Config {
             login: tokio_postgres::Config::new(),
             servers: Vec::new(),
             tls: Tls::Prefer,
+            identity: None,
             listen: true,
             connections: 0,
             session: false,
@@ -112,7 +122,8 @@ impl Config {
             table: String::new(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         };
-        let (mut theirs, mut connections, mut ssl_mode, mut roots) = (Vec::new(), None, None, None);
+        let (mut theirs, mut connections) = (Vec::new(), None);
+        let (mut ssl_mode, mut roots, mut certificates, mut private_key) = (None, None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = form_urlencoded::parse(pair.as_bytes()).next() else { continue };
             match (&*key, &*value) {
@@ -140,6 +151,8 @@ impl Config {
                 ("sslmode", mode) => ssl_mode = Some(mode.to_owned()),
                 ("sslrootcert", "system") => roots = None,
                 ("sslrootcert", path) => roots = Some(PathBuf::from(path)),
+                ("sslcert", path) => certificates = Some(PathBuf::from(path)),
+                ("sslkey", path) => private_key = Some(PathBuf::from(path)),
                 _ => theirs.push(pair),
             }
         }
@@ -161,6 +174,11 @@ impl Config {
             None | Some("prefer" | "allow") if roots.is_none() => Tls::Prefer,
             None | Some("prefer" | "allow" | "require" | "verify-ca" | "verify-full") => Tls::Verify { roots },
             Some(_) => return Err(invalid("takes sslmode=disable, prefer, require, verify-ca or verify-full")),
+        };
+        config.identity = match (certificates, private_key) {
+            (Some(certificates), Some(key)) => Some(Identity { certificates, key }),
+            (None, None) => None,
+            _ => return Err(invalid("takes sslcert and sslkey together")),
         };
         let plain = format!("{rest}?{}", theirs.join("&"));
         config.login = plain.parse().map_err(|error: tokio_postgres::Error| {
@@ -277,6 +295,10 @@ mod tests {
             "postgres://u:hush@h/d?table=a.b.c",
             "postgres://u:hush@h/d?connections=0",
             "postgres://u:hush@h/d?keys=number",
+            "postgres://u:hush@h/d?keys=pair",
+            "postgres://u:hush@h/d?connections=dedicated",
+            "postgres://u:hush@h/d?mode=session&connections=3",
+            "postgres://u:hush@h/d?sslcert=hush",
             "postgres://u:hush@h/d?sslmode=hush",
             "postgres://u:hush@/d",
         ] {

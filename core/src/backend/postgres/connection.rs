@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::poll_fn,
-    io,
     sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -21,9 +20,9 @@ use tokio_postgres::{
 };
 
 use super::{
-    config::{Config, Server, Tls},
+    config::{Config, Server},
     failure::{Failure, chain},
-    tls::{self, Stream},
+    tls::{self, Stream, Trouble},
 };
 use crate::{
     Error, ErrorKind,
@@ -217,7 +216,10 @@ struct Greeting {
 
 async fn open_at(config: &Config, server: &Server) -> Result<(Client, Driven, Greeting), Failure> {
     let peer = server.to_string();
-    let stream = connect(server, &config.tls).await.map_err(|error| Failure::not_sent(&peer, chain(&error)))?;
+    let stream = connect(server, config).await.map_err(|trouble| match trouble {
+        Trouble::Io(error) => Failure::not_sent(&peer, chain(&error)),
+        Trouble::Url(error) => Failure::NotSent(error),
+    })?;
     let (client, mut driven) =
         config.login.connect_raw(stream, NoTls).await.map_err(|error| log_in(&peer, &error))?;
     let greeting = {
@@ -272,7 +274,7 @@ async fn backend_pid(client: &Client) -> Option<i32> {
     Some(i32::from_be_bytes([request[8], request[9], request[10], request[11]]))
 }
 
-async fn connect(server: &Server, tls: &Tls) -> io::Result<Box<dyn Stream>> {
+async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Trouble> {
     match server {
         Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         Server::Tcp { host, address, port } => {
@@ -285,7 +287,7 @@ async fn connect(server: &Server, tls: &Tls) -> io::Result<Box<dyn Stream>> {
             #[cfg(target_os = "linux")]
             options.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
             options.set_tcp_keepalive(&keepalive)?;
-            tls::secure(socket, host, tls).await
+            tls::secure(socket, host, config).await
         }
     }
 }

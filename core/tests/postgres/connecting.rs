@@ -1,0 +1,121 @@
+//! Where to connect, and as whom.
+
+use super::*;
+
+#[tokio::test]
+async fn says_what_is_wrong_and_never_the_password() {
+    let mut server = Server::start(&[]);
+    let password = server.password().to_owned();
+    assert!(polylock::connect(&server.url).await.is_ok());
+    let wrong = server.url.replace(&password, "swordfish");
+    let nameless = server.url.replace("/app", "/nothing").replace("//nothing", "//app");
+    let encrypted = format!("{}?sslmode=require", server.url);
+    for (url, expected) in
+        [(&wrong, ErrorKind::Auth), (&nameless, ErrorKind::InvalidArgument), (&encrypted, ErrorKind::Unavailable)]
+    {
+        let (kind, text) = kind(url).await;
+        assert_eq!(kind, expected, "{text}");
+        assert!(!text.contains("swordfish") && !text.contains(&password), "{text}");
+    }
+    let locks = manager(&server.url);
+    assert!(!format!("{locks:?}").contains(&password));
+    assert!(locks.try_acquire("r", long()).await.unwrap().is_some());
+
+    server.order("standby");
+    let (replica, text) = kind(&server.url).await;
+    assert_eq!(replica, ErrorKind::Unavailable);
+    assert!(text.contains("replica"), "{text}");
+
+    server.order("kill");
+    assert_eq!(kind(&server.url).await.0, ErrorKind::Unavailable);
+    server.order("start");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_verified() {
+    let server = Server::start(&["--tls"]);
+    let here = server.url.replace("127.0.0.1", "localhost");
+    let file = |name: &str| format!("{}/{name}", server.directory);
+    let verified = format!("sslmode=verify-full&sslrootcert={}", file("ca.pem"));
+    for url in [format!("{here}?{verified}"), format!("{here}?{verified}&mode=session"), here.clone()] {
+        let locks = manager(&url);
+        let lease = locks.acquire("r", long()).await.unwrap();
+        let sql = server.sql().await;
+        let encrypted =
+            "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'app'";
+        assert!(count(&sql, encrypted).await > 0);
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+        locks.close().await;
+    }
+    // The same server by another name, by another authority, and without TLS, which it insists on.
+    for url in [
+        format!("{}?{verified}", server.url),
+        format!("{here}?sslmode=require&sslrootcert={}", file("other.pem")),
+        format!("{here}?sslmode=verify-full"),
+    ] {
+        let (kind, text) = kind(&url).await;
+        assert_eq!(kind, ErrorKind::Unavailable, "{text}");
+        assert!(text.contains("certificate"), "{text}");
+    }
+    assert_eq!(kind(&format!("{here}?sslmode=disable")).await.0, ErrorKind::Auth);
+    // A file of no use is an argument of no use.
+    for bad in [format!("sslrootcert={}", file("nothing.pem")), format!("sslrootcert={}", file("ca.key"))] {
+        let error = polylock::connect(format!("{here}?{bad}")).await.map(drop).unwrap_err();
+        assert_eq!(error.argument(), Some("url"), "{error}");
+        assert!(error.to_string().contains("sslrootcert"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_says_who_we_are() {
+    let server = Server::start(&["--tls"]);
+    let sql = server.sql().await;
+    sql.batch_execute("GRANT CREATE, USAGE ON SCHEMA public TO carol").await.unwrap();
+    let (_, address) = server.url.rsplit_once('@').unwrap();
+    let address = address.replace("127.0.0.1", "localhost");
+    let file = |name: &str| format!("{}/{name}", server.directory);
+    let roots = format!("sslrootcert={}", file("ca.pem"));
+    let ours = format!("sslcert={}&sslkey={}", file("client.pem"), file("client.key"));
+    let locks = polylock::connect(format!("postgres://carol@{address}?{roots}&{ours}")).await.unwrap();
+    assert!(locks.try_acquire("r", long()).await.unwrap().is_some());
+    // Without it, with one of another authority, and with the key of another.
+    let theirs = format!("sslcert={}&sslkey={}", file("other.pem"), file("other.key"));
+    for (options, expected) in [(String::new(), ErrorKind::Auth), (theirs, ErrorKind::Unavailable)] {
+        let (kind, text) = kind(&format!("postgres://carol@{address}?{roots}&{options}")).await;
+        assert_eq!(kind, expected, "{text}");
+    }
+    let mixed = format!("sslcert={}&sslkey={}", file("client.pem"), file("other.key"));
+    let error = polylock::connect(format!("postgres://carol@{address}?{roots}&{mixed}")).await.map(drop).unwrap_err();
+    assert_eq!(error.argument(), Some("url"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
+    let (mut one, mut two) = (Server::start(&[]), Server::start(&[]));
+    // One user and password for both.
+    for server in [&one, &two] {
+        server
+            .sql()
+            .await
+            .batch_execute("CREATE ROLE twin LOGIN PASSWORD 'twin'; GRANT ALL ON SCHEMA public TO twin")
+            .await
+            .unwrap();
+    }
+    let port = |server: &Server| server.url.rsplit(':').next().unwrap().split('/').next().unwrap().to_owned();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", port(&one), port(&two));
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("postgres://twin:twin@{hosts}/app?target_session_attrs=read-write&mode={mode}"));
+        locks.acquire("r", long().wait(LIMIT)).await.unwrap().release().await.unwrap();
+        one.order("standby");
+        let held = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+        let table = if mode == "lease" { "polylock_lease" } else { "polylock_session" };
+        let there = format!("SELECT count(*) FROM {table} WHERE owner = '{}'", held.owner_token());
+        assert_eq!(count(&two.sql().await, &there).await, 1, "{mode}");
+        one.order("primary");
+        // And back, if that one is away.
+        two.order("kill");
+        locks.acquire("s", long().wait(LIMIT)).await.unwrap();
+        assert_eq!(count(&one.sql().await, &format!("SELECT count(*) FROM {table} WHERE key = 's'")).await, 1);
+        two.order("start");
+    }
+}

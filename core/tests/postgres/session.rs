@@ -1,0 +1,218 @@
+//! Session mode.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_ended_tells_its_holders_at_once() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let sql = server.sql().await;
+    let held = one.acquire("r", long()).await.unwrap();
+    let other = one.acquire("s", long()).await.unwrap();
+    let waiting = tokio::spawn(async move { two.acquire("r", long()).await.unwrap() });
+    let holder = one.inspect("r").await.unwrap().unwrap();
+    assert_eq!(
+        (holder.owner.as_str(), holder.fencing_token),
+        (held.owner_token().as_str(), Some(held.fencing_token()))
+    );
+    let end = "SELECT pg_terminate_backend(backend) FROM polylock_session WHERE key = 'r'";
+    sql.query_one(end, &[]).await.unwrap();
+    assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+    assert_eq!(other.lost().await, Some(polylock::LossReason::Taken));
+    let next = tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
+    assert!(next.fencing_token() > held.fencing_token());
+    next.release().await.unwrap();
+    // The connection tells, not the next heartbeat; the best of some, as the machine may be busy.
+    let mut quickest = LIMIT;
+    for _ in 0..5 {
+        let held = one.acquire("r", long().wait(LIMIT)).await.unwrap();
+        sql.query_one(end, &[]).await.unwrap();
+        let began = Instant::now();
+        assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+        quickest = quickest.min(began.elapsed());
+    }
+    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    // The manager goes on with another session.
+    assert!(one.try_acquire("s", long()).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_mode_refuses_a_pooler_and_names_the_other_mode() {
+    let server = Server::start(&[]);
+    let (kind, text) = kind(&format!("{}?mode=session", server.pooler)).await;
+    assert_eq!(kind, ErrorKind::Unsupported, "{text}");
+    assert!(text.contains("lease mode"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_names_on_one_number_are_one_lock() {
+    let server = Server::start(&[]);
+    let url = format!("{}&keys=number", session(&server));
+    let (one, two) = (manager(&url), manager(&url));
+    let held = one.acquire("7", long()).await.unwrap();
+    // In one process it would be a deadlock of a task with itself: an error.
+    assert_eq!(one.acquire("+7", long()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    // Among several it is a lock that is in use.
+    assert!(two.try_acquire("+7", long()).await.unwrap().is_none());
+    assert_eq!(two.try_acquire("seven", long()).await.unwrap_err().argument(), Some("resource"));
+    // So is a lock that somebody else takes by its number.
+    let sql = server.sql().await;
+    let theirs: bool = sql.query_one("SELECT pg_try_advisory_lock(7)", &[]).await.unwrap().get(0);
+    assert!(!theirs);
+    held.release().await.unwrap();
+    let theirs: bool = sql.query_one("SELECT pg_try_advisory_lock(7)", &[]).await.unwrap().get(0);
+    assert!(theirs && two.try_acquire("7", long()).await.unwrap().is_none());
+    assert!(two.inspect("7").await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_session_lock_is_left_when_giving_up_races_with_the_grant() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let sql = server.sql().await;
+    let mut last = 0;
+    for round in 0..rounds(100) {
+        let held = one.acquire("r", long().wait(LIMIT)).await.unwrap();
+        assert!(held.fencing_token() > last);
+        last = held.fencing_token();
+        let patience = MS * spread(round) / 8;
+        let (timed, cancelled) = (two.clone(), one.clone());
+        let timed = tokio::spawn(async move { timed.acquire("r", long().wait(patience)).await.is_ok() });
+        let cancelled = tokio::spawn(async move { cancelled.acquire("r", long()).await.is_ok() });
+        tokio::time::sleep(patience / 2).await;
+        held.release().await.unwrap();
+        tokio::time::sleep(patience / 2).await;
+        cancelled.abort();
+        let _ = (timed.await, cancelled.await);
+    }
+    let began = Instant::now();
+    while count(&sql, OURS).await > 0 {
+        assert!(began.elapsed() < LIMIT, "a lock is left");
+        tokio::time::sleep(10 * MS).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_sessions_ask_the_server_to_look_after_them() {
+    let server = Server::start(&[]);
+    let locks = manager(&session(&server));
+    let _held = locks.acquire("r", long()).await.unwrap();
+    let sql = server.sql().await;
+    let named = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+                 WHERE locktype = 'advisory' AND application_name LIKE 'polylock %'";
+    assert_eq!(count(&sql, named).await, 1);
+    // What the kernel was asked to do for the server's end of the connection: probes after 5 s of silence.
+    let port: i32 = sql
+        .query_one("SELECT client_port FROM pg_stat_activity WHERE application_name LIKE 'polylock %' LIMIT 1", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let sockets = Command::new("ss").args(["-tnoH", &format!("dport = :{port}")]).output().expect("no ss");
+    let sockets = String::from_utf8_lossy(&sockets.stdout).into_owned();
+    let left = sockets.split("timer:(keepalive,").nth(1).and_then(|rest| rest.split(',').next());
+    let left = left.unwrap_or_else(|| panic!("no keep-alive: {sockets}"));
+    let seconds = left.strip_suffix("sec").map(|seconds| seconds.parse::<f64>().unwrap());
+    // Less than a second is in ms.
+    assert!(left.ends_with("ms") || seconds.is_some_and(|seconds| seconds <= 6.0), "{sockets}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_process_shares_is_one_lock_of_the_server() {
+    let server = Server::start(&[]);
+    let (one, sql) = (manager(&session(&server)), server.sql().await);
+    let shared = || Target::shared("r");
+    let leases = [one.acquire(shared(), long()).await.unwrap(), one.acquire(shared(), long()).await.unwrap()];
+    assert_eq!(count(&sql, OURS).await, 1);
+    let [first, second] = leases;
+    assert_eq!(first.release().await.unwrap(), Release::Released);
+    assert_eq!(count(&sql, OURS).await, 1);
+    assert!(manager(&session(&server)).try_acquire("r", long()).await.unwrap().is_none());
+    assert_eq!(second.release().await.unwrap(), Release::Released);
+    assert_eq!(count(&sql, OURS).await, 0);
+    // The other kind finds it free, and keeps the first out.
+    let permit = one.acquire(Target::permit("r", 1), long()).await.unwrap();
+    assert_eq!(count(&sql, OURS).await, 2);
+    let refused = manager(&session(&server)).try_acquire(shared(), long()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    permit.release().await.unwrap();
+    assert_eq!(count(&sql, OURS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dedicated_session_ends_alone() {
+    let server = Server::start(&[]);
+    let locks = manager(&format!("{}&connections=dedicated", session(&server)));
+    let sql = server.sql().await;
+    let (one, two) = (locks.acquire("r", long()).await.unwrap(), locks.acquire("s", long()).await.unwrap());
+    let sessions = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory'";
+    assert_eq!(count(&sql, sessions).await, 2);
+    let end = "SELECT pg_terminate_backend(backend) FROM polylock_session WHERE key = 'r'";
+    sql.query_one(end, &[]).await.unwrap();
+    assert_eq!(one.lost().await, Some(polylock::LossReason::Taken));
+    assert!(two.is_held());
+    two.extend(None).await.unwrap();
+    two.release().await.unwrap();
+    // What holds nothing is used again.
+    for _ in 0..20 {
+        locks.acquire("r", long().wait(LIMIT)).await.unwrap().release().await.unwrap();
+    }
+    let ours = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+    assert!(count(&sql, ours).await <= 4, "{}", count(&sql, ours).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pairs_of_numbers_are_their_own_locks() {
+    let server = Server::start(&[]);
+    let locks = manager(&format!("{}&keys=pair", session(&server)));
+    let sql = server.sql().await;
+    let held = locks.acquire("-1,7", long()).await.unwrap();
+    let theirs = async |call: &str| sql.query_one(&format!("SELECT {call}"), &[]).await.unwrap().get::<_, bool>(0);
+    assert!(!theirs("pg_try_advisory_lock(-1, 7)").await);
+    assert!(theirs("pg_try_advisory_lock((-1::bigint << 32) + 7)").await);
+    assert_eq!(locks.inspect("-1,7").await.unwrap().unwrap().owner, held.owner_token().as_str());
+    assert_eq!(locks.list("*", 10).await.unwrap().len(), 1);
+    held.release().await.unwrap();
+    assert!(theirs("pg_try_advisory_lock(-1, 7)").await);
+    assert!(locks.try_acquire("-1,7", long()).await.unwrap().is_none());
+    assert_eq!(locks.acquire(["1,1", "+1,1"], long()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let both = locks.acquire(["1,1", "1,2"], long()).await.unwrap();
+    assert!(!theirs("pg_try_advisory_lock(1, 2)").await);
+    both.release().await.unwrap();
+    assert!(theirs("pg_try_advisory_lock(1, 2)").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_of_the_server_end_no_session() {
+    let server = Server::start(&[]);
+    let sql = server.sql().await;
+    let limits = "ALTER ROLE app SET idle_session_timeout = '100ms'; ALTER ROLE app SET statement_timeout = '100ms';
+                  ALTER ROLE app SET idle_in_transaction_session_timeout = '1ms'; ALTER ROLE app SET lock_timeout = '1ms';
+                  ALTER ROLE app SET default_transaction_isolation = 'serializable';
+                  ALTER ROLE app SET synchronous_commit = 'off'";
+    sql.batch_execute(limits).await.unwrap();
+    for url in [&session(&server), &server.url] {
+        let locks = manager(url);
+        let lease = locks.acquire("r", Acquire::ttl(5000 * MS)).await.unwrap();
+        tokio::time::sleep(500 * MS).await;
+        lease.extend(None).await.unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn breaking_ends_the_session_of_the_holder() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let sql = server.sql().await;
+    let (held, beside) = (one.acquire("r", long()).await.unwrap(), one.acquire("s", long()).await.unwrap());
+    assert!(two.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
+    assert_eq!(count(&sql, OURS).await, 0);
+    assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+    assert_eq!(beside.lost().await, Some(polylock::LossReason::Taken));
+    // Of one manager, only that lock is freed.
+    let (held, beside) = (one.acquire("r", long()).await.unwrap(), one.acquire("s", long()).await.unwrap());
+    assert!(one.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
+    assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+    assert!(beside.is_held());
+    assert_eq!(count(&sql, OURS).await, 1);
+}
