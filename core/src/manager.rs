@@ -15,12 +15,13 @@ use tokio_util::task::TaskTracker;
 use crate::{
     Acquire, Capabilities, Error, ErrorKind, Lease, OwnerToken, Result, Target, acquire,
     backend::Backend,
+    clock::Instant,
     connect::Options,
     engine::{driver::Driver, process, runtime},
     events::Subscribers,
     lease::{Held, state::Drift},
     metrics::Counters,
-    undo::Attempts,
+    undo::{self, Attempts},
     waiters::Waiters,
 };
 
@@ -206,6 +207,10 @@ impl Manager {
         let engine = Driver::engine();
         let leases = self.leases.all();
         futures_util::future::join_all(leases.iter().map(|held| held.release(&engine))).await;
+        for held in self.leases.all() {
+            // Its release was on its way already: on a thread that may not run again before the process ends.
+            undo::in_background(self, held.claim.clone(), Instant::now());
+        }
         self.undoing.close();
         self.undoing.wait().await;
         self.backend.close();
