@@ -465,7 +465,8 @@ impl Held {
             unfinished.0 = None;
             self.end_release();
         }
-        Some(outcome)
+        // Closing the manager meanwhile gives it back as well: whichever comes first.
+        (outcome != Release::NotHeld || !self.manager.is_closed()).then_some(outcome)
     }
 }
 
