@@ -1,81 +1,121 @@
-// polylock, redlock and redis-semaphore on one Redis, side by side: `bench.mjs URL`. Prints a line of JSON per comparison.
-import { createRequire } from 'node:module'
-import { performance } from 'node:perf_hooks'
+// polylock beside the usual libraries of Node: `bench.mjs URL[,URL…] [PART…]`. With several URLs (the first is the one node) also on
+// Redlock over the others. Prints a line of JSON per comparison; with --table a table for people instead.
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import process from 'node:process'
+import { createInterface } from 'node:readline'
+import { parseArgs } from 'node:util'
+
+import { open } from './contenders.mjs'
 import { Floor } from './floor.mjs'
+import { handOver, latency, mean, median, throughput } from './measure.mjs'
 
-const require = createRequire(import.meta.url)
-const { connect } = require('../../bindings/node')
-const { Redis } = require('ioredis')
-// The package's entry for import is not one that Node resolves; the one for require is.
-const { default: Redlock } = require('redlock')
-const { Mutex } = require('redis-semaphore')
+const { values: flags, positionals } = parseArgs({ options: { table: { type: 'boolean' } }, allowPositionals: true })
+const [list, ...asked] = positionals
+const [one, ...five] = list.split(',').map((url) => url.replace(/\/$/, ''))
+const places = [{ nodes: '1 node', backend: 'redis', urls: [one] }]
+if (five.length > 0) places.push({ nodes: `${five.length} nodes`, backend: 'redlock', urls: five })
 
-const url = process.argv[2]
-const rounds = 60
-const pairs = 25
-const warmUp = 5
-const inFlight = 64
-const ttl = 30_000
-
-const median = (values) => values.sort((a, b) => a - b)[values.length >> 1]
-const row = (what, unit, ours, peer, peer_name) =>
-  console.log(JSON.stringify({ language: 'node', what, unit, ours, peer, peer_name }))
-
-const locks = connect(url)
-const client = new Redis(url)
-const redlock = new Redlock([client], { retryCount: 0, automaticExtensionThreshold: 500 })
-const floor = await Floor.open(url, 'bench:floor')
-
-const contenders = {
-  async ours(name = 'bench:ours') {
-    const lease = await locks.acquire(name, { ttl })
-    await lease.release()
-  },
-  async redlock(name = 'bench:redlock') {
-    const lock = await redlock.acquire([name], ttl)
-    await lock.release()
-  },
-  async semaphore(name = 'bench:semaphore') {
-    const mutex = new Mutex(client, name, { lockTimeout: ttl })
-    await mutex.acquire()
-    await mutex.release()
-  },
-  floor: () => floor.pair(),
-}
-
-// They take turns, so that all see the same machine.
-const samples = Object.fromEntries(Object.keys(contenders).map((name) => [name, []]))
-for (let round = 0; round < warmUp + rounds; round++) {
-  for (const [name, pair] of Object.entries(contenders)) {
-    for (let i = 0; i < pairs; i++) {
-      const began = performance.now()
-      await pair()
-      if (round >= warmUp) samples[name].push((performance.now() - began) * 1000)
-    }
+const row = (what, unit, backend, area, values) => {
+  if (flags.table) return table(what, unit, values)
+  const [[, ours], ...others] = values
+  for (const [peer_name, peer] of others) {
+    console.log(JSON.stringify({ language: 'node', area, backend, what, unit, ours, peer, peer_name }))
   }
 }
-const [ours, ofRedlock, ofSemaphore, ofFloor] = Object.values(samples).map(median)
-row('acquire + release', 'us', ours, ofRedlock, 'redlock 5 beta')
-row('acquire + release', 'us', ours, ofSemaphore, 'redis-semaphore')
-row('acquire + release', 'us', ours, ofFloor, 'raw socket')
 
-/** Pairs per second with 64 in flight. */
-async function many(pair) {
-  const worker = async (number) => {
-    for (let i = 0; i < pairs; i++) await pair(`bench:${number}`)
+function table(what, unit, values) {
+  const cells = values.map(([name, value]) => `${name} ${value >= 1000 ? Math.round(value) : value.toFixed(1)}`)
+  console.log(`${`${what}, ${unit}`.padEnd(56)} ${cells.join(' | ')}`)
+}
+
+const named = (contenders, values) => contenders.map(({ name }, index) => [name, values[index]])
+
+async function uncontended({ urls, backend, nodes }, how = '', options = {}) {
+  const contenders = open(urls)
+  const raw = urls.length === 1 ? await Floor.open(urls[0], 'bench:floor') : null
+  if (raw !== null) contenders.push({ name: 'raw socket', pair: () => raw.pair(), close: () => raw.close() })
+  const samples = await latency(contenders, options)
+  row(`acquire + release, ${nodes}${how}, median`, 'us', backend, 'uncontended', named(contenders, samples.map(median)))
+  row(`acquire + release, ${nodes}${how}, mean`, 'us', backend, 'uncontended', named(contenders, samples.map(mean)))
+  await Promise.all(contenders.map(({ close }) => close()))
+}
+
+async function crowded({ urls, backend, nodes }, how = '') {
+  const contenders = open(urls)
+  const results = await throughput(contenders, { pairs: urls.length === 1 ? 25 : 8 })
+  const of = (key) =>
+    named(
+      contenders,
+      results.map((result) => median(result[key])),
+    )
+  row(`64 in flight, ${nodes}${how}`, 'pairs/s', backend, 'throughput', of('rate'))
+  row(`CPU a pair, ${nodes}${how}`, 'us', backend, 'cpu', of('cpu'))
+  row(`event loop a pair, ${nodes}${how}`, 'us', backend, 'event loop', of('loop'))
+  await Promise.all(contenders.map(({ close }) => close()))
+}
+
+async function lines({ urls, backend, nodes }) {
+  const contenders = open(urls)
+  const samples = await handOver(contenders, {})
+  row(`hand-over, 10 waiters, ${nodes}, median`, 'us', backend, 'hand-over', named(contenders, samples.map(median)))
+  row(`hand-over, 10 waiters, ${nodes}, mean`, 'us', backend, 'hand-over', named(contenders, samples.map(mean)))
+  await Promise.all(contenders.map(({ close }) => close()))
+}
+
+/** The same places behind a network of half a millisecond. */
+async function delayed(check, place) {
+  const script = new URL('delay_proxy.py', import.meta.url).pathname
+  const addresses = place.urls.map((url) => new URL(url).host)
+  const proxy = spawn(script, ['0.5', ...addresses], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const ports = []
+  for await (const port of createInterface(proxy.stdout)) {
+    if (ports.push(port) === addresses.length) break
   }
-  const began = performance.now()
-  await Promise.all(Array.from({ length: inFlight }, (_, number) => worker(number)))
-  return (inFlight * pairs * 1000) / (performance.now() - began)
+  await check({ ...place, urls: ports.map((port) => `redis://127.0.0.1:${port}`) }, ', 0.5 ms away')
+  proxy.stdin.end()
+  await once(proxy, 'exit')
 }
-const rates = { ours: [], redlock: [], semaphore: [] }
-for (let round = 0; round < 7; round++) {
-  for (const name of Object.keys(rates)) rates[name].push(await many(contenders[name]))
-}
-row(`${inFlight} in flight`, 'pairs/s', median(rates.ours), median(rates.redlock), 'redlock 5 beta')
-row(`${inFlight} in flight`, 'pairs/s', median(rates.ours), median(rates.semaphore), 'redis-semaphore')
 
-await locks.close()
-floor.close()
-await client.quit()
+/** Two of the nodes answer nobody for a while; whoever waits for them is given up after 3 s. */
+async function silent(place) {
+  const contenders = open(place.urls)
+  await latency(contenders, { rounds: 1, pairs: 10, warmUp: 0 })
+  const pausing = contenders.map(async () => {})
+  await Promise.all(pausing)
+  await Promise.all(place.urls.slice(0, 2).map(async (url) => (await Floor.open(url, 'bench:pause')).silence(60_000)))
+  const quick = contenders.filter(({ name }) => name !== 'redlock 4.2')
+  const slow = contenders.filter(({ name }) => name === 'redlock 4.2')
+  const options = { rounds: 4, pairs: 5, warmUp: 0, limit: 3_000 }
+  const samples = await latency([...quick, ...slow], { ...options, rounds: 1, pairs: 1 })
+  const more = await latency(quick, options)
+  const all = samples.map((first, index) => [...first, ...(more[index] ?? [])])
+  row(
+    'acquire + release, 2 of 5 nodes silent, median',
+    'us',
+    'redlock',
+    'faults',
+    named([...quick, ...slow], all.map(median)),
+  )
+  row(
+    'acquire + release, 2 of 5 nodes silent, mean',
+    'us',
+    'redlock',
+    'faults',
+    named([...quick, ...slow], all.map(mean)),
+  )
+  process.exit() // some would wait for those nodes
+}
+
+const parts = {
+  uncontended,
+  crowded,
+  lines,
+  delayed: (place) => delayed(uncontended, place),
+  crowdedDelayed: (place) => delayed(crowded, place),
+}
+for (const [name, part] of Object.entries(parts)) {
+  if (asked.length > 0 && !asked.includes(name)) continue
+  for (const place of places) await part(place)
+}
+if (five.length > 0 && (asked.length === 0 || asked.includes('silent'))) await silent(places[1])

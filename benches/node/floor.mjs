@@ -36,6 +36,12 @@ export class Floor {
     await this.#call('EVALSHA', this.#release, 1, this.#name, owner, `polylock:wake:{${this.#name}}`)
   }
 
+  /** Has the server answer nobody, this one included, for so many milliseconds. */
+  async silence(ms) {
+    await this.#call('CLIENT', 'PAUSE', ms, 'ALL')
+    this.close()
+  }
+
   close() {
     this.#socket.destroy()
   }

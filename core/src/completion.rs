@@ -94,14 +94,45 @@ impl<T: Send + 'static> CompletionQueue<T> {
     /// # Errors
     /// `Closed` after [`close`](Self::close), `Forked` in the child of a fork.
     pub fn start(&self, operation: impl Future<Output = T> + Send + 'static) -> Result<Started<T>> {
+        let started = self.begin(operation);
+        self.flush();
+        started
+    }
+
+    /// As [`start`](Self::start), but what it asks of a server may be written as late as by the next [`flush`](Self::flush)
+    /// or [`turn`](Self::turn), one of which is to follow before the host sleeps: all that it starts until then share a
+    /// system call.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn begin(&self, operation: impl Future<Output = T> + Send + 'static) -> Result<Started<T>> {
         self.check_process()?;
         let id = self.reserve()?;
+        self.0.reactor.begin_turn();
+        self.0.work().turning = true;
         let outcome = self.0.poll(id, Box::pin(operation));
-        self.0.reactor.flush();
-        Ok(match outcome {
-            Some(value) => Started::Done(value),
-            None => Started::Pending(id),
-        })
+        self.0.run_woken();
+        if let Some(value) = outcome {
+            return Ok(Started::Done(value));
+        }
+        let mut work = self.0.work();
+        // It may have woken itself, and be done by now.
+        if let Some(index) = work.finished.iter().position(|(finished, _)| *finished == id) {
+            return Ok(Started::Done(work.finished.remove(index).1));
+        }
+        let others_are_done = !work.finished.is_empty();
+        drop(work);
+        if others_are_done {
+            self.0.reactor.notify();
+        }
+        Ok(Started::Pending(id))
+    }
+
+    /// Writes what was left by [`begin`](Self::begin).
+    pub fn flush(&self) {
+        if self.check_process().is_ok() {
+            self.0.reactor.flush();
+        }
     }
 
     /// A new id, for results that come by [`push`](Self::push) alone.
@@ -150,25 +181,10 @@ impl<T: Send + 'static> CompletionQueue<T> {
                 return Vec::new();
             }
         };
+        self.0.reactor.begin_turn();
         self.0.work().turning = true;
         self.0.reactor.dispatch(events);
-        loop {
-            let woken = {
-                let mut work = self.0.work();
-                work.turning = !work.woken.is_empty();
-                std::mem::take(&mut work.woken)
-            };
-            if woken.is_empty() {
-                break;
-            }
-            for id in woken {
-                let task = self.0.work().tasks.get_mut(&id).and_then(Option::take);
-                let Some(task) = task else { continue };
-                if let Some(value) = self.0.poll(id, task) {
-                    self.0.work().finished.push((id, value));
-                }
-            }
-        }
+        self.0.run_woken();
         self.0.reactor.flush();
         std::mem::take(&mut self.0.work().finished)
     }
@@ -216,6 +232,27 @@ impl<T: Send + 'static> CompletionQueue<T> {
 impl<T: Send + 'static> Queue<T> {
     fn work(&self) -> MutexGuard<'_, Work<T>> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves on what was woken, until nothing is.
+    fn run_woken(self: &Arc<Self>) {
+        loop {
+            let woken = {
+                let mut work = self.work();
+                work.turning = !work.woken.is_empty();
+                std::mem::take(&mut work.woken)
+            };
+            if woken.is_empty() {
+                return;
+            }
+            for id in woken {
+                let task = self.work().tasks.get_mut(&id).and_then(Option::take);
+                let Some(task) = task else { continue };
+                if let Some(value) = self.poll(id, task) {
+                    self.work().finished.push((id, value));
+                }
+            }
+        }
     }
 
     /// Moves one operation on; keeps it if it is not done.

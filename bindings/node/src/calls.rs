@@ -14,22 +14,16 @@ use polylock::{
 
 use crate::{
     environment::Environment,
-    reply::{CapabilitiesRecord, Outcome, Reply, epoch_ms, number},
+    reply::{Begun, CapabilitiesRecord, Outcome, Reply, epoch_ms},
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Opens the environment. `drain` is called from the loop when there is something to [`take`].
+/// Opens the environment. `deliver` is called from the loop with what has finished: four values each, see
+/// [`values`](crate::reply::values).
 #[napi(catch_unwind)]
-pub fn open(env: Env, drain: Function<'_, (), ()>) -> Reply {
-    Environment::open(env, drain).map_or_else(Reply::Failed, |()| Reply::Done)
-}
-
-/// Hands out what has finished: pairs of a number and a reply.
-#[napi(catch_unwind)]
-pub fn take(env: Env) -> Vec<(f64, Reply)> {
-    let taken = Environment::of(env).map(|environment| environment.take()).unwrap_or_default();
-    taken.into_iter().map(|(id, reply)| (number(id), reply)).collect()
+pub fn open(env: Env, deliver: Function<'_, (), ()>) -> Reply {
+    Environment::open(env, deliver).map_or_else(Reply::Failed, |()| Reply::Done)
 }
 
 /// Ends an operation; `false` if its outcome has been handed out.
@@ -93,6 +87,13 @@ impl Asked {
     }
 }
 
+/// Bits of what [`acquire`] is told in a number. They are in `ts/native.ts` as well.
+const AUTO_EXTEND: u32 = 1;
+/// Try once, and reply `Busy` instead of a time-out.
+const ONCE: u32 = 2;
+/// The end of the environment leaves the lease to its ttl.
+const STAYS: u32 = 4;
+
 /// What to acquire. `mode` is 0 for exclusive, -1 for shared, else the number of permits that there are.
 fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
     match resource {
@@ -107,7 +108,7 @@ fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
     }
 }
 
-/// Acquires; with `once`, tries once and replies `Busy` instead of a time-out.
+/// Acquires, as the bits of `how` say.
 #[napi(catch_unwind)]
 #[allow(clippy::too_many_arguments, reason = "an object would cost more than the call")]
 pub fn acquire(
@@ -117,29 +118,29 @@ pub fn acquire(
     mode: f64,
     ttl: f64,
     wait: f64,
-    auto_extend: bool,
+    how: u32,
     max_hold: Option<f64>,
     label: Option<String>,
-    once: bool,
-) -> Reply {
-    let asked = Asked { ttl, wait, auto_extend, max_hold, label };
+) -> Begun {
+    let asked = Asked { ttl, wait, auto_extend: how & AUTO_EXTEND != 0, max_hold, label };
     let options = match asked.options() {
         Ok(options) => options,
-        Err(error) => return Reply::Failed(error),
+        Err(error) => return failed(error),
     };
     let target = target(resource, mode);
     with_manager(env, manager, |locks, driver| async move {
-        if once {
+        if how & ONCE != 0 {
             Outcome::Tried(locks.try_acquire_by(target, options, &driver).await)
         } else {
-            Outcome::Acquired(locks.acquire_by(target, options, &driver).await)
+            let lease = locks.acquire_by(target, options, &driver).await;
+            Outcome::Acquired { lease, stays: how & STAYS != 0 }
         }
     })
 }
 
 /// Who holds a resource.
 #[napi(catch_unwind)]
-pub fn inspect(env: Env, manager: f64, resource: String) -> Reply {
+pub fn inspect(env: Env, manager: f64, resource: String) -> Begun {
     with_manager(env, manager, |locks, driver| async move {
         Outcome::Inspected(locks.inspect_by(&resource, &driver).await)
     })
@@ -164,7 +165,7 @@ pub fn capabilities(env: Env, manager: f64) -> Either<CapabilitiesRecord, Reply>
 
 /// Closes a manager.
 #[napi(catch_unwind)]
-pub fn close(env: Env, manager: f64) -> Reply {
+pub fn close(env: Env, manager: f64) -> Begun {
     with_manager(env, manager, |locks, _| async move {
         locks.close().await;
         Outcome::Closed
@@ -181,7 +182,7 @@ pub fn forget_manager(env: Env, manager: f64) {
 
 /// Makes a lease last longer.
 #[napi(catch_unwind)]
-pub fn extend(env: Env, lease: f64, ttl: Option<f64>) -> Reply {
+pub fn extend(env: Env, lease: f64, ttl: Option<f64>) -> Begun {
     let extension = || {
         let environment = opened(env)?;
         let lease = environment.lease(id(lease)).ok_or_else(not_held)?;
@@ -192,35 +193,30 @@ pub fn extend(env: Env, lease: f64, ttl: Option<f64>) -> Reply {
         let driver = environment.driver();
         Ok(environment.start(async move { Outcome::Extended(lease.extend_by(ttl, &driver).await) }))
     };
-    extension().unwrap_or_else(Reply::Failed)
+    extension().unwrap_or_else(failed)
 }
 
-/// Releases a lease; it keeps its number until [`forget_lease`].
+/// Releases a lease. With the outcome its number is forgotten.
 #[napi(catch_unwind)]
-pub fn release(env: Env, lease: f64) -> Reply {
+pub fn release(env: Env, lease: f64) -> Begun {
+    let number = id(lease);
     let release = || {
         let environment = opened(env)?;
-        let lease = environment.lease(id(lease)).ok_or_else(not_held)?;
+        let lease = environment.lease(number).ok_or_else(not_held)?;
         let driver = environment.driver();
-        Ok(environment.start(async move { Outcome::Released(lease.end_by(&driver).await) }))
+        Ok(environment.start(async move {
+            let released = lease.end_by(&driver).await;
+            Outcome::Released(number, released, lease.loss())
+        }))
     };
-    release().unwrap_or_else(Reply::Failed)
+    release().unwrap_or_else(failed)
 }
 
-/// Nobody has the lease any more: released in the background if it is held.
+/// Nobody has the lease any more: released in the background if it is held. Then its resource is told.
 #[napi(catch_unwind)]
-pub fn forget_lease(env: Env, lease: f64) {
-    if let Some(environment) = Environment::of(env) {
-        environment.forget_lease(id(lease));
-    }
-}
-
-/// Has the end of the environment leave a lease to its ttl, instead of releasing it.
-#[napi(catch_unwind)]
-pub fn let_stay(env: Env, lease: f64) {
-    if let Some(environment) = Environment::of(env) {
-        environment.let_stay(id(lease));
-    }
+pub fn forget_lease(env: Env, lease: f64) -> Option<String> {
+    let lease = Environment::of(env)?.take_lease(id(lease))?;
+    lease.is_held().then(|| lease.resource().as_str().to_owned())
 }
 
 /// Leaves a lease to its ttl: it is not renewed any more, and nobody is told when it ends.
@@ -273,17 +269,21 @@ fn with_manager<F: Future<Output = Outcome> + Send + 'static>(
     env: Env,
     manager: f64,
     operation: impl FnOnce(LockManager, Driver) -> F,
-) -> Reply {
+) -> Begun {
     let started = || {
         let environment = opened(env)?;
         let manager = environment.manager(id(manager))?;
         Ok(environment.start(operation(manager, environment.driver())))
     };
-    started().unwrap_or_else(Reply::Failed)
+    started().unwrap_or_else(failed)
 }
 
 fn opened(env: Env) -> Result<std::rc::Rc<Environment>> {
     Environment::of(env).ok_or_else(|| Error::new(ErrorKind::Internal, "the addon was not opened"))
+}
+
+fn failed(error: Error) -> Begun {
+    Begun::Done(0, Reply::Failed(error))
 }
 
 fn not_held() -> Error {

@@ -1,7 +1,8 @@
 //! What belongs to one Node environment: the main thread's, or a worker thread's.
 //!
 //! It has one completion queue, whose descriptor the environment's own loop watches: an operation that is
-//! started here runs here, and no other thread is woken for it. Managers and leases have numbers, so that
+//! started here runs here, no other thread is woken for it, and what it sends goes out
+//! once a turn of the loop. Managers and leases have numbers, so that
 //! all of them can be let go of when the environment ends.
 
 use std::{
@@ -27,12 +28,15 @@ use polylock::{
 };
 
 use crate::{
-    reply::{Outcome, Reply},
+    reply::{self, Begun, Outcome, Reply},
     uv::{self, Watched, Watcher},
 };
 
 /// How long the end of the last environment may take to release what is held.
 const LONGEST_END: Duration = Duration::from_secs(2);
+
+/// Outcomes that JavaScript is told of in one call.
+const MOST_AT_ONCE: usize = 256;
 
 /// Environments that have not ended.
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
@@ -41,11 +45,9 @@ static ALIVE: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct Environment {
     queue: CompletionQueue<Outcome>,
     watcher: OnceCell<Watcher>,
-    drain: FunctionRef<(), ()>,
+    deliver: FunctionRef<(), ()>,
     managers: RefCell<HashMap<u64, LockManager>>,
     leases: RefCell<HashMap<u64, Kept>>,
-    /// Finished, but not yet taken by JavaScript.
-    finished: RefCell<Vec<(OperationId, Outcome)>>,
     /// Operations under way: while there is one, the loop stays alive.
     under_way: Cell<usize>,
 }
@@ -58,21 +60,20 @@ struct Kept {
 }
 
 impl Environment {
-    /// Opens the environment that `env` is, unless it is open. `drain` is called when there is something to take.
+    /// Opens the environment that `env` is, unless it is open. `deliver` is called with what has finished.
     ///
     /// # Errors
     /// `Unsupported` if the host's event loop cannot watch a descriptor; `Internal`.
-    pub(crate) fn open(env: Env, drain: Function<'_, (), ()>) -> Result<()> {
+    pub(crate) fn open(env: Env, deliver: Function<'_, (), ()>) -> Result<()> {
         if Self::of(env).is_some() {
             return Ok(());
         }
         let environment = Rc::new(Self {
             queue: CompletionQueue::new()?,
             watcher: OnceCell::new(),
-            drain: drain.create_ref().map_err(internal)?,
+            deliver: deliver.create_ref().map_err(internal)?,
             managers: RefCell::default(),
             leases: RefCell::default(),
-            finished: RefCell::default(),
             under_way: Cell::new(0),
         });
         let watched = Rc::clone(&environment) as Rc<dyn Watched>;
@@ -104,27 +105,18 @@ impl Environment {
         drop(manager); // not while the table is borrowed
     }
 
-    /// Keeps a lease and has its loss reported under its number, which it gives.
-    pub(crate) fn adopt_lease(&self, lease: Lease) -> Result<u64> {
-        let id = self.queue.reserve()?;
+    /// Keeps a lease under the number of the operation that acquired it, and has its loss reported under that, too.
+    pub(crate) fn adopt_lease(&self, id: OperationId, lease: Lease, stays: bool) {
         let queue = self.queue.clone();
         lease.on_lost(move |reason| {
             // Nobody is there any more to hear of it if the queue is closed.
             let _ = queue.push(id, Outcome::Lost(reason));
         });
-        self.leases.borrow_mut().insert(id, Kept { lease: Arc::new(lease), stays: false });
-        Ok(id)
+        self.leases.borrow_mut().insert(id, Kept { lease: Arc::new(lease), stays });
     }
 
     pub(crate) fn lease(&self, id: u64) -> Option<Arc<Lease>> {
         self.leases.borrow().get(&id).map(|kept| Arc::clone(&kept.lease))
-    }
-
-    /// Has the end of the environment leave a lease to its ttl.
-    pub(crate) fn let_stay(&self, id: u64) {
-        if let Some(kept) = self.leases.borrow_mut().get_mut(&id) {
-            kept.stays = true;
-        }
     }
 
     /// Leaves to their ttl the leases that stay.
@@ -135,20 +127,28 @@ impl Environment {
         }
     }
 
-    pub(crate) fn forget_lease(&self, id: u64) {
-        let lease = self.leases.borrow_mut().remove(&id);
-        drop(lease); // not while the table is borrowed
+    /// Takes a lease out of the table.
+    pub(crate) fn take_lease(&self, id: u64) -> Option<Arc<Lease>> {
+        self.leases.borrow_mut().remove(&id).map(|kept| kept.lease)
     }
 
     /// Starts an operation: replies with its outcome if that is there at once, else with its number.
-    pub(crate) fn start(&self, operation: impl Future<Output = Outcome> + Send + 'static) -> Reply {
-        match self.queue.start(operation) {
-            Ok(Started::Done(outcome)) => Reply::of(outcome, self),
+    ///
+    /// What it asks of a server is written when the loop is about to wait, with all that is started until then.
+    pub(crate) fn start(&self, operation: impl Future<Output = Outcome> + Send + 'static) -> Begun {
+        match self.queue.begin(operation) {
+            Ok(Started::Done(outcome)) => match self.queue.reserve() {
+                Ok(id) => Begun::Done(id, Reply::of(id, outcome, self)),
+                Err(error) => Begun::Done(0, Reply::Failed(error)),
+            },
             Ok(Started::Pending(id)) => {
                 self.count(1);
-                Reply::Pending(id)
+                if let Some(watcher) = self.watcher.get() {
+                    watcher.before_wait();
+                }
+                Begun::Pending(id)
             }
-            Err(error) => Reply::Failed(error),
+            Err(error) => Begun::Done(0, Reply::Failed(error)),
         }
     }
 
@@ -169,14 +169,6 @@ impl Environment {
     /// Ends all operations, and takes no more.
     pub(crate) fn cancel_all(&self) {
         self.queue.close();
-        let finished = std::mem::take(&mut *self.finished.borrow_mut());
-        drop(finished); // not while the list is borrowed
-    }
-
-    /// Hands out what has finished.
-    pub(crate) fn take(&self) -> Vec<(OperationId, Reply)> {
-        let finished = std::mem::take(&mut *self.finished.borrow_mut());
-        finished.into_iter().map(|(id, outcome)| (id, Reply::of(outcome, self))).collect()
     }
 
     /// Counts operations under way, and keeps the loop alive while there are any.
@@ -194,19 +186,30 @@ impl Environment {
 
 impl Watched for Environment {
     fn readable(&self, env: Env) {
-        let finished = self.queue.turn();
-        if finished.is_empty() {
+        let mut finished = self.queue.turn().into_iter().peekable();
+        if finished.peek().is_none() {
             return;
         }
-        for (_, outcome) in &finished {
-            if !matches!(outcome, Outcome::Lost(_)) {
-                self.count(-1);
+        let Ok(deliver) = self.deliver.borrow_back(&env) else { return };
+        while finished.peek().is_some() {
+            let batch = finished.by_ref().take(MOST_AT_ONCE).map(|(id, outcome)| {
+                if !matches!(outcome, Outcome::Lost(_)) {
+                    self.count(-1);
+                }
+                (id, Reply::of(id, outcome, self))
+            });
+            match reply::values(env, batch) {
+                Ok(values) => uv::call_from_loop(env, deliver.raw(), &values),
+                // Only at the end of the environment.
+                Err(_) => return,
             }
         }
-        self.finished.borrow_mut().extend(finished);
-        if let Ok(drain) = self.drain.borrow_back(&env) {
-            uv::call_from_loop(env, drain.raw());
-        }
+        // What was started in answer to that.
+        self.queue.flush();
+    }
+
+    fn flush(&self) {
+        self.queue.flush();
     }
 
     fn ending(&self) {

@@ -1,59 +1,75 @@
-//! What the addon answers: small arrays, whose first element says what the rest is.
+//! What the addon answers: four values, of which the second says what the others are.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use napi::{bindgen_prelude::ToNapiValue, sys};
+use napi::{Env, bindgen_prelude::ToNapiValue, sys};
 use napi_derive::napi;
-use polylock::{Error, Guarantee, Holder, Lease, LossReason, Release, Result};
+use polylock::{Error, Guarantee, Holder, Lease, LossReason, OwnerToken, Release, Result, host::OperationId};
 
 use crate::environment::Environment;
 
 /// How an operation ended, or what happened to a lease.
 pub(crate) enum Outcome {
-    Acquired(Result<Lease>),
+    /// `stays`: the end of the environment leaves it to its ttl.
+    Acquired {
+        lease: Result<Lease>,
+        stays: bool,
+    },
     Tried(Result<Option<Lease>>),
     Extended(Result<()>),
-    Released(Result<Option<Release>>),
+    /// Of this lease, with why it had been lost before.
+    Released(u64, Result<Option<Release>>, Option<LossReason>),
     Inspected(Result<Option<Holder>>),
     Closed,
     Lost(LossReason),
 }
 
-/// As JavaScript gets it. The numbers are in `ts/native.ts` as well.
-pub(crate) enum Reply {
-    /// A number: the operation that the outcome will come for.
+/// What starting an operation gives.
+pub(crate) enum Begun {
+    /// The number of the operation that the outcome will come for.
     Pending(u64),
-    /// `[0, error]`
+    /// It is done at once, and had this number.
+    Done(u64, Reply),
+}
+
+/// As JavaScript gets it: a number that says what it is, and up to two values. These are in `ts/native.ts` as well.
+pub(crate) enum Reply {
+    /// `0, error`
     Failed(Error),
-    /// `[1]`
+    /// `1`
     Done,
-    /// `[2, lease, owner token, fencing token]`
-    Leased { id: u64, owner: String, fencing_token: u64 },
-    /// `[3]`
+    /// `2, owner token, fencing token`; the lease has the number of the operation.
+    Leased(OwnerToken, u64),
+    /// `3`
     Busy,
-    /// `[4, name]`; the name is `ended` for a lease that had been released or lost before.
-    Released(Option<Release>),
-    /// `[5, holder or null]`
+    /// `4, name, why it had been lost`; the name is `ended` for a lease that had been released or lost before.
+    Released(Option<Release>, Option<LossReason>),
+    /// `5, holder or null`
     Inspected(Option<Holder>),
-    /// `[6, reason]`
+    /// `6, reason`
     Lost(LossReason),
-    /// `[7, number]`: a manager, or a count.
+    /// `7, number`: a manager, or a count.
     Number(u64),
 }
 
 impl Reply {
-    pub(crate) fn of(outcome: Outcome, environment: &Environment) -> Self {
-        let leased = |lease: Lease| {
-            let (owner, fencing_token) = (lease.owner_token().as_str().to_owned(), lease.fencing_token());
-            environment.adopt_lease(lease).map(|id| Self::Leased { id, owner, fencing_token })
+    /// The outcome of operation `id`.
+    pub(crate) fn of(id: OperationId, outcome: Outcome, environment: &Environment) -> Self {
+        let leased = |lease: Lease, stays| {
+            let reply = Self::Leased(*lease.owner_token(), lease.fencing_token());
+            environment.adopt_lease(id, lease, stays);
+            reply
         };
         let reply = match outcome {
-            Outcome::Acquired(lease) => lease.and_then(leased),
+            Outcome::Acquired { lease, stays } => lease.map(|lease| leased(lease, stays)),
             Outcome::Tried(Ok(None)) => Ok(Self::Busy),
-            Outcome::Tried(Ok(Some(lease))) => leased(lease),
+            Outcome::Tried(Ok(Some(lease))) => Ok(leased(lease, false)),
             Outcome::Tried(Err(error)) => Err(error),
             Outcome::Extended(extended) => extended.map(|()| Self::Done),
-            Outcome::Released(released) => released.map(Self::Released),
+            Outcome::Released(lease, released, loss) => released.map(|release| {
+                drop(environment.take_lease(lease));
+                Self::Released(release, loss)
+            }),
             Outcome::Inspected(holder) => holder.map(Self::Inspected),
             Outcome::Closed => Ok(Self::Done),
             Outcome::Lost(reason) => Ok(Self::Lost(reason)),
@@ -66,28 +82,89 @@ impl Reply {
         result.map_or_else(Self::Failed, Self::Number)
     }
 }
+/// Outcomes of operations as JavaScript gets them: one after the other, four values each.
+pub(crate) fn values(
+    env: Env,
+    replies: impl Iterator<Item = (OperationId, Reply)>,
+) -> napi::Result<Vec<sys::napi_value>> {
+    let mut values = Vec::with_capacity(replies.size_hint().0 * 4);
+    for (id, reply) in replies {
+        // SAFETY: `env` is live: it is the environment that this runs in.
+        values.extend_from_slice(&unsafe { four_values(env.raw(), id, reply) }?);
+    }
+    Ok(values)
+}
+
+/// `id, kind, value, value`
+///
+/// # Safety
+/// `env` is live.
+unsafe fn four_values(env: sys::napi_env, id: u64, reply: Reply) -> napi::Result<[sys::napi_value; 4]> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let nothing = <()>::to_napi_value(env, ())?;
+        let (kind, first, second) = match reply {
+            Reply::Failed(error) => (0, ToNapiValue::to_napi_value(env, ErrorRecord::from(error))?, nothing),
+            Reply::Done => (1, nothing, nothing),
+            Reply::Leased(owner, token) => (2, latin1(env, owner.as_str())?, f64::to_napi_value(env, number(token))?),
+            Reply::Busy => (3, nothing, nothing),
+            Reply::Released(release, loss) => {
+                let loss = loss.map_or(Ok(nothing), |reason| latin1(env, reason.name()))?;
+                (4, latin1(env, release.map_or("ended", Release::name))?, loss)
+            }
+            Reply::Inspected(holder) => {
+                (5, ToNapiValue::to_napi_value(env, holder.map(HolderRecord::from))?, nothing)
+            }
+            Reply::Lost(reason) => (6, latin1(env, reason.name())?, nothing),
+            Reply::Number(count) => (7, f64::to_napi_value(env, number(count))?, nothing),
+        };
+        Ok([f64::to_napi_value(env, number(id))?, u32::to_napi_value(env, kind)?, first, second])
+    }
+}
+
+/// ASCII alone: quicker to make than a string of UTF-8.
+///
+/// # Safety
+/// `env` is live.
+unsafe fn latin1(env: sys::napi_env, text: &str) -> napi::Result<sys::napi_value> {
+    let mut value = std::ptr::null_mut();
+    let length = text.len().cast_signed();
+    // SAFETY: the caller's promise; the text is as long as said, and `value` is a valid place.
+    let status = unsafe { sys::napi_create_string_latin1(env, text.as_ptr().cast(), length, &raw mut value) };
+    if status == sys::Status::napi_ok { Ok(value) } else { Err(napi::Error::from_status(status.into())) }
+}
 
 impl ToNapiValue for Reply {
     // SAFETY: called by generated code with a live environment; the calls below pass that on.
     unsafe fn to_napi_value(env: sys::napi_env, reply: Self) -> napi::Result<sys::napi_value> {
         // SAFETY: as above.
+        unsafe { Begun::to_napi_value(env, Begun::Done(0, reply)) }
+    }
+}
+
+impl ToNapiValue for Begun {
+    // SAFETY: called by generated code with a live environment; the calls below pass that on.
+    unsafe fn to_napi_value(env: sys::napi_env, begun: Self) -> napi::Result<sys::napi_value> {
+        // SAFETY: as above.
         unsafe {
-            match reply {
+            match begun {
                 Self::Pending(id) => f64::to_napi_value(env, number(id)),
-                Self::Failed(error) => ToNapiValue::to_napi_value(env, (0, ErrorRecord::from(error))),
-                Self::Done => ToNapiValue::to_napi_value(env, vec![1]),
-                Self::Leased { id, owner, fencing_token } => {
-                    ToNapiValue::to_napi_value(env, (2, number(id), owner, fencing_token))
+                Self::Done(id, reply) => {
+                    let [id, kind, first, second] = four_values(env, id, reply)?.map(Value);
+                    ToNapiValue::to_napi_value(env, (id, kind, first, second))
                 }
-                Self::Busy => ToNapiValue::to_napi_value(env, vec![3]),
-                Self::Released(release) => {
-                    ToNapiValue::to_napi_value(env, (4, release.map_or("ended", Release::name)))
-                }
-                Self::Inspected(holder) => ToNapiValue::to_napi_value(env, (5, holder.map(HolderRecord::from))),
-                Self::Lost(reason) => ToNapiValue::to_napi_value(env, (6, reason.name())),
-                Self::Number(id) => ToNapiValue::to_napi_value(env, (7, number(id))),
             }
         }
+    }
+}
+
+/// What is a value of JavaScript already.
+struct Value(sys::napi_value);
+
+impl ToNapiValue for Value {
+    // SAFETY: it was made in the same environment and scope.
+    unsafe fn to_napi_value(_: sys::napi_env, value: Self) -> napi::Result<sys::napi_value> {
+        Ok(value.0)
     }
 }
 

@@ -17,52 +17,62 @@ use napi::{Env, sys};
 pub(crate) trait Watched {
     /// The descriptor is readable.
     fn readable(&self, env: Env);
+    /// The loop is about to wait; told after [`Watcher::before_wait`].
+    fn flush(&self);
     /// The environment ends; nothing is told afterwards.
     fn ending(&self);
 }
 
-/// `uv_handle_type`: its order is part of libuv's stable interface.
+/// `uv_handle_type`s: their order is part of libuv's stable interface.
 const UV_POLL: c_int = 8;
+const UV_PREPARE: c_int = 9;
 /// `UV_READABLE` of `enum uv_poll_event`.
 const READABLE: c_int = 1;
 /// More than `max_align_t` needs, for handles whose size only libuv knows.
 const ALIGN: usize = 16;
 
-/// A `uv_poll_t`, whose layout only libuv knows.
+/// A `uv_handle_t`, whose layout only libuv knows.
 #[repr(C)]
-struct Poll {
+struct Handle {
     _opaque: [u8; 0],
 }
+
+type Callback = unsafe extern "C" fn(*mut Handle);
 
 // SAFETY: the declarations of uv.h of libuv 1; Node exports these to addons.
 unsafe extern "C" {
     fn uv_handle_size(kind: c_int) -> usize;
-    fn uv_poll_init(uv_loop: *mut sys::uv_loop_s, handle: *mut Poll, fd: c_int) -> c_int;
+    fn uv_poll_init(uv_loop: *mut sys::uv_loop_s, handle: *mut Handle, fd: c_int) -> c_int;
     fn uv_poll_start(
-        handle: *mut Poll,
+        handle: *mut Handle,
         events: c_int,
-        callback: unsafe extern "C" fn(*mut Poll, c_int, c_int),
+        callback: unsafe extern "C" fn(*mut Handle, c_int, c_int),
     ) -> c_int;
-    fn uv_poll_stop(handle: *mut Poll) -> c_int;
-    fn uv_close(handle: *mut Poll, callback: unsafe extern "C" fn(*mut Poll));
-    fn uv_ref(handle: *mut Poll);
-    fn uv_unref(handle: *mut Poll);
-    fn uv_handle_set_data(handle: *mut Poll, data: *mut c_void);
-    fn uv_handle_get_data(handle: *const Poll) -> *mut c_void;
+    fn uv_poll_stop(handle: *mut Handle) -> c_int;
+    fn uv_prepare_init(uv_loop: *mut sys::uv_loop_s, handle: *mut Handle) -> c_int;
+    fn uv_prepare_start(handle: *mut Handle, callback: Callback) -> c_int;
+    fn uv_prepare_stop(handle: *mut Handle) -> c_int;
+    fn uv_close(handle: *mut Handle, callback: Callback);
+    fn uv_ref(handle: *mut Handle);
+    fn uv_unref(handle: *mut Handle);
+    fn uv_handle_set_data(handle: *mut Handle, data: *mut c_void);
+    fn uv_handle_get_data(handle: *const Handle) -> *mut c_void;
 }
 
 /// Watches a descriptor for as long as the environment lives.
 ///
-/// The handle is freed by the environment's end, and by nothing else: so this is for things that live as long.
+/// The handles are freed by the environment's end, and by nothing else: so this is for things that live as long.
 pub(crate) struct Watcher {
-    handle: NonNull<Poll>,
+    poll: NonNull<Handle>,
+    prepare: NonNull<Handle>,
 }
 
-/// What the handle's data points to.
+/// What the data of both handles points to.
 struct Context {
     env: sys::napi_env,
     watched: Rc<dyn Watched>,
     hook: sys::napi_async_cleanup_hook_handle,
+    prepare: NonNull<Handle>,
 }
 
 impl Watcher {
@@ -76,36 +86,44 @@ impl Watcher {
         if unsafe { sys::napi_get_uv_event_loop(env.raw(), &raw mut uv_loop) } != 0 || uv_loop.is_null() {
             return Err("this runtime has no libuv event loop".into());
         }
-        let handle = allocate()?;
+        let (poll, prepare) = (allocate(UV_POLL)?, allocate(UV_PREPARE)?);
         // SAFETY: the loop is live, the handle is of libuv's size for this kind, and the descriptor is open.
-        let status = unsafe { uv_poll_init(uv_loop, handle.as_ptr(), fd.as_raw_fd()) };
+        let status = unsafe { uv_poll_init(uv_loop, poll.as_ptr(), fd.as_raw_fd()) };
         if status != 0 {
-            // SAFETY: libuv did not take the handle over.
-            unsafe { free(handle.as_ptr()) };
+            // SAFETY: libuv did not take the handles over.
+            unsafe {
+                free(poll.as_ptr(), UV_POLL);
+                free(prepare.as_ptr(), UV_PREPARE);
+            }
             return Err(format!("the event loop cannot watch the engine (libuv error {status})"));
         }
-        let context = Box::into_raw(Box::new(Context { env: env.raw(), watched, hook: ptr::null_mut() }));
-        // SAFETY: the handle is initialised; `context` and the handle live until `on_closed`, which the cleanup
-        // hook brings about. Node runs the hook on this thread while the loop still turns.
+        let context = Box::into_raw(Box::new(Context { env: env.raw(), watched, hook: ptr::null_mut(), prepare }));
+        // SAFETY: the handles are initialised (the second one by a call that cannot fail); they and `context` live
+        // until they are closed, which the cleanup hook brings about. Node runs the hook on this thread while the
+        // loop still turns.
         let status = unsafe {
-            uv_handle_set_data(handle.as_ptr(), context.cast());
-            uv_unref(handle.as_ptr());
-            let started = uv_poll_start(handle.as_ptr(), READABLE, on_readable);
+            uv_prepare_init(uv_loop, prepare.as_ptr());
+            for handle in [poll, prepare] {
+                uv_handle_set_data(handle.as_ptr(), context.cast());
+                uv_unref(handle.as_ptr());
+            }
+            let started = uv_poll_start(poll.as_ptr(), READABLE, on_readable);
             let hooked = sys::napi_add_async_cleanup_hook(
                 env.raw(),
                 Some(on_environment_end),
-                handle.as_ptr().cast(),
+                poll.as_ptr().cast(),
                 &raw mut (*context).hook,
             );
             if started != 0 || hooked != 0 {
-                uv_close(handle.as_ptr(), on_closed);
+                uv_close(prepare.as_ptr(), on_prepare_closed);
+                uv_close(poll.as_ptr(), on_closed);
             }
             started | hooked
         };
         if status != 0 {
             return Err(format!("the event loop does not watch the engine (error {status})"));
         }
-        Ok(Self { handle })
+        Ok(Self { poll, prepare })
     }
 
     /// Whether the loop, and so the process, stays alive for this.
@@ -113,20 +131,28 @@ impl Watcher {
     /// Must not be called after [`Watched::ending`].
     pub(crate) fn keep_alive(&self, alive: bool) {
         // SAFETY: the handle is live until the environment ends.
-        unsafe { if alive { uv_ref(self.handle.as_ptr()) } else { uv_unref(self.handle.as_ptr()) } }
+        unsafe { if alive { uv_ref(self.poll.as_ptr()) } else { uv_unref(self.poll.as_ptr()) } }
+    }
+
+    /// Has [`Watched::flush`] called once before the loop waits. Costs no system call.
+    ///
+    /// Must not be called after [`Watched::ending`].
+    pub(crate) fn before_wait(&self) {
+        // SAFETY: as above. It fails for a callback that is null alone.
+        unsafe { uv_prepare_start(self.prepare.as_ptr(), on_prepare) };
     }
 }
 
-fn layout() -> Result<Layout, String> {
+fn layout(kind: c_int) -> Result<Layout, String> {
     // SAFETY: a pure function.
-    let size = unsafe { uv_handle_size(UV_POLL) };
+    let size = unsafe { uv_handle_size(kind) };
     Layout::from_size_align(size, ALIGN).map_err(|error| error.to_string())
 }
 
-fn allocate() -> Result<NonNull<Poll>, String> {
-    let layout = layout()?;
+fn allocate(kind: c_int) -> Result<NonNull<Handle>, String> {
+    let layout = layout(kind)?;
     if layout.size() == 0 {
-        return Err("this runtime's libuv has no poll handles".into());
+        return Err("this runtime's libuv lacks a kind of handle".into());
     }
     // SAFETY: the size is not 0.
     let memory = unsafe { alloc_zeroed(layout) };
@@ -134,9 +160,9 @@ fn allocate() -> Result<NonNull<Poll>, String> {
 }
 
 /// # Safety
-/// `handle` came from [`allocate`], and nobody uses it any more.
-unsafe fn free(handle: *mut Poll) {
-    if let Ok(layout) = layout() {
+/// `handle` came from [`allocate`] with this kind, and nobody uses it any more.
+unsafe fn free(handle: *mut Handle, kind: c_int) {
+    if let Ok(layout) = layout(kind) {
         // SAFETY: the caller's promise; the layout is the one of the allocation.
         unsafe { dealloc(handle.cast(), layout) };
     }
@@ -144,7 +170,7 @@ unsafe fn free(handle: *mut Poll) {
 
 /// # Safety
 /// Called by libuv with a handle that [`Watcher::start`] made.
-unsafe extern "C" fn on_readable(handle: *mut Poll, _status: c_int, _events: c_int) {
+unsafe extern "C" fn on_readable(handle: *mut Handle, _status: c_int, _events: c_int) {
     // SAFETY: the data is the context until the handle closes, and a closing handle gets no call of this.
     let (env, watched) = unsafe {
         let context: *const Context = uv_handle_get_data(handle).cast();
@@ -163,26 +189,46 @@ unsafe extern "C" fn on_readable(handle: *mut Poll, _status: c_int, _events: c_i
 }
 
 /// # Safety
+/// As [`on_readable`].
+unsafe extern "C" fn on_prepare(handle: *mut Handle) {
+    // SAFETY: as there.
+    let watched = unsafe {
+        uv_prepare_stop(handle);
+        let context: *const Context = uv_handle_get_data(handle).cast();
+        Rc::clone(&(*context).watched)
+    };
+    watched.flush();
+}
+
+/// # Safety
 /// Called by Node at the end of the environment, with the handle that [`Watcher::start`] gave it.
 unsafe extern "C" fn on_environment_end(_hook: sys::napi_async_cleanup_hook_handle, handle: *mut c_void) {
-    let handle: *mut Poll = handle.cast();
-    // SAFETY: the handle and its context are live until `on_closed`.
+    let handle: *mut Handle = handle.cast();
+    // SAFETY: the handles and their context are live until `on_closed`.
     unsafe {
         let context: *const Context = uv_handle_get_data(handle).cast();
         let watched = Rc::clone(&(*context).watched);
         uv_poll_stop(handle);
         watched.ending();
+        uv_close((*context).prepare.as_ptr(), on_prepare_closed);
         uv_close(handle, on_closed);
     }
 }
 
 /// # Safety
 /// Called by libuv when it is done with a handle that [`Watcher::start`] made.
-unsafe extern "C" fn on_closed(handle: *mut Poll) {
-    // SAFETY: nobody else has the context or the handle any more.
+unsafe extern "C" fn on_prepare_closed(handle: *mut Handle) {
+    // SAFETY: nobody else has the handle any more.
+    unsafe { free(handle, UV_PREPARE) };
+}
+
+/// # Safety
+/// Called by libuv when it is done with a handle that [`Watcher::start`] made.
+unsafe extern "C" fn on_closed(handle: *mut Handle) {
+    // SAFETY: nobody else has the context or the handle any more: a handle that is closed gets no other call.
     let context = unsafe {
         let context: *mut Context = uv_handle_get_data(handle).cast();
-        free(handle);
+        free(handle, UV_POLL);
         Box::from_raw(context)
     };
     if !context.hook.is_null() {
@@ -192,15 +238,17 @@ unsafe extern "C" fn on_closed(handle: *mut Poll) {
 }
 
 /// Calls a function of JavaScript from the loop, and then lets promises go on.
-pub(crate) fn call_from_loop(env: Env, function: sys::napi_value) {
+pub(crate) fn call_from_loop(env: Env, function: sys::napi_value, arguments: &[sys::napi_value]) {
     let env = env.raw();
     let (mut global, mut result) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: `env` is live and a handle scope is open; the places for the answers are valid.
+    // SAFETY: `env` is live and a handle scope is open, in which the arguments were made; the places for the answers
+    // are valid.
     unsafe {
         if sys::napi_get_global(env, &raw mut global) != 0 {
             return;
         }
-        let status = sys::napi_make_callback(env, ptr::null_mut(), global, function, 0, ptr::null(), &raw mut result);
+        let (count, first) = (arguments.len(), arguments.as_ptr());
+        let status = sys::napi_make_callback(env, ptr::null_mut(), global, function, count, first, &raw mut result);
         if status == sys::Status::napi_pending_exception {
             // It came out of the package's own code: a bug that nobody could catch, so the process hears of it.
             let mut exception = ptr::null_mut();

@@ -1,8 +1,11 @@
 /** The lease as its holder has it. */
 
+import { inspect } from 'node:util'
+
 import * as arg from './check.js'
 import { lostError, type LockLostError, type LossReason } from './errors.js'
-import { check, listen, run, unlisten } from './loop.js'
+import { isListenedTo, keep, letGo, tellLoss, type Held } from './held.js'
+import { check, onLoss, run } from './loop.js'
 import { Kind, native, type Reply } from './native.js'
 
 /** What became of a lease that was released: `unknown` expires by its ttl at the latest. */
@@ -12,35 +15,50 @@ export type Release = 'released' | 'not_held' | 'unknown'
  * A held lock. It is renewed in the background (unless `autoExtend` is `false`) until it is released or lost,
  * also while this event loop is blocked.
  */
-export class Lease {
+export class Lease implements Held {
   /** What is locked; the first of several. */
   readonly resource: string
-  /** All that is locked, sorted. */
-  readonly resources: readonly string[]
   /** Proves ownership to the backend: 40 hex digits. */
   readonly ownerToken: string
-  /**
-   * Greater than every earlier holder's of this resource, and below 2^53. Hand it to what you protect, and let that
-   * refuse a smaller one than it has seen.
-   */
-  readonly fencingToken: bigint
 
   readonly #id: number
+  readonly #resources: readonly string[] | undefined
+  readonly #fencingToken: number
   #loss: LossReason | null = null
   /** When it was released, as `Date.now()` counts. */
   #releasedAt: number | null = null
   #lost: AbortController | undefined
+  /** @internal Somebody's body runs under it. */
+  inUse = false
+  /** @internal Told of the loss, beside the signal. */
+  whenLost: (() => void) | undefined = undefined
 
   /** @internal */
-  constructor(resources: readonly string[], id: number, ownerToken: string, fencingToken: bigint) {
-    const resource = resources[0] ?? ''
-    this.resource = resource
-    this.resources = resources
+  constructor(resource: string | readonly string[], id: number, ownerToken: string, fencingToken: number) {
+    if (typeof resource === 'string') {
+      this.resource = resource
+      this.#resources = undefined
+    } else {
+      this.resource = resource[0] ?? ''
+      this.#resources = resource
+    }
     this.ownerToken = ownerToken
-    this.fencingToken = fencingToken
+    this.#fencingToken = fencingToken
     this.#id = id
-    listen(id, this)
-    collected.register(this, { id, resource }, this)
+    keep(id, this)
+  }
+
+  /** All that is locked, sorted. */
+  get resources(): readonly string[] {
+    return this.#resources ?? [this.resource]
+  }
+
+  /**
+   * Greater than every earlier holder's of this resource, and below 2^53. Hand it to what you protect, and let that
+   * refuse a smaller one than it has seen.
+   */
+  get fencingToken(): bigint {
+    return BigInt(this.#fencingToken)
   }
 
   /** Until when the holder may act, as `Date.now()` counts. In the past once the lease was lost or released. */
@@ -66,14 +84,14 @@ export class Lease {
 
   /**
    * Aborted when the lease is lost, with a `LockLostError` as its reason: no later than at the deadline, and never
-   * after a release. Hand it to what runs under the lock.
+   * after a release. Hand it to what runs under the lock. A lease whose signal somebody listens to is kept for them.
    */
   get signal(): AbortSignal {
     if (this.#lost === undefined) {
       this.#lost = new AbortController()
       holders.set(this.#lost.signal, this)
     }
-    if (this.loss !== null) this.#abort()
+    if (this.loss !== null) this.#tellLoss()
     return this.#lost.signal
   }
 
@@ -100,14 +118,17 @@ export class Lease {
    * does not answer is no error: it gives `unknown`, and the release goes on in the background.
    */
   release(): Promise<Release> {
-    return this.end().then((ended) => (ended === 'ended' ? 'not_held' : ended))
+    if (this.#releasedAt !== null) return Promise.resolve('not_held')
+    return run(native.release(this.#id), (reply) => {
+      const ended = this.#ended(reply)
+      return ended === 'ended' ? 'not_held' : ended
+    })
   }
 
   /** @internal As `release`, but `ended` for a lease that had been released or lost before. */
   end(): Promise<Release | 'ended'> {
     if (this.#releasedAt !== null) return Promise.resolve('ended')
-    this.#loss = this.loss
-    return run(native.release(this.#id), this.#released)
+    return run(native.release(this.#id), (reply) => this.#ended(reply))
   }
 
   /** Releases it, for `await using`. */
@@ -115,14 +136,10 @@ export class Lease {
     await this.release()
   }
 
-  /** @internal Has the end of the process, or of the worker, leave it to its ttl instead of releasing it. */
-  letStay(): void {
-    native.letStay(this.#id)
-  }
-
   /** @internal Leaves it to its ttl now. */
   leave(): void {
     check(native.leave(this.#id), this.resource)
+    native.forgetLease(this.#id)
     this.#over()
   }
 
@@ -135,38 +152,41 @@ export class Lease {
   lost(reason: LossReason): void {
     if (this.#releasedAt !== null) return
     this.#loss ??= reason
-    this.#abort()
+    this.#tellLoss()
   }
 
-  #abort(): void {
+  /** @internal */
+  isAwaited(): boolean {
+    return this.inUse || this.whenLost !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost.signal))
+  }
+
+  /** For `console.log` and the like. */
+  [inspect.custom](_depth: number, options: object): string {
+    const { resources, fencingToken, isHeld } = this
+    return `Lease ${inspect({ resources, fencingToken, isHeld }, options)}`
+  }
+
+  #tellLoss(): void {
     if (this.#lost?.signal.aborted === false) this.#lost.abort(this.lostError())
+    this.whenLost?.()
+  }
+
+  #ended(reply: Reply): Release | 'ended' {
+    const released = check(reply, this.resource)
+    if (released[1] !== Kind.Released) return 'unknown'
+    if (this.#releasedAt === null && released[3] !== undefined) this.lost(released[3])
+    this.#over()
+    return released[2]
   }
 
   #over(): void {
     if (this.#releasedAt !== null) return
     this.#releasedAt = Date.now()
-    unlisten(this.#id)
-    collected.unregister(this)
-    native.forgetLease(this.#id)
-  }
-
-  readonly #released = (reply: Reply): Release | 'ended' => {
-    const released = check(reply, this.resource)
-    this.#over()
-    return released[0] === Kind.Released ? released[1] : 'unknown'
+    letGo(this.#id)
   }
 }
 
 /** Whoever has the signal of a lease has the lease: it must not be collected under their work. */
 const holders = new WeakMap<AbortSignal, Lease>()
 
-/** A lease that nobody can release any more is released here. */
-const collected = new FinalizationRegistry<{ id: number; resource: string }>(({ id, resource }) => {
-  const held = native.isHeld(id)
-  unlisten(id)
-  native.forgetLease(id)
-  if (held) {
-    const message = `The lease of ${JSON.stringify(resource)} was garbage-collected while it was held; it is released now. Release leases yourself.`
-    process.emitWarning(message, { type: 'PolylockWarning', code: 'POLYLOCK_LEASE_COLLECTED' })
-  }
-})
+onLoss(tellLoss)

@@ -1,40 +1,42 @@
-/** This environment's operations: starting, settling and cancelling them, and hearing of losses. */
+/** This environment's operations: starting, settling and cancelling them. */
 
 import { isMainThread } from 'node:worker_threads'
 
-import { errorFrom, type LossReason } from './errors.js'
-import { Kind, native, type Reply, type Started } from './native.js'
+import { errorFrom } from './errors.js'
+import { Kind, native, type FailedReply, type Replies, type Reply, type Started } from './native.js'
 
 /** How long the end of the process may take to release what is held, in milliseconds. */
 const LONGEST_END = 2000
 
-interface Operation {
-  settle(reply: Reply): void
-}
-
-/** Whoever wants to hear that a lease was lost. */
-export interface LossListener {
-  lost(reason: LossReason): void
-}
-
-const operations = new Map<number, Operation>()
-/** Weakly: a lease that nobody has any more is to be collected, and released. */
-const losses = new Map<number, WeakRef<LossListener>>()
+/** Operations under way, by their numbers. */
+const operations = new Map<number, Operation<unknown>>()
+let hearOfLoss: (reply: Reply) => void = () => undefined
 let opened = false
 
 /** Makes this environment ready. Starts no thread. */
 export function open(): void {
   if (opened) return
-  check(native.open(drain))
+  check(native.open(deliver))
   opened = true
   // A worker's leases are let go of by the addon, when the worker ends in whatever way.
   if (isMainThread) process.once('exit', () => native.shutdown(LONGEST_END))
 }
 
-/** Called by the addon from the event loop, once for all that has finished. */
-function drain(): void {
-  const taken = native.take()
-  for (const [id, reply] of taken) {
+/** Has `listener` hear of leases that were lost. */
+export function onLoss(listener: (reply: Reply) => void): void {
+  hearOfLoss = listener
+}
+
+/** Called by the addon from the event loop, with all that has finished. */
+function deliver(...replies: Replies): void {
+  let losses: Reply[] | undefined
+  for (let at = 0; at < replies.length; at += 4) {
+    const id = replies[at] as number
+    const reply = [id, replies[at + 1], replies[at + 2], replies[at + 3]] as Reply
+    if (reply[1] === Kind.Lost) {
+      ;(losses ??= []).push(reply)
+      continue
+    }
     const operation = operations.get(id)
     if (operation !== undefined) {
       operations.delete(id)
@@ -42,8 +44,42 @@ function drain(): void {
     }
   }
   // Last: listeners of an AbortSignal run here and now, and may start and cancel operations.
-  for (const [id, reply] of taken) {
-    if (reply[0] === Kind.Lost) losses.get(id)?.deref()?.lost(reply[1])
+  losses?.forEach(hearOfLoss)
+}
+
+/** One that has been started and not settled. */
+class Operation<T> {
+  resolve: (value: T) => void = () => undefined
+  reject: (reason: unknown) => void = () => undefined
+  readonly promise = new Promise<T>((resolve, reject) => {
+    this.resolve = resolve
+    this.reject = reject
+  })
+
+  constructor(
+    private readonly id: number,
+    private readonly convert: (reply: Reply) => T,
+    private readonly signal: AbortSignal | undefined,
+  ) {
+    operations.set(id, this as Operation<unknown>)
+    signal?.addEventListener('abort', this)
+  }
+
+  settle(reply: Reply): void {
+    this.signal?.removeEventListener('abort', this)
+    try {
+      this.resolve(this.convert(reply))
+    } catch (error) {
+      this.reject(error)
+    }
+  }
+
+  /** The signal is aborted. */
+  handleEvent(): void {
+    if (!native.cancel(this.id)) return // it is settled, or about to be
+    operations.delete(this.id)
+    this.signal?.removeEventListener('abort', this)
+    this.reject(this.signal?.reason)
   }
 }
 
@@ -52,44 +88,16 @@ function drain(): void {
  * and rejects with the signal's reason.
  */
 export function run<T>(started: Started, convert: (reply: Reply) => T, signal?: AbortSignal): Promise<T> {
-  if (typeof started !== 'number') {
-    try {
-      return Promise.resolve(convert(started))
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+  if (typeof started === 'number') return new Operation(started, convert, signal).promise
+  try {
+    return Promise.resolve(convert(started))
+  } catch (error) {
+    return Promise.reject(error as Error)
   }
-  return new Promise<T>((resolve, reject) => {
-    const onAbort = (): void => {
-      if (!native.cancel(started)) return // it is settled, or about to be
-      operations.delete(started)
-      signal?.removeEventListener('abort', onAbort)
-      reject(signal?.reason as Error)
-    }
-    const settle = (reply: Reply): void => {
-      signal?.removeEventListener('abort', onAbort)
-      try {
-        resolve(convert(reply))
-      } catch (error) {
-        reject(error as Error)
-      }
-    }
-    operations.set(started, { settle })
-    signal?.addEventListener('abort', onAbort)
-  })
 }
 
 /** The reply, unless it is an error. */
-export function check(reply: Reply, resource?: string): Exclude<Reply, [Kind.Failed, unknown]> {
-  if (reply[0] === Kind.Failed) throw errorFrom(reply[1], resource)
+export function check(reply: Reply, resource?: string): Exclude<Reply, FailedReply> {
+  if (reply[1] === Kind.Failed) throw errorFrom(reply[2], resource)
   return reply
-}
-
-/** Has `listener` told of the loss of a lease. */
-export function listen(lease: number, listener: LossListener): void {
-  losses.set(lease, new WeakRef(listener))
-}
-
-export function unlisten(lease: number): void {
-  losses.delete(lease)
 }

@@ -4,7 +4,7 @@ import * as arg from './check.js'
 import { errorFrom, invalid } from './errors.js'
 import { Lease } from './lease.js'
 import { check, open, run } from './loop.js'
-import { Kind, native, type CapabilitiesRecord, type HolderRecord, type Reply, type Started } from './native.js'
+import { How, Kind, native, type CapabilitiesRecord, type HolderRecord, type Started } from './native.js'
 
 /** How to connect. */
 export interface ConnectOptions {
@@ -63,7 +63,7 @@ export class LockManager {
    * reason of `options.signal`.
    */
   acquire(resource: string, options?: AcquireOptions): Promise<Lease> {
-    return acquire(this.#id, Target.Exclusive, resource, options, false) as Promise<Lease>
+    return acquire(this.#id, Target.Exclusive, resource, options, 0) as Promise<Lease>
   }
 
   /**
@@ -71,12 +71,18 @@ export class LockManager {
    * backend must be able to (`capabilities.several`). Rejects as `acquire` does.
    */
   acquireAll(resources: readonly string[], options?: AcquireOptions): Promise<Lease> {
-    return acquire(this.#id, Target.Several, resources, options, false) as Promise<Lease>
+    return acquire(this.#id, Target.Several, resources, options, 0) as Promise<Lease>
+  }
+
+  /** @internal Tries once, and has the end of the process or of the worker leave the lease to its ttl. */
+  acquireToStay(resources: string | readonly string[], options: AcquireOptions): Promise<Lease> {
+    const mode = typeof resources === 'string' ? Target.Exclusive : Target.Several
+    return acquire(this.#id, mode, resources, options, How.Stays) as Promise<Lease>
   }
 
   /** Tries once; `null` if somebody else holds it. Rejects as `acquire` does, but for `AcquireTimeoutError`. */
   tryAcquire(resource: string, options?: TryOptions): Promise<Lease | null> {
-    return acquire(this.#id, Target.Exclusive, resource, options, true)
+    return acquire(this.#id, Target.Exclusive, resource, options, How.Once)
   }
 
   /** `resource`, to be held together with others that hold it shared. The backend must be able to (`capabilities.shared`). */
@@ -120,20 +126,20 @@ export class LockManager {
     }
     return run(native.inspect(this.#id, resource), (reply) => {
       const inspected = check(reply, resource)
-      return inspected[0] === Kind.Inspected ? inspected[1] : null
+      return inspected[1] === Kind.Inspected ? inspected[2] : null
     })
   }
 
   /** How many wait for `resource` through this manager. */
   waiting(resource: string): number {
     const reply = check(native.waiting(this.#id, arg.string('resource', resource)), resource)
-    return reply[0] === Kind.Number ? reply[1] : 0
+    return reply[1] === Kind.Number ? reply[2] : 0
   }
 
   /** What the backend can do and promise. */
   get capabilities(): Capabilities {
     const capabilities = native.capabilities(this.#id)
-    if (Array.isArray(capabilities)) throw errorFrom(capabilities[1])
+    if (Array.isArray(capabilities)) throw errorFrom(capabilities[2])
     return capabilities
   }
 
@@ -169,12 +175,12 @@ export class Lock {
 
   /** As `LockManager.acquire`. */
   acquire(options?: AcquireOptions): Promise<Lease> {
-    return acquire(this.#manager, this.#mode, this.resource, options, false) as Promise<Lease>
+    return acquire(this.#manager, this.#mode, this.resource, options, 0) as Promise<Lease>
   }
 
   /** As `LockManager.tryAcquire`. */
   tryAcquire(options?: TryOptions): Promise<Lease | null> {
-    return acquire(this.#manager, this.#mode, this.resource, options, true)
+    return acquire(this.#manager, this.#mode, this.resource, options, How.Once)
   }
 
   /** As `LockManager.using`. */
@@ -195,48 +201,42 @@ const enum Target {
   Several = -2,
 }
 
+/** `how`: bits beside those of the options. */
 function acquire(
   manager: number,
   mode: number,
   resource: string | readonly string[],
   options: AcquireOptions | undefined,
-  once: boolean,
+  how: number,
 ): Promise<Lease | null> {
   let started: Started
   let signal: AbortSignal | undefined
-  let resources: readonly string[]
+  let target: string | readonly string[]
   try {
     const { ttl = 30_000, wait = Infinity, autoExtend = true, maxHold, label, signal: given } = arg.options(options)
     signal = arg.optionalSignal('signal', given)
-    resources = mode === Target.Several ? arg.names('resources', resource) : [arg.string('resource', resource)]
+    target = mode === Target.Several ? arg.names('resources', resource) : arg.string('resource', resource)
     arg.number('ttl', ttl)
     arg.number('wait', wait)
-    arg.boolean('autoExtend', autoExtend)
+    if (arg.boolean('autoExtend', autoExtend)) how |= How.AutoExtend
     arg.optionalNumber('maxHold', maxHold)
     arg.optionalString('label', label)
     signal?.throwIfAborted()
-    const target = mode === Target.Several ? resources : resource
-    started = native.acquire(manager, target, mode, ttl, wait, autoExtend, maxHold, label, once)
+    started = native.acquire(manager, target, mode, ttl, wait, how, maxHold, label)
   } catch (error) {
     return Promise.reject(error as Error)
   }
   return run(
     started,
-    (reply: Reply) => {
+    (reply) => {
       const granted = check(reply)
-      return granted[0] === Kind.Leased ? new Lease(resources, granted[1], granted[2], granted[3]) : null
+      return granted[1] === Kind.Leased ? new Lease(target, granted[0], granted[2], granted[3]) : null
     },
     signal,
   )
 }
 
 /** Runs a body under a lease. */
-/**
- * Leases that a body runs under. A body that waits for nothing but its lease's signal is referenced by that signal
- * alone: without this, both could be collected.
- */
-const inUse = new Set<Lease>()
-
 async function under<T>(
   acquire: (options: AcquireOptions | undefined) => Promise<Lease>,
   options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
@@ -244,22 +244,19 @@ async function under<T>(
 ): Promise<T> {
   const body = typeof options === 'function' ? options : arg.fn('fn', fn)
   const lease = await acquire(typeof options === 'function' ? undefined : options)
-  inUse.add(lease)
+  // A body that waits for nothing but its lease's signal is referenced by that alone: both could be collected.
+  lease.inUse = true
+  let result: T
   try {
-    let result: T
-    try {
-      result = await body(lease)
-    } catch (error) {
-      await lease.end().catch(() => undefined)
-      throw error
-    }
-    const ended = await lease.end()
-    // Not held: it was taken, and nobody had noticed.
-    if (lease.loss !== null || ended === 'not_held') throw lease.lostError()
-    return result
-  } finally {
-    inUse.delete(lease)
+    result = await body(lease)
+  } catch (error) {
+    await lease.end().catch(() => undefined)
+    throw error
   }
+  const ended = await lease.end()
+  // Not held: it was taken, and nobody had noticed.
+  if (lease.loss !== null || ended === 'not_held') throw lease.lostError()
+  return result
 }
 
 /** A manager that nobody has any more: its leases stay. */
@@ -285,5 +282,5 @@ export function connect(url: string | readonly string[], options?: ConnectOption
   arg.optionalNumber('nodeTimeout', nodeTimeout)
   open()
   const reply = check(native.connect(urls, prefix, driftFactor, nodeTimeout))
-  return new LockManager(reply[0] === Kind.Number ? reply[1] : 0)
+  return new LockManager(reply[1] === Kind.Number ? reply[2] : 0)
 }

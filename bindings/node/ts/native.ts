@@ -3,9 +3,10 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 
+import type { LossReason } from './errors.js'
 import { addonFile, platform } from './platform.js'
 
-/** First element of a reply. */
+/** What a reply is: its second element. */
 export const enum Kind {
   Failed = 0,
   Done = 1,
@@ -37,25 +38,36 @@ export interface HolderRecord {
   label?: string
 }
 
-export type FailedReply = [Kind.Failed, ErrorRecord]
+/** Bits of how to acquire. */
+export const enum How {
+  AutoExtend = 1,
+  /** Try once, and reply `Busy` instead of a time-out. */
+  Once = 2,
+  /** The end of the process, or of the worker, leaves the lease to its ttl. */
+  Stays = 4,
+}
 
-/** How an operation ended. */
+export type FailedReply = [id: number, Kind.Failed, ErrorRecord, unknown]
+
+/** How an operation ended, under its number. A lease has the number of the operation that acquired it. */
 export type Reply =
   | FailedReply
-  | [Kind.Done]
-  | [Kind.Leased, lease: number, ownerToken: string, fencingToken: bigint]
-  | [Kind.Busy]
-  | [Kind.Released, 'released' | 'not_held' | 'unknown' | 'ended']
-  | [Kind.Inspected, HolderRecord | null]
-  | [Kind.Lost, 'expired' | 'taken' | 'max_hold']
-  | [Kind.Number, number]
+  | [id: number, Kind.Done, unknown, unknown]
+  | [id: number, Kind.Leased, ownerToken: string, fencingToken: number]
+  | [id: number, Kind.Busy, unknown, unknown]
+  | [id: number, Kind.Released, 'released' | 'not_held' | 'unknown' | 'ended', lost: LossReason | undefined]
+  | [id: number, Kind.Inspected, HolderRecord | null, unknown]
+  | [id: number, Kind.Lost, LossReason, unknown]
+  | [id: number, Kind.Number, number, unknown]
+
+/** Four values for each reply. */
+export type Replies = Reply[number][]
 
 /** A reply, or the number of the operation that it will come for. */
 export type Started = Reply | number
 
 interface Native {
-  open(drain: () => void): Reply
-  take(): [id: number, reply: Reply][]
+  open(deliver: (...replies: Replies) => void): Reply
   cancel(operation: number): boolean
   connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number): Reply
   acquire(
@@ -64,10 +76,9 @@ interface Native {
     mode: number,
     ttl: number,
     wait: number,
-    autoExtend: boolean,
+    how: number,
     maxHold: number | undefined,
     label: string | undefined,
-    once: boolean,
   ): Started
   inspect(manager: number, resource: string): Started
   waiting(manager: number, resource: string): Reply
@@ -76,13 +87,12 @@ interface Native {
   forgetManager(manager: number): void
   extend(lease: number, ttl?: number): Started
   release(lease: number): Started
-  forgetLease(lease: number): void
-  letStay(lease: number): void
+  forgetLease(lease: number): string | null
   leave(lease: number): Reply
   deadline(lease: number): number | null
   remaining(lease: number): number
   isHeld(lease: number): boolean
-  loss(lease: number): 'expired' | 'taken' | 'max_hold' | null
+  loss(lease: number): LossReason | null
   shutdown(ms: number): void
 }
 

@@ -334,11 +334,12 @@ class Redlock extends EventEmitter {
     tries: Tries,
     autoExtend: boolean,
   ): Promise<Lease | null> {
-    const names = [...new Set(resources)]
-    const [name] = names
+    const names = resources.length < 2 ? resources : [...new Set(resources)]
+    const target = names.length === 1 ? (names[0] as string) : names
     const options = { ttl, wait: 0, autoExtend }
+    // As locks of redlock do, it outlives the process; what `using` takes ends with it.
     return this.#retry(settings, tries, () =>
-      names.length === 1 ? this.#locks.acquire(name as string, options) : this.#locks.acquireAll(names, options),
+      autoExtend ? this.#locks.acquireAll([target].flat(), options) : this.#locks.acquireToStay(target, options),
     )
   }
 

@@ -42,6 +42,8 @@ struct Sources {
     by_key: HashMap<SourceKey, Weak<dyn Source>>,
     unflushed: Vec<SourceKey>,
     last_key: SourceKey,
+    /// Whoever drives it will flush before it waits.
+    in_turn: bool,
 }
 
 impl Reactor {
@@ -85,10 +87,21 @@ impl Reactor {
         Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(key), events)?)
     }
 
-    /// Has the next turn end with [`Source::flush`] of `key`.
+    /// Whoever drives it promises to [`flush`](Self::flush) before it waits, so that nobody need wake it for that.
+    pub(crate) fn begin_turn(&self) {
+        self.sources().in_turn = true;
+    }
+
+    /// Has this turn, or the next, end with [`Source::flush`] of `key`.
     pub(crate) fn flush_later(&self, key: SourceKey) {
-        self.sources().unflushed.push(key);
-        self.notify();
+        let in_turn = {
+            let mut sources = self.sources();
+            sources.unflushed.push(key);
+            sources.in_turn
+        };
+        if !in_turn {
+            self.notify();
+        }
     }
 
     /// Makes the descriptor readable until the next turn. From any thread.
@@ -128,9 +141,13 @@ impl Reactor {
         }
     }
 
-    /// Writes what was left for the end of the turn.
+    /// Writes what was left for the end of the turn, which this is.
     pub(crate) fn flush(&self) {
-        let unflushed = std::mem::take(&mut self.sources().unflushed);
+        let unflushed = {
+            let mut sources = self.sources();
+            sources.in_turn = false;
+            std::mem::take(&mut sources.unflushed)
+        };
         for key in unflushed {
             if let Some(source) = self.source(key) {
                 source.flush();

@@ -19,11 +19,10 @@ interface Remembered {
 /** Leases that may still be held, by the value of their lock. One that lapses goes by itself. */
 const leases = new Map<string, Remembered>()
 
-/** Remembers the lease of a lock of `redlock`, until it is over. It outlives the process, as locks of redlock do. */
+/** Remembers the lease of a lock of `redlock`, until it is over. */
 export function remember(redlock: Operations, lease: Lease): void {
   leases.set(lease.ownerToken, { lease, redlock })
-  lease.letStay()
-  lease.signal.addEventListener('abort', () => leases.delete(lease.ownerToken))
+  lease.whenLost = () => leases.delete(lease.ownerToken)
 }
 
 export function forget(lease: Lease): void {
