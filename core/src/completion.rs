@@ -110,22 +110,19 @@ impl<T: Send + 'static> CompletionQueue<T> {
         let id = self.reserve()?;
         self.0.reactor.begin_turn();
         self.0.work().turning = true;
-        let outcome = self.0.poll(id, Box::pin(operation));
+        let mut outcome = self.0.poll(id, Box::pin(operation));
         self.0.run_woken();
-        if let Some(value) = outcome {
-            return Ok(Started::Done(value));
-        }
         let mut work = self.0.work();
         // It may have woken itself, and be done by now.
         if let Some(index) = work.finished.iter().position(|(finished, _)| *finished == id) {
-            return Ok(Started::Done(work.finished.remove(index).1));
+            outcome = Some(work.finished.remove(index).1);
         }
         let others_are_done = !work.finished.is_empty();
         drop(work);
         if others_are_done {
             self.0.reactor.notify();
         }
-        Ok(Started::Pending(id))
+        Ok(outcome.map_or(Started::Pending(id), Started::Done))
     }
 
     /// Writes what was left by [`begin`](Self::begin).
@@ -329,5 +326,47 @@ impl<T: Send + 'static> AsFd for CompletionQueue<T> {
 impl<T: Send + 'static> std::fmt::Debug for CompletionQueue<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CompletionQueue").field("pending", &self.pending()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Whether a host that watches the queue's descriptor would turn it now.
+    fn is_readable(queue: &CompletionQueue<u32>) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut watched = [PollFd::new(queue, PollFlags::IN)];
+        poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+    }
+
+    #[test]
+    fn what_an_operation_finishes_as_it_starts_is_told() {
+        let queue = CompletionQueue::new().unwrap();
+        let (tell, told) = oneshot::channel();
+        let Started::Pending(waiting) = queue.start(async { told.await.unwrap() }).unwrap() else { panic!("done") };
+        assert!(!is_readable(&queue));
+        let telling = async {
+            tell.send(7).unwrap();
+            1
+        };
+        assert!(matches!(queue.begin(telling).unwrap(), Started::Done(1)));
+        assert!(is_readable(&queue));
+        assert_eq!(queue.turn(), [(waiting, 7)]);
+        assert!(!is_readable(&queue));
+    }
+
+    #[test]
+    fn an_operation_that_wakes_itself_takes_no_turn_more() {
+        let queue = CompletionQueue::new().unwrap();
+        let started = queue.start(async {
+            tokio::task::yield_now().await;
+            3
+        });
+        // Outside of a runtime this yields by waking itself.
+        assert!(matches!(started.unwrap(), Started::Done(3)));
+        assert!(!is_readable(&queue));
     }
 }
