@@ -79,7 +79,8 @@ for (const { name, url } of backends) {
         await (released ?? holder?.release())
         const next = await others.acquire(resource, { wait: 20_000 })
         await next.release()
-        assert.equal(await others.inspect(resource), null)
+        // A request that was on its way when it was given up may come later than that; then it is undone.
+        await eventually('nothing is left', async () => (await others.inspect(resource)) === null)
         assert.equal(locks.waiting(resource), 0)
       }
     }
