@@ -21,6 +21,7 @@ need g++ g++
 need make make
 need cmake cmake
 need valgrind valgrind
+need openssl openssl
 need pkg-config pkg-config
 need node nodejs
 need npm npm

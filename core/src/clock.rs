@@ -30,7 +30,7 @@ impl Instant {
     }
 
     /// The point this long after the clock's origin (boot).
-    pub(crate) fn from_boot(since_boot: Duration) -> Self {
+    pub(crate) const fn from_boot(since_boot: Duration) -> Self {
         Self(since_boot)
     }
 

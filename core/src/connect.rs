@@ -24,6 +24,8 @@ use crate::{
 /// | several Redis URLs, as a list or separated by commas | in a majority of these independent servers (Redlock) |
 /// | `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS), `redis+unix:///path` | in one Redis or Valkey |
 /// | `zookeeper://[user:password@]host[:port],host…[/path][?session_timeout=10]` | in a ZooKeeper ensemble |
+/// | `redis+sentinel://[user:password@]host[:port],…/master[/database]` | in the primary that these sentinels name |
+/// | `redis+cluster://[user:password@]host[:port],…` | in a Redis cluster |
 /// | `postgres://user:password@host[:port]/database` | in a table of that PostgreSQL database |
 ///
 /// Awaiting it opens the first connection, so that a wrong address or password shows at once; [`lazy`](Self::lazy)
@@ -110,9 +112,7 @@ impl Connect {
         };
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
         match scheme {
-            "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "unix" => {
-                Ok(Box::new(RedisBackend::new(&self.urls, &self.options)?))
-            }
+            _ if is_redis(scheme) => Ok(Box::new(RedisBackend::new(&self.urls, &self.options)?)),
             _ if !more.is_empty() => Err(Error::invalid("url", "may be a list for Redis servers only")),
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
             "file" => Ok(Box::new(FileBackend::new(url)?)),
@@ -147,6 +147,12 @@ impl fmt::Debug for Connect {
         // The URLs may hold passwords.
         f.debug_struct("Connect").field("urls", &self.urls.len()).field("options", &self.options).finish()
     }
+}
+
+fn is_redis(scheme: &str) -> bool {
+    let (base, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
+    let known = matches!(base, "redis" | "rediss" | "valkey" | "valkeys");
+    scheme == "unix" || known && matches!(kind, "" | "unix" | "sentinel" | "cluster")
 }
 
 /// The URLs in a list that is one string: separated by commas, where a scheme follows.

@@ -242,7 +242,9 @@ async fn a_forgetful_node_does_not_turn_waiting_into_polling() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_key_is_put_back() {
     let servers = Server::several(3);
-    let (locks, name) = (manager(&urls(&servers)), fresh("r"));
+    // At once, and not only when what it forgot must have expired.
+    let urls: Vec<String> = urls(&servers).into_iter().map(|url| url + "?longest_ttl=0").collect();
+    let (locks, name) = (manager(&urls), fresh("r"));
     let lease = locks.acquire(&name, Acquire::ttl(Duration::from_secs(3))).await.unwrap();
     for lost in 0..3 {
         let held = |server: &Server| server.get(&name).as_deref() == Some(lease.owner_token().as_str());

@@ -7,10 +7,13 @@ mod errors;
 mod history;
 mod holder;
 mod latency;
+mod managed;
 mod masks;
 mod once;
 mod proxy;
+mod restart;
 mod server;
+mod transport;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

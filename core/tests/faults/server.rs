@@ -3,8 +3,12 @@
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +22,8 @@ pub struct Server {
     admin: Mutex<Option<Connection>>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Its own, removed with it: what a replica or a cluster writes there is no other server's affair.
+    directory: PathBuf,
 }
 
 impl Server {
@@ -32,21 +38,45 @@ impl Server {
 
     /// With more arguments and environment variables.
     pub fn with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::inside(own_directory(), arguments, environment)
+    }
+
+    fn inside(directory: PathBuf, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let environment: Vec<_> =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         // Another process may take the port before the server does.
         for _ in 0..10 {
             let port = free_port();
-            let mut child = launch(port, &arguments, &environment);
+            let mut child = launch(port, &directory, &arguments, &environment);
             if wait_ready(port, &mut child) {
                 let (child, admin) = (Mutex::new(child), Mutex::new(None));
-                return Self { port, child, admin, arguments, environment };
+                return Self { port, child, admin, arguments, environment, directory };
             }
             let _ = child.kill();
             let _ = child.wait();
         }
         panic!("redis-server does not start");
+    }
+
+    /// One that is ready to become a part of a cluster.
+    pub fn of_a_cluster() -> Self {
+        let bus = free_port().to_string();
+        Self::with(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "5000"], &[])
+    }
+
+    /// The port by which the servers of a cluster talk to each other.
+    pub fn bus(&self) -> &str {
+        let index = self.arguments.iter().position(|argument| argument == "--cluster-port").expect("no cluster");
+        &self.arguments[index + 1]
+    }
+
+    /// A sentinel with this configuration.
+    pub fn sentinel(configuration: &str) -> Self {
+        let directory = own_directory();
+        let file = directory.join("sentinel");
+        std::fs::write(&file, configuration).expect("no file");
+        Self::inside(directory, &[&file.to_string_lossy(), "--sentinel"], &[])
     }
 
     pub fn url(&self) -> String {
@@ -80,7 +110,7 @@ impl Server {
 
     /// After [`kill`](Self::kill): starts it again at the same port, with an empty memory.
     pub fn restart(&self) {
-        let mut child = launch(self.port, &self.arguments, &self.environment);
+        let mut child = launch(self.port, &self.directory, &self.arguments, &self.environment);
         assert!(wait_ready(self.port, &mut child), "redis-server does not start again");
         *self.child() = child;
     }
@@ -103,7 +133,10 @@ impl Server {
         let mut request = redis::cmd(command[0]);
         request.arg(&command[1..]);
         if admin.is_none() {
-            let client = redis::Client::open(self.url()).expect("not a Redis URL");
+            let password = self.arguments.iter().position(|argument| argument == "--requirepass");
+            let login = password.map_or(String::new(), |index| format!(":{}@", self.arguments[index + 1]));
+            let url = format!("redis://{login}127.0.0.1:{}", self.port);
+            let client = redis::Client::open(url).expect("not a Redis URL");
             let connection = client.get_connection_with_timeout(Duration::from_secs(10))?;
             connection.set_read_timeout(Some(Duration::from_secs(10)))?;
             *admin = Some(connection);
@@ -144,7 +177,16 @@ impl Drop for Server {
         let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = child.kill(); // SIGKILL ends a stopped process, too
         let _ = child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+fn own_directory() -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("polylock-server-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let directory = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&directory).expect("no directory");
+    directory
 }
 
 /// The URLs of servers.
@@ -157,10 +199,14 @@ pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("no free port").port()
 }
 
-fn launch(port: u16, arguments: &[String], environment: &[(String, String)]) -> Child {
+fn launch(port: u16, directory: &Path, arguments: &[String], environment: &[(String, String)]) -> Child {
+    // A configuration comes first.
+    let (file, arguments) =
+        arguments.split_at(usize::from(arguments.first().is_some_and(|first| !first.starts_with("--"))));
     Command::new("redis-server")
+        .args(file)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-        .args(["--dir", &std::env::temp_dir().to_string_lossy()])
+        .args(["--dir", &directory.to_string_lossy()])
         .args(arguments)
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())

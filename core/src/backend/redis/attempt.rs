@@ -11,6 +11,7 @@ use super::{
     numbers, out_of_reach,
     quorum::{Ballot, Refusal, Verdict, Vote, majority},
     request::{self, Request},
+    restart,
 };
 use crate::{
     Error,
@@ -28,6 +29,9 @@ impl RedisBackend {
         claim.progress.track();
         let (mut ballot, mut verdict) = (Ballot::new(self.nodes.len()), None);
         // Once more if a server's clock was set since we looked at it: it takes us to be too late.
+        if let Some(error) = self.named_twice().or_else(|| self.in_several_slots(&claim.resources)) {
+            return Attempt::Refused(error);
+        }
         for _ in 0..2 {
             let mut clock_was_set = Vec::new();
             ballot = Ballot::new(self.nodes.len());
@@ -41,7 +45,13 @@ impl RedisBackend {
         }
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
-            return refused(ballot, &claim.progress);
+            return self.refused(ballot, &claim.progress);
+        }
+        if let Some(error) = self.named_twice() {
+            return Attempt::Unknown(error);
+        }
+        for index in ballot.holders() {
+            claim.progress.add_holder(index);
         }
         let token = match ballot.agreed_token() {
             Some(token) => Some(token),
@@ -68,20 +78,25 @@ impl RedisBackend {
         for index in 0..self.nodes.len() {
             claim.progress.doubt(index);
         }
+        let sits_out = self.sits_out(claim.ttl);
         let decide = |index: usize, answer: request::Answer| {
-            note(&claim.progress, index, &answer);
+            note(&claim.progress, index, &answer, false);
             if let Ok(answered) = &answer
-                && let Some([-2, now, _]) = numbers(&answered.value).as_deref()
+                && let Some(now) = super::clock_was_set(&answered.value)
             {
-                clock_was_set.push((index, *now));
+                clock_was_set.push((index, now));
             }
-            match ballot.cast(index, vote(&self.nodes[index].config().name, answer)) {
+            let standing = restart::standing(self.nodes[index].known_run(), sits_out, Instant::now());
+            match ballot.cast(index, vote(self.nodes[index].name(), answer), standing) {
                 Verdict::Open => None,
                 decided => Some(decided),
             }
         };
-        let progress = Arc::clone(&claim.progress);
-        let late = move |index, answer| note(&progress, index, &answer);
+        let (progress, nodes) = (Arc::clone(&claim.progress), self.nodes.clone());
+        let late = move |index, answer| {
+            let counts = restart::votes(&nodes, index, sits_out, Instant::now());
+            note(&progress, index, &answer, counts);
+        };
         self.ask(request, driver, decide, late).await
     }
 
@@ -122,15 +137,33 @@ impl RedisBackend {
         }
         None
     }
+
+    /// What the engine makes of an attempt that did not get its majority.
+    fn refused(&self, ballot: Ballot, progress: &Progress) -> Attempt {
+        let residue = ballot.leaves_residue() || progress.has_doubts();
+        let nodes = ballot.nodes();
+        match ballot.refusal(|index| self.nodes[index].name()) {
+            Refusal::Busy { free_in, foreign, contended } => Attempt::Busy { free_in, foreign, contended, residue },
+            Refusal::OutOfReach(errors) => {
+                // What tells against one node alone may pass with the others' trouble.
+                let fatal: Vec<_> = errors.iter().filter(|error| !error.is_retryable()).collect();
+                let error = match fatal[..] {
+                    [error, ..] if fatal.len() > nodes - majority(nodes) => error.clone(),
+                    _ => out_of_reach(errors),
+                };
+                if residue { Attempt::Unknown(error) } else { Attempt::Refused(error) }
+            }
+        }
+    }
 }
 
-/// Notes what an answer to an attempt tells of that node.
-fn note(progress: &Progress, index: usize, answer: &request::Answer) {
+/// Notes what an answer to an attempt tells of that node, and that it holds, if it `counts`.
+fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: bool) {
     match answer {
         Ok(answered) => {
             let numbers = numbers(&answered.value);
             let granted = matches!(numbers.as_deref(), Some([1, ..]));
-            if granted {
+            if granted && counts {
                 progress.add_holder(index);
             }
             // A grant of what was given up meanwhile is in doubt until the release has found it.
@@ -157,23 +190,5 @@ fn vote(node: &str, answer: request::Answer) -> Vote {
         Some([-3, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: true },
         Some([-2, ..]) => Vote::Failed(Error::unavailable(format!("{node}: too late"))),
         _ => Vote::Unknown(Error::unavailable(format!("{node}: an answer of another kind"))),
-    }
-}
-
-/// What the engine makes of an attempt that did not get its majority.
-fn refused(ballot: Ballot, progress: &Progress) -> Attempt {
-    let residue = ballot.leaves_residue() || progress.has_doubts();
-    let nodes = ballot.nodes();
-    match ballot.refusal() {
-        Refusal::Busy { free_in, foreign, contended } => Attempt::Busy { free_in, foreign, contended, residue },
-        Refusal::OutOfReach(errors) => {
-            // What tells against one node alone may pass with the others' trouble.
-            let fatal: Vec<_> = errors.iter().filter(|error| !error.is_retryable()).collect();
-            let error = match fatal[..] {
-                [error, ..] if fatal.len() > nodes - majority(nodes) => error.clone(),
-                _ => out_of_reach(errors),
-            };
-            if residue { Attempt::Unknown(error) } else { Attempt::Refused(error) }
-        }
     }
 }

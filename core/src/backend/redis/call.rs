@@ -20,6 +20,34 @@ pub(super) enum CallError {
     BrokenOff(Error),
     /// The server does not know the script.
     NoScript,
+    /// Another server is to be asked, or this one again later: nothing was done.
+    Elsewhere(Elsewhere, Error),
+}
+
+/// Where else, or when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// The slot is another server's now.
+    Moved { slot: u16, to: String },
+    /// For this request alone.
+    Ask { to: String },
+    /// This one is not the primary any more.
+    Primary,
+    /// The cluster is being rearranged.
+    Later,
+}
+
+impl Elsewhere {
+    fn read(code: &str, detail: &str) -> Option<Self> {
+        let mut words = detail.split(' ');
+        match code {
+            "MOVED" => Some(Self::Moved { slot: words.next()?.parse().ok()?, to: words.next()?.to_owned() }),
+            "ASK" => Some(Self::Ask { to: words.nth(1)?.to_owned() }),
+            "READONLY" | "MASTERDOWN" => Some(Self::Primary),
+            "TRYAGAIN" | "CLUSTERDOWN" => Some(Self::Later),
+            _ => None,
+        }
+    }
 }
 
 impl CallError {
@@ -39,7 +67,9 @@ impl CallError {
     /// | `NOAUTH` `WRONGPASS` `NOPERM`, and `ERR` about a password or about what a user may do | `Auth`: not tried again |
     /// | `ERR unknown command` | `Unsupported`: not tried again |
     /// | any error that a script of ours met on its way (another kind of key, a command that the user may not run) | as below and above, but a part may have been done |
-    /// | `LOADING` `BUSY` `OOM` `READONLY` `MASTERDOWN` `CLUSTERDOWN` `TRYAGAIN`, too many clients, the rest | the server is out of reach for now |
+    /// | `MOVED` `ASK` `TRYAGAIN` `CLUSTERDOWN` | in a cluster: ask there, or again |
+    /// | `READONLY` `MASTERDOWN` | behind sentinels: ask them who the primary is |
+    /// | `LOADING` `BUSY` `OOM`, too many clients, the rest, and the above where no other server is known | the server is out of reach for now |
     pub(super) fn from_server(peer: &str, code: &str, detail: &str) -> Self {
         let about_password = code == "ERR" && detail.to_ascii_lowercase().contains("password");
         // What a script's user may not do is an ERR like any other, in different words from version to version.
@@ -53,6 +83,10 @@ impl CallError {
             _ => ErrorKind::Unavailable,
         };
         let error = Error::new(kind, format!("{peer}: {code} {detail}"));
+        // A script that may not write has written nothing.
+        if let Some(elsewhere) = Elsewhere::read(code, detail) {
+            return Self::Elsewhere(elsewhere, error);
+        }
         // Every server names the line that failed, after this word.
         if detail.contains("@user_script") { Self::BrokenOff(error) } else { Self::Refused(error) }
     }
@@ -73,6 +107,7 @@ impl CallError {
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::NotSent(error) | Self::Unanswered(error) | Self::Refused(error) | Self::BrokenOff(error) => error,
+            Self::Elsewhere(_, error) => error,
             Self::NoScript => Error::unavailable("the server forgot a script twice in a row"),
         }
     }

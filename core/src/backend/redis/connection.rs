@@ -147,6 +147,30 @@ impl Connection {
         }
     }
 
+    /// As [`call`](Self::call); `asks` is for a server of a cluster that is only about to get the keys: then nothing
+    /// may come between the word and the request that it is for.
+    pub(super) async fn call_as(self: &Arc<Self>, asks: bool, request: &[u8], expires: Instant) -> Reply {
+        if !asks {
+            return self.call(request, expires).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut state = self.state();
+            if let Some(why) = &state.broken {
+                return Err(CallError::not_sent(&self.peer, why));
+            }
+            let (asked, _) = oneshot::channel();
+            state.link.request(b"*1\r\n$6\r\nASKING\r\n", asked, expires);
+            state.link.request(request, reply, expires);
+            self.watch_for(&mut state, expires);
+            self.write(state);
+        }
+        match answer.await {
+            Ok(reply) => reply.and_then(|value| CallError::check(&self.peer, value)),
+            Err(_) => Err(CallError::unanswered(&self.peer, "the connection went away")),
+        }
+    }
+
     fn send(self: &Arc<Self>, request: &[u8], reply: oneshot::Sender<Reply>, expires: Instant) {
         let mut state = self.state();
         if let Some(why) = &state.broken {

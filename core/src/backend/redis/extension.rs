@@ -14,6 +14,7 @@ use super::{
     number, out_of_reach,
     quorum::{Verdict, majority, verdict},
     request::{self, Request, Server},
+    restart,
 };
 use crate::{
     Mode,
@@ -28,7 +29,7 @@ impl RedisBackend {
         let expires = since.after(self.node_timeout(ttl));
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::extend(&keys, claim, ttl, expires);
-        let nodes = self.nodes.len();
+        let (nodes, sits_out) = (self.nodes.len(), self.sits_out(ttl));
         let (mut yes, mut no, mut lost, mut errors) = (0, 0, 0, Vec::new());
         let mut missing = Vec::new();
         let mut decide = |index, answer: request::Answer| {
@@ -36,7 +37,9 @@ impl RedisBackend {
                 Ok(Some(1)) if claim.progress.holds(index) => yes += 1,
                 Ok(Some(1)) => {
                     // Ours all along, but its grant was never heard of: it counts from the next round on.
-                    claim.progress.add_holder(index);
+                    if restart::votes(&self.nodes, index, sits_out, Instant::now()) {
+                        claim.progress.add_holder(index);
+                    }
                     no += 1;
                 }
                 Ok(Some(gone)) => {
@@ -63,8 +66,10 @@ impl RedisBackend {
             let (won, claim, repairs, nodes) =
                 (Arc::clone(&won), claim.clone(), Arc::clone(&repairs), self.nodes.clone());
             move |index: usize, answer: request::Answer| match answer.map(|answered| number(&answered.value)) {
-                Ok(Some(1)) => claim.progress.add_holder(index),
-                Ok(Some(-1)) if won.load(Ordering::Acquire) => repair(&claim, &repairs, index, &nodes[index]),
+                Ok(Some(1)) if restart::votes(&nodes, index, sits_out, Instant::now()) => {
+                    claim.progress.add_holder(index);
+                }
+                Ok(Some(-1)) if won.load(Ordering::Acquire) => repair(&claim, &repairs, index, &nodes, sits_out),
                 _ => {}
             }
         };
@@ -76,7 +81,7 @@ impl RedisBackend {
         match self.ask(&request, driver, decide, late).await {
             Some(Verdict::Won) => {
                 for index in missing {
-                    repair(claim, &repairs, index, &self.nodes[index]);
+                    repair(claim, &repairs, index, &self.nodes, sits_out);
                 }
                 Extension::Extended { since }
             }
@@ -88,18 +93,21 @@ impl RedisBackend {
 }
 
 /// Puts the lock back, in the background, on a node where it is missing though a majority holds.
-fn repair(claim: &Claim, request: &Arc<Request>, index: usize, node: &Arc<dyn Server>) {
-    if claim.mode != Mode::Exclusive {
+fn repair(claim: &Claim, request: &Arc<Request>, index: usize, nodes: &[Arc<dyn Server>], sits_out: Duration) {
+    // A server that sits out is not put to rights before it votes again.
+    let run = nodes[index].known_run();
+    if claim.mode != Mode::Exclusive || !restart::votes(nodes, index, sits_out, Instant::now()) {
         return;
     }
     claim.progress.doubt(index);
-    let answer = Arc::clone(node).run(Arc::clone(request), Driver::engine());
+    let node = Arc::clone(&nodes[index]);
+    let answer = Arc::clone(&node).run(Arc::clone(request), Driver::engine());
     let progress = Arc::clone(&claim.progress);
     runtime::spawn(async move {
         match answer.await {
             Ok(answered) => {
                 let granted = number(&answered.value) == Some(1);
-                if granted {
+                if granted && node.known_run().map(|run| run.id) == run.map(|run| run.id) {
                     progress.add_holder(index);
                 }
                 let left_over = granted && progress.is_over();

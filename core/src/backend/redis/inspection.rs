@@ -92,7 +92,7 @@ impl RedisBackend {
         }
         // Whatever a majority holds is at one of these nodes.
         let needed = self.nodes.len() - majority(self.nodes.len()) + 1;
-        let scans = self.nodes.iter().map(|node| self.scan(node, pattern, limit, driver));
+        let scans = self.nodes.iter().map(|node| self.scan_all(node, pattern, limit, driver));
         let mut scans: FuturesUnordered<_> = scans.collect();
         let (mut resources, mut scanned, mut errors) = (BTreeSet::new(), 0, Vec::new());
         while let Some(found) = scans.next().await {
@@ -119,6 +119,20 @@ impl RedisBackend {
         Ok(holders)
     }
 
+    /// The resources that match and are locked on all that one node consists of.
+    async fn scan_all(
+        &self,
+        node: &Arc<dyn Server>,
+        pattern: &Pattern,
+        limit: usize,
+        driver: &Driver,
+    ) -> Result<BTreeSet<Resource>> {
+        let expires = Instant::now().after(self.node_timeout(LIKE_A_TTL));
+        let parts = Arc::clone(node).parts(expires).await.map_err(|error| error.into_error())?;
+        let scans = parts.iter().map(|part| self.scan(part, pattern, limit, driver));
+        Ok(future::try_join_all(scans).await?.into_iter().flatten().collect())
+    }
+
     /// The resources that match and are locked on one node, `limit` at most. Fences tell locks from other keys.
     async fn scan(
         &self,
@@ -138,7 +152,7 @@ impl RedisBackend {
             let mut scan = redis::cmd("SCAN");
             scan.arg(&cursor).arg("MATCH").arg(&glob).arg("COUNT").arg(STEP);
             let (next, fences) = read_scan(&ask(scan).await?)
-                .ok_or_else(|| Error::unavailable(format!("{}: an answer of another kind", node.config().name)))?;
+                .ok_or_else(|| Error::unavailable(format!("{}: an answer of another kind", node.name())))?;
             let locks = fences.iter().flat_map(|fence| keys::locks_of(fence)).filter_map(|lock| {
                 let resource = Resource::new(lock.strip_prefix(&self.prefix)?).ok()?;
                 pattern.matches(resource.as_str()).then_some(resource)

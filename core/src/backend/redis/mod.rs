@@ -20,10 +20,12 @@
 //! * *An extension's answer is lost*: the old deadline stands. Only nodes known to hold count, and only "still ours"
 //!   counts; a lock put back on a node that lost it counts from the next round on.
 //! * *A server restarts without its memory*: a single one forgets the lock, and the holder learns of it at the next
-//!   renewal; fencing tokens still grow, since they are seeded with the time.
+//!   renewal; fencing tokens still grow, since they are seeded with the time. One of several sits out until
+//!   what it forgot must have expired (see [`restart`]).
 
 mod attempt;
 mod call;
+mod cluster;
 mod config;
 mod connection;
 mod extension;
@@ -36,13 +38,23 @@ mod open;
 mod quorum;
 mod release;
 mod request;
+mod restart;
 mod script;
+mod sentinel;
 #[cfg(test)]
 mod simulated;
+mod slot;
 mod subscriber;
 mod tls;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{
     future::FutureExt,
@@ -51,12 +63,14 @@ use futures_util::{
 use redis::Value;
 
 use self::{
-    config::NodeConfig,
+    cluster::Cluster,
+    config::{Config, NodeConfig, Place},
     keys::Key,
     node::Node,
     quorum::{Verdict, verdict},
     request::{Request, Server},
-    subscriber::Subscriptions,
+    sentinel::SentinelServer,
+    subscriber::{Locate, Subscriptions},
 };
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
 use crate::{
@@ -69,32 +83,104 @@ use crate::{
 };
 
 pub(crate) struct RedisBackend {
-    nodes: Vec<Arc<dyn Server>>,
+    nodes: Arc<[Arc<dyn Server>]>,
     subscriptions: Arc<Subscriptions>,
     prefix: String,
     node_timeout: Option<Duration>,
+    /// How long a restarted server sits out at least; zero if servers keep their memory.
+    longest_ttl: Duration,
+    /// The longest ttl that was asked for, in ms.
+    longest_asked: AtomicU64,
+    /// A replica takes over if the server fails, and may lack what was granted last.
+    managed: bool,
+    /// Resources are in different slots of a cluster.
+    slots: bool,
 }
 
 impl RedisBackend {
     pub(crate) fn new(urls: &[String], options: &Options) -> Result<Self> {
         const MOST_NODES: usize = 31;
-        let mut nodes: Vec<Arc<dyn Server>> = Vec::new();
+        let mut longest_ttl = Duration::ZERO;
+        let (mut nodes, mut places) = (Vec::<Arc<dyn Server>>::new(), Vec::<Arc<dyn Locate>>::new());
+        let mut configs: Vec<NodeConfig> = Vec::new();
+        let (mut managed, mut slots) = (false, false);
         for url in urls {
-            let config = NodeConfig::parse(url)?;
-            let same = |node: &Arc<dyn Server>| {
-                node.config().address == config.address && node.config().database == config.database
-            };
-            if nodes.iter().any(same) {
-                // Two votes of one server would be no majority of servers.
-                return Err(Error::invalid("url", format!("lists {} twice", config.name)));
+            let Config { place, longest_ttl: longest } = Config::parse(url)?;
+            longest_ttl = longest_ttl.max(longest);
+            if !matches!(place, Place::One(_)) && urls.len() > 1 {
+                return Err(Error::invalid("url", "may list single servers only: no sentinels and no cluster"));
             }
-            nodes.push(Node::new(config));
+            match place {
+                Place::One(config) => {
+                    let same =
+                        |other: &NodeConfig| other.address == config.address && other.database == config.database;
+                    if configs.iter().any(same) {
+                        // Two votes of one server would be no majority of servers.
+                        return Err(Error::invalid("url", format!("lists {} twice", config.name)));
+                    }
+                    places.push(Arc::new(config.clone()));
+                    nodes.push(Node::new(config.clone()));
+                    configs.push(config);
+                }
+                Place::Sentinel { sentinels, master, server } => {
+                    let server = SentinelServer::new(sentinels, master, server);
+                    places.push(Arc::new(sentinel::Located(Arc::downgrade(&server))));
+                    nodes.push(server);
+                    managed = true;
+                }
+                Place::Cluster(seeds) => {
+                    let cluster = Cluster::new(seeds);
+                    places.push(Arc::new(cluster::Anywhere(Arc::downgrade(&cluster))));
+                    nodes.push(cluster);
+                    (managed, slots) = (true, true);
+                }
+            }
         }
         if nodes.len() > MOST_NODES {
             return Err(Error::invalid("url", format!("may list {MOST_NODES} servers at most")));
         }
-        let subscriptions = Subscriptions::new(nodes.iter().map(|node| node.config().clone()).collect());
-        Ok(Self { nodes, subscriptions, prefix: options.prefix.clone(), node_timeout: options.node_timeout })
+        let (subscriptions, nodes) = (Subscriptions::new(places), nodes.into());
+        Ok(Self {
+            nodes,
+            subscriptions,
+            prefix: options.prefix.clone(),
+            node_timeout: options.node_timeout,
+            longest_ttl,
+            longest_asked: AtomicU64::new(0),
+            managed,
+            slots,
+        })
+    }
+
+    /// The error of resources that no one server of a cluster has.
+    fn in_several_slots(&self, resources: &[Resource]) -> Option<Error> {
+        let slot = |resource: &Resource| slot::of(&Key::of(&self.prefix, resource).lock);
+        let apart = |pair: &&[Resource]| slot(&pair[0]) != slot(&pair[1]);
+        let pair = resources.windows(2).filter(|_| self.slots).find(apart)?;
+        let (one, two) = (&pair[0], &pair[1]);
+        let why = format!(
+            "names {one:?} and {two:?}, which are in different slots of the cluster; a common part in braces, as in \
+             {{account}}:1 and {{account}}:2, puts them into one"
+        );
+        Some(Error::invalid("resource", why))
+    }
+
+    /// How long a restarted server does not vote, now that somebody asks for `ttl`; see [`restart`].
+    fn sits_out(&self, ttl: Duration) -> Duration {
+        // Where all are needed for a majority, one that forgot cannot make one without those that did not.
+        if self.nodes.len() <= 2 || self.longest_ttl.is_zero() {
+            return Duration::ZERO;
+        }
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let asked = self.longest_asked.fetch_max(ttl, Ordering::Relaxed).max(ttl);
+        self.longest_ttl.max(Duration::from_millis(asked))
+    }
+
+    /// The error of a list that has one server under two names: two votes of one would be no majority of servers.
+    fn named_twice(&self) -> Option<Error> {
+        let (one, two) = restart::twins(&self.nodes)?;
+        let (one, two) = (self.nodes[one].name(), self.nodes[two].name());
+        Some(Error::invalid("url", format!("lists one server twice: {one} is {two}")))
     }
 
     /// How long one node may take to answer.
@@ -146,6 +232,14 @@ fn out_of_reach(mut errors: Vec<Error>) -> Error {
     errors.into_iter().fold(error, |error, cause| error.caused_by(cause))
 }
 
+/// What a server's clock shows that took a request to be too late.
+fn clock_was_set(answer: &Value) -> Option<i64> {
+    match numbers(answer).as_deref() {
+        Some([-2, now, _]) => Some(*now),
+        _ => None,
+    }
+}
+
 fn number(value: &Value) -> Option<i64> {
     match value {
         Value::Int(number) => Some(*number),
@@ -166,12 +260,12 @@ impl Backend for RedisBackend {
     }
 
     fn nodes(&self) -> Vec<(String, &NodeStats)> {
-        self.nodes.iter().map(|node| (node.config().name.clone(), node.stats())).collect()
+        self.nodes.iter().map(|node| (node.name().to_owned(), node.stats())).collect()
     }
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            guarantee: Guarantee::Lease,
+            guarantee: if self.managed { Guarantee::BestEffort } else { Guarantee::Lease },
             fencing: true,
             across_processes: true,
             across_hosts: true,
@@ -201,6 +295,9 @@ impl Backend for RedisBackend {
                     Ok(_) => yes += 1,
                     Err(error) => errors.push(error.into_error()),
                 }
+            }
+            if let Some(error) = self.named_twice() {
+                return Err(error);
             }
             if verdict(nodes, yes, errors.len()) == Verdict::Won {
                 return Ok(());
@@ -250,7 +347,7 @@ impl Backend for RedisBackend {
 
     fn close(&self) {
         self.subscriptions.close();
-        for node in &self.nodes {
+        for node in self.nodes.iter() {
             node.close();
         }
     }
@@ -258,6 +355,6 @@ impl Backend for RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.nodes.iter().map(|node| node.config())).finish()
+        f.debug_list().entries(self.nodes.iter().map(|node| node.name())).finish()
     }
 }

@@ -18,10 +18,11 @@ use futures_util::future::{BoxFuture, FutureExt, Shared};
 
 use super::{
     call::{CallError, Reply},
-    config::NodeConfig,
+    config::{Address, NodeConfig},
     connection::Connection,
     open,
-    request::{Answer, Answered, Request, Server},
+    request::{Answer, Answered, Request, Server, counted},
+    restart::Run,
 };
 use crate::{
     clock::Instant,
@@ -29,12 +30,14 @@ use crate::{
         driver::{Driver, DriverId},
         runtime, timer,
     },
-    metrics::{NodeStats, Sample},
+    metrics::NodeStats,
 };
 
 pub(super) struct Node {
     config: NodeConfig,
     lanes: Mutex<HashMap<DriverId, Lane>>,
+    /// What the last log-in found.
+    run: Mutex<Option<Run>>,
     closed: AtomicBool,
     stats: NodeStats,
 }
@@ -52,6 +55,7 @@ impl Node {
         Arc::new(Self {
             config,
             lanes: Mutex::default(),
+            run: Mutex::default(),
             closed: AtomicBool::new(false),
             stats: NodeStats::default(),
         })
@@ -95,7 +99,11 @@ impl Node {
     fn open(self: &Arc<Self>, driver: &Driver) -> Opening {
         let (node, driver) = (Arc::clone(self), driver.clone());
         let task = async move {
-            let opened = open::open(&node.config, &driver, None).await;
+            let opened = open::open(&node.config, &driver, None).await.map(|(connection, run)| {
+                // Before anything is asked on it: an answer is never older than the run that is known.
+                node.meets(run);
+                connection
+            });
             let mut lanes = node.lanes();
             match &opened {
                 Ok(connection) if node.is_closed() => {
@@ -122,7 +130,17 @@ impl Node {
         opened.boxed().shared()
     }
 
-    async fn run(self: &Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
+    fn meets(&self, run: Option<Run>) {
+        let mut known = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = run.map(|run| run.after(*known));
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.config.address
+    }
+
+    /// Runs a script. A server of a cluster that is only about to get the keys is told that this is known: `asks`.
+    pub(super) async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver, asks: bool) -> Answer {
         const FIRST_PAUSE: Duration = Duration::from_millis(5);
         const LONGEST_PAUSE: Duration = Duration::from_millis(100);
         let expires = request.expires;
@@ -137,11 +155,15 @@ impl Node {
             };
             let args = request.args(connection.server_time(expires));
             let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
-            let mut reply = connection.call(&request.script.by_name(&keys, &args), expires).await;
+            let mut reply = connection.call_as(asks, &request.script.by_name(&keys, &args), expires).await;
             if matches!(reply, Err(CallError::NoScript)) {
-                reply = connection.call(&request.script.by_text(&keys, &args), expires).await;
+                reply = connection.call_as(asks, &request.script.by_text(&keys, &args), expires).await;
             }
             match reply {
+                Ok(value) if self.config.replicas > 0 && request.is_granted(&value) => {
+                    self.replicate(&connection, expires).await?;
+                    return Ok(Answered { value, repeated: unanswered.is_some() });
+                }
                 Ok(value) => return Ok(Answered { value, repeated: unanswered.is_some() }),
                 Err(error @ CallError::Unanswered(_)) => {
                     if Instant::now() >= expires {
@@ -161,9 +183,35 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Waits until so many replicas as asked for have what was written on this connection.
+    async fn replicate(&self, connection: &Arc<Connection>, expires: Instant) -> Result<(), CallError> {
+        let wanted = self.config.replicas;
+        // The server gives up before we do, so that its answer is heard; it looks at its clock every 100 ms.
+        let left = expires.since(Instant::now());
+        let patience = left.saturating_sub(Duration::from_millis(150)).max(left / 2).as_millis().max(1);
+        let wait =
+            redis::cmd("WAIT").arg(wanted).arg(u64::try_from(patience).unwrap_or(u64::MAX)).get_packed_command();
+        match connection.call(&wait, expires).await {
+            Ok(redis::Value::Int(have)) if have >= i64::from(wanted) => Ok(()),
+            Ok(redis::Value::Int(have)) => {
+                let why = format!("{have} of {wanted} replicas have it");
+                Err(CallError::unanswered(&self.config.name, why))
+            }
+            Ok(_) => Err(CallError::unanswered(&self.config.name, "an answer of another kind")),
+            // Granted it is all the same.
+            Err(error) => Err(CallError::Unanswered(error.into_error())),
+        }
+    }
+}
+
 impl Server for Node {
-    fn config(&self) -> &NodeConfig {
-        &self.config
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn known_run(&self) -> Option<Run> {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stats(&self) -> &NodeStats {
@@ -171,21 +219,11 @@ impl Server for Node {
     }
 
     fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer> {
-        async move {
-            let sample = self.stats.ask();
-            let answer = Self::run(&self, request, driver).await;
-            match &answer {
-                Ok(Answered { repeated: false, .. }) | Err(CallError::Refused(_) | CallError::BrokenOff(_)) => {
-                    self.stats.answered(sample);
-                }
-                Ok(_) => self.stats.answered(Sample::default()),
-                Err(CallError::NotSent(_) | CallError::Unanswered(_) | CallError::NoScript) => {
-                    self.stats.unanswered()
-                }
-            }
-            answer
-        }
-        .boxed()
+        async move { counted(&self.stats, Self::run(Arc::clone(&self), request, driver, false)).await }.boxed()
+    }
+
+    fn parts(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Vec<Arc<dyn Server>>, CallError>> {
+        async { Ok(vec![self as Arc<dyn Server>]) }.boxed()
     }
 
     fn set_clock(&self, driver: &Driver, now_ms: i64) {

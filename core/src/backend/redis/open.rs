@@ -10,43 +10,46 @@ use socket2::{Socket, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{
-    call::{CallError, Reply},
-    config::{Address, NodeConfig},
+    call::{CallError, Elsewhere, Reply},
+    config::{self, Address, NodeConfig},
     connection::{Connection, OnPush},
-    tls,
+    restart::Run,
 };
 use crate::{Error, ErrorKind, clock::Instant, engine::driver::Driver};
 
 /// How long opening may take in all.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Opens a connection, logged in and driven by `driver`. To be awaited on the engine.
+/// Opens a connection, logged in and driven by `driver`, and says which run of the server it leads to, if that tells. To
+/// be awaited on the engine.
 pub(super) async fn open(
     config: &NodeConfig,
     driver: &Driver,
     on_push: Option<OnPush>,
-) -> Result<Arc<Connection>, CallError> {
+) -> Result<(Arc<Connection>, Option<Run>), CallError> {
     let expires = Instant::now().after(OPEN_TIMEOUT);
     let socket = match tokio::time::timeout(OPEN_TIMEOUT, connect(&config.address)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(error)) => return Err(CallError::not_sent(&config.name, error)),
         Err(_) => return Err(CallError::not_sent(&config.name, "no connection in time")),
     };
-    let tls = match (&config.address, config.tls) {
-        (Address::Tcp(host, _), true) => Some(tls::client(host).map_err(CallError::NotSent)?),
+    let tls = match (&config.address, &config.tls) {
+        (Address::Tcp(host, _), Some(tls)) => Some(tls.client(host).map_err(CallError::NotSent)?),
         _ => None,
     };
     let connection = Connection::new(&config.name, socket, tls, on_push);
     // The log-in is driven here, and only then handed over: nobody may be at hand at the driver's.
     let log_in = log_in(config, &connection, expires);
-    let driven = connection.drive_here(log_in).await;
-    if let Err(error) = driven {
-        connection.close("the log-in failed");
-        // Nothing of a caller's was sent.
-        return Err(CallError::NotSent(error.into_error()));
-    }
+    let run = match connection.drive_here(log_in).await {
+        Ok(run) => run,
+        Err(error) => {
+            connection.close("the log-in failed");
+            // Nothing of a caller's was sent.
+            return Err(CallError::NotSent(error.into_error()));
+        }
+    };
     connection.attach(driver).map_err(|error| CallError::not_sent(&config.name, error))?;
-    Ok(connection)
+    Ok((connection, run))
 }
 
 async fn connect(address: &Address) -> io::Result<Socket> {
@@ -66,19 +69,47 @@ async fn connect(address: &Address) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn log_in(config: &NodeConfig, connection: &Arc<Connection>, expires: Instant) -> Result<(), CallError> {
+async fn log_in(
+    config: &NodeConfig,
+    connection: &Arc<Connection>,
+    expires: Instant,
+) -> Result<Option<Run>, CallError> {
+    const LOOKS: [&[&str]; 3] = [&["TIME"], &["INFO", "server"], &["ROLE"]];
+    let looks = match config.role {
+        config::Role::Any => &LOOKS[..2],
+        config::Role::Primary => &LOOKS[..],
+        config::Role::Sentinel => &[],
+    };
     let login = config.login();
-    let steps = login.iter().map(|(_, request)| connection.call(request, expires));
-    let time = redis::cmd("TIME").get_packed_command();
-    let (steps, time) =
-        futures_util::future::join(futures_util::future::join_all(steps), connection.call(&time, expires)).await;
-    for ((step, _), outcome) in login.iter().zip(steps) {
-        if let Err(error) = outcome {
+    let looks: Vec<_> = looks.iter().map(|look| redis::cmd(look[0]).arg(&look[1..]).get_packed_command()).collect();
+    let requests = login.iter().map(|(_, request)| request).chain(&looks);
+    let mut replies =
+        futures_util::future::join_all(requests.map(|request| connection.call(request, expires))).await.into_iter();
+    for ((step, _), reply) in login.iter().zip(&mut replies) {
+        if let Err(error) = reply {
             return Err(name_step(config, step, error));
         }
     }
-    connection.set_server_clock(server_ms(&config.name, time)?);
-    Ok(())
+    let [time, info, role] = [replies.next(), replies.next(), replies.next()];
+    if let Some(time) = time {
+        connection.set_server_clock(server_ms(&config.name, time)?);
+    }
+    if let Some(role) = role
+        && !matches!(&role?, Value::Array(parts) if matches!(&parts[..], [Value::BulkString(role), ..] if role == b"master"))
+    {
+        let error = Error::unavailable(format!("{}: it is not the primary", config.name));
+        return Err(CallError::Elsewhere(Elsewhere::Primary, error));
+    }
+    match info {
+        Some(Ok(info)) => Ok(Run::read(&info, config.database)),
+        // A user who may not ask: then restarts go unnoticed.
+        Some(Err(CallError::Refused(error))) => {
+            tracing::debug!(%error, "whether the server was restarted is not known");
+            Ok(None)
+        }
+        Some(Err(error)) => Err(error),
+        None => Ok(None),
+    }
 }
 
 /// What a failed step of the log-in means.

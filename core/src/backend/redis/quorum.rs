@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use crate::Error;
+use crate::{Error, clock::Instant};
 
 /// One node's answer to an attempt.
 #[derive(Debug)]
@@ -32,11 +32,39 @@ pub(super) enum Vote {
     Unknown(Error),
 }
 
+/// What a node's grant is worth; see [`restart`](super::restart).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Full,
+    /// Started lately: it counts if a majority started no earlier.
+    New {
+        began: Instant,
+        left: Duration,
+    },
+    /// Restarted lately: it does not count.
+    Restarted {
+        began: Instant,
+        left: Duration,
+    },
+}
+
+impl Standing {
+    /// Whether a node started lately, and no earlier than `began` as far as can be told.
+    pub(super) fn is_as_new_as(self, began: Instant) -> bool {
+        // Servers tell how long they have been up in whole seconds.
+        const SAME: Duration = Duration::from_secs(2);
+        match self {
+            Self::Full => false,
+            Self::New { began: other, .. } | Self::Restarted { began: other, .. } => other >= began.before(SAME),
+        }
+    }
+}
+
 /// The answers to one attempt, as they come in.
 #[derive(Debug)]
 pub(super) struct Ballot {
     nodes: usize,
-    votes: Vec<(usize, Vote)>,
+    votes: Vec<(usize, Vote, Standing)>,
 }
 
 /// What the answers so far amount to.
@@ -72,15 +100,42 @@ impl Ballot {
         self.nodes
     }
 
-    pub(super) fn cast(&mut self, node: usize, vote: Vote) -> Verdict {
-        self.votes.push((node, vote));
+    pub(super) fn cast(&mut self, node: usize, vote: Vote, standing: Standing) -> Verdict {
+        self.votes.push((node, vote, standing));
         let granted = self.granted().count();
-        verdict(self.nodes, granted, self.votes.len() - granted)
+        verdict(self.nodes, granted, self.votes.len() - granted - self.may_count_yet())
     }
 
+    /// How many are known to have started no earlier.
+    fn as_new_as(&self, began: Instant) -> usize {
+        self.votes.iter().filter(|(_, _, other)| other.is_as_new_as(began)).count()
+    }
+
+    fn counts(&self, standing: Standing) -> bool {
+        match standing {
+            Standing::Full => true,
+            Standing::New { began, .. } => self.as_new_as(began) >= majority(self.nodes),
+            Standing::Restarted { .. } => false,
+        }
+    }
+
+    /// Grants of new nodes that count if the others turn out to be new as well.
+    fn may_count_yet(&self) -> usize {
+        let unheard = self.nodes - self.votes.len();
+        let waits = |vote: &&(usize, Vote, Standing)| match vote {
+            (_, Vote::Granted { .. }, Standing::New { began, .. }) => {
+                let new = self.as_new_as(*began);
+                new < majority(self.nodes) && new + unheard >= majority(self.nodes)
+            }
+            _ => false,
+        };
+        self.votes.iter().filter(waits).count()
+    }
+
+    /// The grants that count.
     fn granted(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.votes.iter().filter_map(|(node, vote)| match vote {
-            Vote::Granted { counter } => Some((*node, *counter)),
+        self.votes.iter().filter_map(|(node, vote, standing)| match vote {
+            Vote::Granted { counter } if self.counts(*standing) => Some((*node, *counter)),
             _ => None,
         })
     }
@@ -106,23 +161,30 @@ impl Ballot {
     pub(super) fn leaves_residue(&self) -> bool {
         // A node that has not answered may have granted.
         self.votes.len() < self.nodes
-            || self.votes.iter().any(|(_, vote)| matches!(vote, Vote::Granted { .. } | Vote::Unknown(_)))
+            || self.votes.iter().any(|(_, vote, _)| matches!(vote, Vote::Granted { .. } | Vote::Unknown(_)))
     }
 
-    /// Why a lost attempt was lost.
-    pub(super) fn refusal(self) -> Refusal {
+    /// Why a lost attempt was lost. `name` is what errors call a node.
+    pub(super) fn refusal<'a>(self, name: impl Fn(usize) -> &'a str) -> Refusal {
         let (nodes, majority) = (self.nodes, majority(self.nodes));
         let (mut busy, mut foreign, mut frees) = (0, 0, Vec::new());
-        let (mut errors, mut granted) = (Vec::new(), 0);
-        for (_, vote) in self.votes {
-            match vote {
-                Vote::Granted { .. } => granted += 1,
-                Vote::Busy { free_in, foreign: is_foreign } => {
+        let (mut errors, holders) = (Vec::new(), self.holders());
+        let granted = holders.len();
+        for (node, vote, standing) in self.votes {
+            match (vote, standing) {
+                (Vote::Granted { .. }, Standing::Full) => {}
+                (Vote::Granted { .. }, _) if holders.contains(&node) => {}
+                (Vote::Granted { .. }, Standing::New { left, .. } | Standing::Restarted { left, .. }) => {
+                    let (name, left) = (name(node), left.as_secs_f64());
+                    let why = format!("{name}: restarted lately, and does not vote for {left:.3} s more");
+                    errors.push(Error::unavailable(why));
+                }
+                (Vote::Busy { free_in, foreign: is_foreign }, _) => {
                     busy += 1;
                     foreign += usize::from(is_foreign);
                     frees.push(free_in.unwrap_or(Duration::MAX));
                 }
-                Vote::Failed(error) | Vote::Unknown(error) => errors.push(error),
+                (Vote::Failed(error) | Vote::Unknown(error), _) => errors.push(error),
             }
         }
         // Without the nodes that are out of reach: could the rest have made it?
@@ -160,6 +222,16 @@ pub(super) enum Refusal {
 mod tests {
     use super::*;
 
+    const FULL: Standing = Standing::Full;
+    const NEW: Standing = started(100);
+    const RESTARTED: Standing =
+        Standing::Restarted { began: Instant::from_boot(Duration::from_secs(100)), left: Duration::from_secs(1) };
+
+    /// A node that started at this time, not long ago.
+    const fn started(at: u64) -> Standing {
+        Standing::New { began: Instant::from_boot(Duration::from_secs(at)), left: Duration::from_secs(1) }
+    }
+
     fn vote(kind: u32) -> Vote {
         match kind {
             0 => Vote::Granted { counter: 7 },
@@ -179,7 +251,7 @@ mod tests {
                 let (mut granted, mut refused) = (0, 0);
                 for node in 0..nodes {
                     let kind = mask / 4_u32.pow(node as u32) % 4;
-                    let verdict = ballot.cast(node, vote(kind));
+                    let verdict = ballot.cast(node, vote(kind), FULL);
                     if kind == 0 {
                         granted += 1
                     } else {
@@ -203,36 +275,77 @@ mod tests {
     #[test]
     fn an_even_split_is_lost_and_not_waited_for() {
         let mut ballot = Ballot::new(2);
-        assert_eq!(ballot.cast(0, vote(0)), Verdict::Open);
-        assert_eq!(ballot.cast(1, vote(1)), Verdict::Lost);
+        assert_eq!(ballot.cast(0, vote(0), FULL), Verdict::Open);
+        assert_eq!(ballot.cast(1, vote(1), FULL), Verdict::Lost);
         assert!(ballot.leaves_residue());
-        assert!(matches!(ballot.refusal(), Refusal::Busy { contended: true, .. }));
+        assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: true, .. }));
     }
 
     #[test]
     fn a_held_lock_is_not_taken_for_a_clash_because_a_node_is_down() {
         let mut ballot = Ballot::new(3);
-        assert_eq!(ballot.cast(0, vote(1)), Verdict::Open);
-        assert_eq!(ballot.cast(1, vote(2)), Verdict::Lost);
-        assert!(matches!(ballot.refusal(), Refusal::Busy { contended: false, .. }));
+        assert_eq!(ballot.cast(0, vote(1), FULL), Verdict::Open);
+        assert_eq!(ballot.cast(1, vote(2), FULL), Verdict::Lost);
+        assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: false, .. }));
     }
 
     #[test]
     fn disagreeing_counters_are_raised_to_the_largest() {
         let mut ballot = Ballot::new(3);
-        ballot.cast(0, Vote::Granted { counter: 4 });
-        ballot.cast(1, Vote::Granted { counter: 9 });
+        ballot.cast(0, Vote::Granted { counter: 4 }, FULL);
+        ballot.cast(1, Vote::Granted { counter: 9 }, FULL);
         assert_eq!((ballot.agreed_token(), ballot.to_raise()), (None, 9));
-        ballot.cast(2, Vote::Granted { counter: 4 });
+        ballot.cast(2, Vote::Granted { counter: 4 }, FULL);
         assert_eq!(ballot.agreed_token(), Some(4));
     }
 
     #[test]
     fn nodes_out_of_reach_are_named() {
         let mut ballot = Ballot::new(3);
-        ballot.cast(0, vote(2));
-        assert_eq!(ballot.cast(1, vote(3)), Verdict::Lost);
-        let Refusal::OutOfReach(errors) = ballot.refusal() else { panic!("busy") };
+        ballot.cast(0, vote(2), FULL);
+        assert_eq!(ballot.cast(1, vote(3), FULL), Verdict::Lost);
+        let Refusal::OutOfReach(errors) = ballot.refusal(|_| "node") else { panic!("busy") };
         assert_eq!(errors.len(), 2);
+    }
+
+    #[test]
+    fn a_restarted_node_makes_no_majority() {
+        let mut ballot = Ballot::new(3);
+        assert_eq!(ballot.cast(0, vote(0), RESTARTED), Verdict::Open);
+        assert_eq!(ballot.cast(1, vote(0), FULL), Verdict::Open);
+        assert_eq!(ballot.cast(2, vote(1), FULL), Verdict::Lost);
+        assert!(ballot.leaves_residue() && ballot.holders() == [1]);
+        assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: true, .. }));
+
+        let mut ballot = Ballot::new(3);
+        ballot.cast(0, vote(0), RESTARTED);
+        assert_eq!(ballot.cast(1, vote(0), NEW), Verdict::Open);
+        assert_eq!(ballot.cast(2, vote(2), FULL), Verdict::Lost);
+        let Refusal::OutOfReach(errors) = ballot.refusal(|_| "node") else { panic!("busy") };
+        assert_eq!(errors[0].to_string(), "node: restarted lately, and does not vote for 1.000 s more");
+    }
+
+    #[test]
+    fn new_nodes_vote_when_a_majority_is_new() {
+        for nodes in 1..=7 {
+            let mut ballot = Ballot::new(nodes);
+            for node in 0..nodes {
+                let decided = if node + 1 >= majority(nodes) { Verdict::Won } else { Verdict::Open };
+                assert_eq!(ballot.cast(node, vote(0), NEW), decided, "{nodes} nodes");
+            }
+            assert_eq!(ballot.agreed_token(), Some(7));
+        }
+        // One new node among four others sits out: without it there is no majority of five here.
+        let mut ballot = Ballot::new(5);
+        for (node, kind) in [1, 1, 0, 0].into_iter().enumerate() {
+            assert_eq!(ballot.cast(node, vote(kind), FULL), Verdict::Open);
+        }
+        assert_eq!(ballot.cast(4, vote(0), NEW), Verdict::Lost);
+        // Nor does one that started when the others of a new deployment were up already.
+        let mut ballot = Ballot::new(3);
+        assert_eq!(ballot.cast(0, vote(0), started(130)), Verdict::Open);
+        assert_eq!(ballot.cast(1, vote(1), started(101)), Verdict::Open);
+        assert_eq!(ballot.cast(2, vote(0), started(100)), Verdict::Lost);
+        assert_eq!(ballot.holders(), [2]);
     }
 }

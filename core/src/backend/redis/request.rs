@@ -1,15 +1,15 @@
 //! What is asked of a server: a script, its keys and its arguments.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use redis::Value;
 
 use super::{
     call::{CallError, Reply},
-    config::NodeConfig,
     holder,
     keys::Keys,
+    restart::Run,
     script::{self, Script},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     backend::{Claim, Progress},
     clock::{self, Instant},
     engine::driver::Driver,
-    metrics::NodeStats,
+    metrics::{NodeStats, Sample},
 };
 
 /// The fence outlives its last use by this at least: long against any ttl, and against clocks that are set back.
@@ -25,8 +25,11 @@ const FENCE_OUTLIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// One server, as the algorithm sees it.
 pub(super) trait Server: Send + Sync {
-    /// Where it is.
-    fn config(&self) -> &NodeConfig;
+    /// What errors call it.
+    fn name(&self) -> &str;
+
+    /// The run that it is in, as far as is known.
+    fn known_run(&self) -> Option<Run>;
 
     /// What has become of the requests to it.
     fn stats(&self) -> &NodeStats;
@@ -39,6 +42,9 @@ pub(super) trait Server: Send + Sync {
 
     /// Sends one plain command, once.
     fn command(self: Arc<Self>, command: redis::Cmd, driver: Driver, expires: Instant) -> BoxFuture<'static, Reply>;
+
+    /// The servers that it consists of.
+    fn parts(self: Arc<Self>, expires: Instant) -> BoxFuture<'static, Result<Vec<Arc<dyn Server>>, CallError>>;
 
     /// Lets go of connections; there will be no others.
     fn close(&self);
@@ -55,6 +61,20 @@ pub(super) struct Answered {
     pub(super) value: Value,
     /// It was sent more than once: an earlier request may have been carried out before this one, or may yet be.
     pub(super) repeated: bool,
+}
+
+/// The answer, once it is there, counted.
+pub(super) async fn counted(stats: &NodeStats, answer: impl Future<Output = Answer>) -> Answer {
+    let sample = stats.ask();
+    let answer = answer.await;
+    match &answer {
+        Ok(Answered { repeated: false, .. }) | Err(CallError::Refused(_) | CallError::BrokenOff(_)) => {
+            stats.answered(sample);
+        }
+        Ok(_) => stats.answered(Sample::default()),
+        Err(_) => stats.unanswered(),
+    }
+    answer
 }
 
 /// A script to run; the same for all servers.
@@ -168,6 +188,16 @@ impl Request {
         let keys = Keys::of(prefix, std::slice::from_ref(resource));
         let args = [owner.to_owned()].into_iter().chain(keys.channels()).map(Arg::Text).collect();
         Arc::new(Self { script: &script::BREAK, keys: keys.locks(), args, expires, progress: Arc::default() })
+    }
+
+    /// Whether `answer` says that something was granted, or goes on.
+    pub(super) fn is_granted(&self, answer: &Value) -> bool {
+        let grants = [&script::ACQUIRE, &script::ACQUIRE_ALL, &script::SHARE, &script::EXTEND, &script::SHARE_EXTEND];
+        let granted = match answer {
+            Value::Array(parts) => matches!(parts[..], [Value::Int(1), ..]),
+            answer => *answer == Value::Int(1),
+        };
+        granted && grants.iter().any(|script| std::ptr::eq(*script, self.script))
     }
 
     /// The arguments for a server whose clock shows `server_time` when the request expires. A claim that is over

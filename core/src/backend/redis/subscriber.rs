@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use redis::Value;
 use tokio::sync::{Notify, watch};
 
-use super::{config::NodeConfig, connection::Connection, open, quorum};
+use super::{call::CallError, config::NodeConfig, connection::Connection, open, quorum};
 use crate::{
     backend::Watch,
     engine::{driver::Driver, runtime},
@@ -21,8 +22,14 @@ use crate::{
 
 /// The channels that somebody waits on, and the connections that are subscribed to them.
 pub(super) struct Subscriptions {
-    nodes: Vec<NodeConfig>,
+    nodes: Vec<Arc<dyn Locate>>,
     state: Mutex<State>,
+}
+
+/// Knows where to subscribe.
+pub(super) trait Locate: Send + Sync {
+    /// The server to connect to now.
+    fn locate(&self) -> BoxFuture<'_, Result<NodeConfig, CallError>>;
 }
 
 #[derive(Default)]
@@ -41,7 +48,7 @@ struct Channel {
 }
 
 impl Subscriptions {
-    pub(super) fn new(nodes: Vec<NodeConfig>) -> Arc<Self> {
+    pub(super) fn new(nodes: Vec<Arc<dyn Locate>>) -> Arc<Self> {
         Arc::new(Self { nodes, state: Mutex::default() })
     }
 
@@ -66,7 +73,7 @@ impl Subscriptions {
         if !std::mem::replace(&mut state.started, true) {
             state.connections = vec![None; self.nodes.len()];
             for (index, node) in self.nodes.iter().enumerate() {
-                runtime::spawn(keep_subscribed(Arc::downgrade(self), index, node.clone()));
+                runtime::spawn(keep_subscribed(Arc::downgrade(self), index, Arc::clone(node)));
             }
         }
         let changes = match state.channels.entry(channel.clone()) {
@@ -156,7 +163,7 @@ impl Drop for Watching {
 }
 
 /// Keeps one node's connection open and subscribed, for as long as the subscriptions are there.
-async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node: NodeConfig) {
+async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node: Arc<dyn Locate>) {
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
     let mut pause = Duration::from_millis(20);
     loop {
@@ -169,8 +176,12 @@ async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node:
                 }
             })
         };
-        match open::open(&node, &Driver::engine(), Some(on_push)).await {
-            Ok(connection) => {
+        let opened = match node.locate().await {
+            Ok(config) => open::open(&config, &Driver::engine(), Some(on_push)).await,
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok((connection, _)) => {
                 connection.on_broken(Arc::clone(&broken));
                 {
                     let Some(subscriptions) = subscriptions.upgrade() else { return connection.close("unused") };

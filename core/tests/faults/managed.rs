@@ -1,0 +1,349 @@
+//! Servers that are managed by others: a cluster while its slots move, and a primary behind sentinels that fails.
+
+use std::time::Duration;
+
+use polylock::{Acquire, ErrorKind, Guarantee, LockManager, Release};
+
+use super::{NODE_TIMEOUT, eventually, fresh, long, ms, server::Server, soon};
+
+/// What a busy machine may need for a fail-over or for a cluster to come up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn connect(url: String) -> LockManager {
+    polylock::connect(url).node_timeout(NODE_TIMEOUT).lazy().expect("no manager")
+}
+
+/// Three primaries, each with a third of the slots.
+struct Cluster(Vec<Server>);
+
+const THIRDS: [(u16, u16); 3] = [(0, 5460), (5461, 10922), (10923, 16383)];
+
+impl Cluster {
+    async fn start() -> Self {
+        let nodes: Vec<Server> = (0..3).map(|_| Server::of_a_cluster()).collect();
+        for (node, (first, last)) in nodes.iter().zip(THIRDS) {
+            let _: () = node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            let _: () = node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
+            if index > 0 {
+                let first = &nodes[0];
+                let _: () = node.ask(&["CLUSTER", "MEET", "127.0.0.1", &first.port.to_string(), first.bus()]);
+            }
+        }
+        let is_up = |node: &Server| {
+            let info: String = node.ask(&["CLUSTER", "INFO"]);
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+        };
+        eventually(PATIENCE, "the cluster is up", || nodes.iter().all(is_up)).await;
+        Self(nodes)
+    }
+
+    fn url(&self) -> String {
+        let hosts: Vec<String> = self.0.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        format!("redis+cluster://{}", hosts.join(","))
+    }
+
+    fn id(&self, index: usize) -> String {
+        self.0[index].ask(&["CLUSTER", "MYID"])
+    }
+
+    fn slot(&self, name: &str) -> u16 {
+        self.0[0].ask(&["CLUSTER", "KEYSLOT", name])
+    }
+
+    /// Which node has the slot of a name.
+    fn index(&self, name: &str) -> usize {
+        let slot = self.slot(name);
+        THIRDS.iter().position(|(first, last)| (*first..=*last).contains(&slot)).expect("no node")
+    }
+
+    /// Begins to move a slot.
+    fn set_out(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        let _: () = self.0[to].ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.id(from)]);
+        let _: () = self.0[from].ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.id(to)]);
+    }
+
+    /// Moves what is in the slot.
+    fn carry(&self, slot: u16, from: usize, to: usize) {
+        let keys: Vec<String> = self.0[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"]);
+        let port = self.0[to].port.to_string();
+        for key in keys {
+            let _: String = self.0[from].ask(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+        }
+    }
+
+    /// Ends the move.
+    fn arrive(&self, slot: u16, to: usize) {
+        let (slot, id) = (slot.to_string(), self.id(to));
+        for node in [to, 0, 1, 2] {
+            let _: () = self.0[node].ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]);
+        }
+    }
+}
+
+/// A name whose keys are at this node.
+fn name_at(cluster: &Cluster, index: usize) -> String {
+    loop {
+        let name = fresh("r");
+        if cluster.index(&name) == index {
+            return name;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_keeps_locks_wherever_their_slots_are() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (connect(cluster.url()), connect(cluster.url()));
+    assert_eq!(one.capabilities().guarantee, Guarantee::BestEffort);
+    for index in 0..3 {
+        let name = name_at(&cluster, index);
+        let lease = soon(&one, &name).await;
+        assert!(cluster.0[index].get(&name).is_some());
+        assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+        lease.extend(None).await.unwrap();
+        // A waiter is woken, wherever it listens.
+        let waiter = tokio::spawn({
+            let (two, name) = (two.clone(), name.clone());
+            async move { two.acquire(&name, long()).await }
+        });
+        tokio::time::sleep(ms(50)).await;
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+        let lease = tokio::time::timeout(PATIENCE, waiter).await.expect("never woken").unwrap().unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+    for name in ["{tag}:1", "{tag}:2"] {
+        let lease = one.acquire(polylock::Target::shared(name), long()).await.unwrap();
+        lease.release().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_at_once_are_of_one_slot() {
+    let cluster = Cluster::start().await;
+    let locks = connect(cluster.url());
+    let lease = locks.acquire(["{order}:1", "{order}:2"], long()).await.unwrap();
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    let calls = || -> usize {
+        let stats = |node: &Server| -> String { node.ask(&["INFO", "commandstats"]) };
+        let evals = |stats: String| -> usize {
+            let lines = stats.lines().filter(|line| line.starts_with("cmdstat_eval"));
+            lines.filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<usize>().ok()).sum()
+        };
+        cluster.0.iter().map(stats).map(evals).sum()
+    };
+    let before = calls();
+    let error = locks.acquire(["order:1", "order:2"], long()).await.unwrap_err();
+    assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some("resource")), "{error:?}");
+    assert_eq!(calls(), before, "something was sent");
+    // And all primaries are looked at for a list.
+    let names: Vec<String> = (0..3).map(|index| name_at(&cluster, index)).collect();
+    let mut leases = Vec::new();
+    for name in &names {
+        leases.push(soon(&locks, name).await);
+    }
+    let mut listed: Vec<String> =
+        locks.list("*", 100).await.unwrap().iter().map(|holder| holder.resource.as_str().to_owned()).collect();
+    listed.sort();
+    let mut names = names;
+    names.sort();
+    assert_eq!(listed, names);
+    for lease in leases {
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+}
+
+/// A slot moves while its lock is held and while it is free; nobody else gets in, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_moves_under_a_lease() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (connect(cluster.url()), connect(cluster.url()));
+    let (from, to) = (0, 1);
+    let name = name_at(&cluster, from);
+    let slot = cluster.slot(&name);
+    let lease = one.acquire(&name, Acquire::ttl(Duration::from_secs(30)).auto_extend(false)).await.unwrap();
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+
+    cluster.set_out(slot, from, to);
+    lease.extend(None).await.expect("before its key has moved");
+    cluster.carry(slot, from, to);
+    let error = cluster.0[from].try_ask::<Option<String>>(&["GET", &name]).unwrap_err();
+    assert_eq!(error.code(), Some("ASK"), "{error:?}");
+    // The key is there already, and the slot here: ASK.
+    lease.extend(None).await.expect("after its key has moved");
+    // Taking a lock needs all its keys at one place: it waits for the end of the move.
+    match two.try_acquire(&name, long()).await {
+        Ok(None) => {}
+        Ok(Some(_)) => panic!("two hold it"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+    }
+    let waiter = tokio::spawn({
+        let (two, name) = (two.clone(), name.clone());
+        async move { two.acquire(&name, long()).await }
+    });
+    tokio::time::sleep(ms(200)).await;
+    cluster.arrive(slot, to);
+    lease.extend(None).await.expect("after the slot has moved");
+    assert!(lease.is_held() && !waiter.is_finished());
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    let next = tokio::time::timeout(PATIENCE, waiter).await.expect("never woken").unwrap().unwrap();
+    assert!(next.fencing_token() > lease.fencing_token());
+    assert!(cluster.0[to].get(&name).is_some());
+    // A released key that was on its way.
+    cluster.set_out(slot, to, from);
+    cluster.carry(slot, to, from);
+    assert_eq!(next.release().await.unwrap(), Release::Released);
+    cluster.arrive(slot, from);
+    soon(&one, &name).await.release().await.unwrap();
+    // And one that sees the cluster for the first time, by a server that has nothing to do with it.
+    let stranger = connect(format!("redis+cluster://127.0.0.1:{}", cluster.0[2].port));
+    soon(&stranger, &name).await.release().await.unwrap();
+}
+
+/// Sentinels, a primary and its replica.
+struct Watched {
+    servers: Vec<Server>,
+    sentinels: Vec<Server>,
+}
+
+impl Watched {
+    /// With a password at the servers.
+    async fn start(password: Option<&str>) -> Self {
+        let login: Vec<&str> =
+            password.map_or(Vec::new(), |password| vec!["--requirepass", password, "--masterauth", password]);
+        let primary = Server::with(&login, &[]);
+        let port = primary.port.to_string();
+        let replica = Server::with(&[&login[..], &["--replicaof", "127.0.0.1", &port]].concat(), &[]);
+        let sentinels = (0..3)
+            .map(|_| {
+                Server::sentinel(&format!(
+                    "sentinel monitor mymaster 127.0.0.1 {port} 2\n\
+                 sentinel down-after-milliseconds mymaster 500\n\
+                 sentinel failover-timeout mymaster 5000\n{}",
+                    password.map_or(String::new(), |password| format!("sentinel auth-pass mymaster {password}\n")),
+                ))
+            })
+            .collect();
+        let watched = Self { servers: vec![primary, replica], sentinels };
+        let knows = |sentinel: &Server| {
+            let state: Vec<String> = sentinel.ask(&["SENTINEL", "MASTER", "mymaster"]);
+            let value = |name: &str| state.iter().position(|part| part == name).map(|index| state[index + 1].clone());
+            value("num-slaves").as_deref() == Some("1") && value("num-other-sentinels").as_deref() == Some("2")
+        };
+        eventually(PATIENCE, "the sentinels know all", || watched.sentinels.iter().all(knows)).await;
+        watched
+    }
+
+    fn url(&self, login: &str) -> String {
+        let hosts: Vec<String> = self.sentinels.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        format!("redis+sentinel://{login}{}/mymaster", hosts.join(","))
+    }
+}
+
+async fn follows(kill: bool) {
+    let watched = Watched::start(Some("sesame")).await;
+    let (one, two) = (connect(watched.url(":sesame@")), connect(watched.url(":sesame@")));
+    let [primary, replica] = &watched.servers[..] else { unreachable!() };
+    let name = fresh("r");
+    let lease = one.acquire(&name, Acquire::ttl(Duration::from_secs(60))).await.unwrap();
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+    eventually(PATIENCE, "the replica has it", || replica.get(&name).is_some()).await;
+    if kill {
+        primary.kill();
+    } else {
+        // It is demoted, and goes on as a replica.
+        let _: () = watched.sentinels[0].ask(&["SENTINEL", "FAILOVER", "mymaster"]);
+    }
+    // It cuts everybody off as it is promoted.
+    let is_primary =
+        || replica.try_ask(&["ROLE"]).is_ok_and(|role: redis::Value| format!("{role:?}").contains("master"));
+    eventually(PATIENCE, "the replica is promoted", is_primary).await;
+    // The lease goes on at the new primary.
+    let deadline = lease.deadline();
+    eventually(PATIENCE, "it is extended there", || lease.deadline() > deadline).await;
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none(), "two hold it");
+    let waiter = tokio::spawn({
+        let (two, name) = (two.clone(), name.clone());
+        async move { two.acquire(&name, long()).await }
+    });
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    let next = tokio::time::timeout(PATIENCE, waiter).await.expect("never woken").unwrap().unwrap();
+    assert!(next.fencing_token() > lease.fencing_token());
+    assert!(replica.get(&name).is_some());
+    assert_eq!(next.release().await.unwrap(), Release::Released);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_primary_is_followed_to_its_replica() {
+    follows(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demoted_primary_is_followed_to_its_replica() {
+    follows(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_that_do_not_help_are_named() {
+    let watched = Watched::start(None).await;
+    let url = watched.url("").replace("mymaster", "other");
+    let error = connect(url).try_acquire(fresh("r"), long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(format!("{error:?}").contains("knows no master \"other\""), "{error:?}");
+    // One of them is enough.
+    let port = watched.sentinels[0].port;
+    let one = connect(format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/mymaster"));
+    soon(&one, &fresh("r")).await.release().await.unwrap();
+}
+
+/// Sentinels may have a password of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_have_their_own_log_in() {
+    let primary = Server::with(&["--requirepass", "sesame"], &[]);
+    let sentinel = Server::sentinel(&format!(
+        "requirepass open\nsentinel monitor mymaster 127.0.0.1 {} 1\nsentinel auth-pass mymaster sesame\n",
+        primary.port
+    ));
+    let url = format!("redis+sentinel://:sesame@127.0.0.1:{}/mymaster", sentinel.port);
+    for wrong in [url.clone(), format!("{url}?sentinel_password=shut")] {
+        let error = connect(wrong).try_acquire(fresh("r"), long()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+        assert!(!format!("{error:?}").contains("sesame") && !format!("{error:?}").contains("shut"), "{error:?}");
+    }
+    let locks = connect(format!("{url}?sentinel_password=open"));
+    soon(&locks, &fresh("r")).await.release().await.unwrap();
+    let error = connect(format!("{url}?sentinel_password=open").replace("sesame", "other"));
+    let error = error.try_acquire(fresh("r"), long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+}
+
+/// A grant that no replica has is no grant.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_waits_for_its_replicas() {
+    let primary = Server::start();
+    let replica = Server::with(&["--replicaof", "127.0.0.1", &primary.port.to_string()], &[]);
+    let linked = || {
+        let info: String = primary.ask(&["INFO", "replication"]);
+        info.contains("state=online")
+    };
+    eventually(PATIENCE, "it replicates", linked).await;
+    let locks = connect(format!("{}?replicas=1", primary.url()));
+    let name = fresh("r");
+    let lease = locks.acquire(&name, Acquire::ttl(Duration::from_secs(30))).await.unwrap();
+    assert!(replica.get(&name).is_some(), "granted before the replica had it");
+    lease.extend(None).await.unwrap();
+    replica.stop();
+    let error = lease.extend(None).await.unwrap_err();
+    assert!(format!("{error:?}").contains("0 of 1 replicas have it"), "{error:?}");
+    let other = fresh("r");
+    let error = locks.try_acquire(&other, long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(format!("{error:?}").contains("0 of 1 replicas have it"), "{error:?}");
+    eventually(PATIENCE, "it was given back", || primary.get(&other).is_none()).await;
+    assert!(lease.is_held());
+    replica.resume();
+    let lease = locks.acquire(&other, long().wait(PATIENCE)).await.unwrap();
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+}

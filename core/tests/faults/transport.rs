@@ -1,0 +1,181 @@
+//! How a server is reached: TLS, sockets, the newer protocol, users and databases.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use polylock::{ErrorKind, LockManager, Release, Target};
+
+use super::{
+    NODE_TIMEOUT, SLACK, fresh, long, ms,
+    server::{Server, free_port},
+    soon,
+};
+
+fn connect(url: &str) -> LockManager {
+    polylock::connect(url).node_timeout(NODE_TIMEOUT).lazy().expect("no manager")
+}
+
+/// Everything that is asked of a server, once.
+async fn all_works(url: &str) {
+    let (one, two) = (connect(url), connect(url));
+    let name = fresh("r");
+    let lease = soon(&one, &name).await;
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+    lease.extend(None).await.unwrap();
+    let holder = one.inspect(&name).await.unwrap().expect("it is held");
+    assert_eq!(holder.owner, lease.owner_token().as_str());
+    assert_eq!(holder.fencing_token, Some(lease.fencing_token()));
+    assert!(one.list("fault:*", 100).await.unwrap().iter().any(|holder| holder.resource.as_str() == name));
+    // Longer than anybody sleeps without being woken, so that somebody who is not takes two sleeps.
+    let waiter = tokio::spawn({
+        let (two, name) = (two.clone(), name.clone());
+        async move { two.acquire(&name, long()).await }
+    });
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    let next = tokio::time::timeout(SLACK, waiter).await.expect("never woken").unwrap().unwrap();
+    assert!(next.fencing_token() > lease.fencing_token());
+    assert_eq!(next.release().await.unwrap(), Release::Released);
+    assert!(one.inspect(&name).await.unwrap().is_none());
+    for target in [Target::shared("readers"), Target::permit("permits", 2), ["a", "b"].into()] {
+        let lease = one.acquire(target, long()).await.unwrap();
+        lease.extend(None).await.unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+}
+
+/// Certificates of an authority of our own.
+struct Certificates(PathBuf);
+
+impl Certificates {
+    fn make() -> Self {
+        let own = Self(std::env::temp_dir().join(format!("polylock-tls-{}-{}", std::process::id(), free_port())));
+        std::fs::create_dir_all(&own.0).unwrap();
+        let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        let authority = ["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2"];
+        own.openssl(&[&["req", "-x509"], &new_key[..], &authority].concat());
+        for (name, names) in [("server", "IP:127.0.0.1"), ("other", "DNS:example.org"), ("client", "DNS:client")] {
+            std::fs::write(own.0.join("names"), format!("subjectAltName={names}")).unwrap();
+            let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
+            let ask = ["-keyout", &key, "-out", &request, "-subj", "/CN=somebody"];
+            own.openssl(&[&["req"], &new_key[..], &ask].concat());
+            let sign = ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+            own.openssl(&[&sign[..], &["-out", &certificate, "-days", "2", "-extfile", "names"]].concat());
+        }
+        own
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        let done = Command::new("openssl").args(arguments).current_dir(&self.0).output().expect("no openssl");
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+
+    /// A server that shows this certificate, and its port for TLS.
+    fn server(&self, certificate: &str, clients: &str) -> (Server, u16) {
+        let port = free_port();
+        let (file, key) = (self.path(&format!("{certificate}.pem")), self.path(&format!("{certificate}.key")));
+        let (port_text, ca) = (port.to_string(), self.path("ca.pem"));
+        let tls = ["--tls-port", &port_text, "--tls-cert-file", &file, "--tls-key-file", &key];
+        let server =
+            Server::with(&[&tls[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", clients]].concat(), &[]);
+        (server, port)
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn refuses(url: &str, why: &str) {
+    let error = connect(url).try_acquire(fresh("r"), long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(format!("{error:?}").contains(why), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_verified() {
+    let files = Certificates::make();
+    let ca = files.path("ca.pem");
+    let (_server, port) = files.server("server", "no");
+    all_works(&format!("rediss://127.0.0.1:{port}?ca={ca}")).await;
+    all_works(&format!("rediss://127.0.0.1:{port}?ca={ca}&protocol=3")).await;
+    refuses(&format!("rediss://127.0.0.1:{port}"), "UnknownIssuer").await;
+    let (_other, port) = files.server("other", "no");
+    refuses(&format!("rediss://127.0.0.1:{port}?ca={ca}"), "not valid for name").await;
+    // TLS to who does not speak it, and the other way round.
+    let plain = Server::start();
+    refuses(&format!("rediss://127.0.0.1:{}?ca={ca}", plain.port), "TLS").await;
+    refuses(&format!("redis://127.0.0.1:{port}"), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_shows_its_certificate() {
+    let files = Certificates::make();
+    let (_server, port) = files.server("server", "yes");
+    let url = format!("rediss://127.0.0.1:{port}?ca={}", files.path("ca.pem"));
+    let with = format!("{url}&cert={}&key={}", files.path("client.pem"), files.path("client.key"));
+    all_works(&with).await;
+    refuses(&url, "").await;
+    // Files are read when a connection is made: a renewed certificate is taken up.
+    let locks = connect(&with);
+    for name in ["client.pem", "client.key"] {
+        std::fs::rename(files.path(name), files.path("aside")).unwrap();
+        std::fs::copy(files.path("aside"), files.path(name)).unwrap();
+    }
+    soon(&locks, &fresh("r")).await.release().await.unwrap();
+    // What is wrong with the files is said before anything is sent.
+    for (cert, key) in [("nosuch", "client.key"), ("client.pem", "nosuch"), ("client.pem", "server.key")] {
+        let url = format!("{url}&cert={}&key={}", files.path(cert), files.path(key));
+        let error = polylock::connect(url).lazy().unwrap_err();
+        assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some("url")), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_of_this_host() {
+    let path = std::env::temp_dir().join(format!("polylock-{}-{}.sock", std::process::id(), free_port()));
+    let path = path.to_string_lossy();
+    let server = Server::with(&["--unixsocket", &path], &[]);
+    while !Path::new(&*path).exists() {
+        tokio::time::sleep(ms(5)).await;
+    }
+    all_works(&format!("redis+unix://{path}")).await;
+    let locks = connect(&format!("redis+unix://{path}?db=3&protocol=3"));
+    let name = fresh("r");
+    let lease = soon(&locks, &name).await;
+    assert!(server.get(&name).is_none(), "it is in another database");
+    lease.release().await.unwrap();
+    drop(server);
+    let _ = std::fs::remove_file(&*path);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_databases_and_the_newer_protocol() {
+    let server = Server::start();
+    // What the documentation says that a user needs, and no more.
+    let rights = "+eval +evalsha +time +get +set +del +pexpire +pttl +hget +hset +hmget +type +exists +zadd +zrem +zcard \
+                  +zscore +zrange +zrevrange +zremrangebyscore +publish +subscribe +unsubscribe +select +hello +scan +ping";
+    let mut user = vec!["ACL", "SETUSER", "clerk", "on", ">p@ss:w/rd", "~*", "&*", "-@all"];
+    user.extend(rights.split_whitespace());
+    let _: () = server.ask(&user);
+    for protocol in ["", "?protocol=2", "?protocol=3"] {
+        all_works(&format!("redis://127.0.0.1:{}{protocol}", server.port)).await;
+        all_works(&format!("redis://clerk:p%40ss%3Aw%2Frd@127.0.0.1:{}/5{protocol}", server.port)).await;
+        let wrong = connect(&format!("redis://clerk:wrong@127.0.0.1:{}{protocol}", server.port));
+        let error =
+            tokio::time::timeout(SLACK, wrong.acquire(fresh("r"), long())).await.expect("retried").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+        let none = connect(&format!("redis://127.0.0.1:{}/99{protocol}", server.port));
+        let error = tokio::time::timeout(Duration::from_secs(20), none.acquire(fresh("r"), long())).await;
+        assert_eq!(error.expect("retried").unwrap_err().argument(), Some("url"));
+    }
+}
