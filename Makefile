@@ -23,6 +23,7 @@ test: ## Installs what is missing, checks the code and runs every test in every 
 	    rust="cargo test --workspace" \
 	    $(foreach language,$(LANGUAGES),$(language)="$(MAKE) $(language)-test") \
 	    together="$(MAKE) together-test" \
+	    interop="$(MAKE) interop-test" \
 	    faults="$(MAKE) faults-test"
 
 .PHONY: build
@@ -80,6 +81,17 @@ faults-test: fault-workers
 postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is granted, 21 of killing the server.
 	POLYLOCK_TEST_ROUNDS=100 cargo test -p polylock --test postgres giving_up
 	POLYLOCK_TEST_ROUNDS=7 cargo test -p polylock --test postgres crash::
+
+# Other libraries' real packages and ours on the same keys; needs the environment of with_servers.py.
+INTEROP := $(CURDIR)/build/interop
+.PHONY: interop-test
+interop-test: node-build python-build
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	cd tests/interop && npm install --no-package-lock --no-audit --no-fund --silent
+	ln -sfn ../../../$(NODE_DIR) tests/interop/node_modules/polylock
+	PYTHONPATH=bindings/python/python $(INTEROP)/bin/python tests/interop/peers.py
+	node tests/interop/peers.mjs
 
 # Python outside of the package.
 SCRIPTS := tests/*.py tests/*/*.py benches/*.py benches/*/*.py
