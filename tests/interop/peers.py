@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import polylock
-import pottery
+import pottery  # type: ignore[import-not-found,unused-ignore]
 import redis
 import redis.asyncio
-import redis_lock
+import redis_lock  # type: ignore[import-not-found,unused-ignore]
 
 ONE = [os.environ["POLYLOCK_TEST_REDIS"]]
 FIVE = os.environ["POLYLOCK_TEST_REDLOCK"].split(",")

@@ -107,7 +107,7 @@ async fn one_server_under_two_names_is_refused() {
     assert!(format!("{error}").contains(&format!("127.0.0.1:{0} is localhost:{0}", one.port)), "{error}");
     // Whoever does not look before learns it at the first use.
     let name = fresh("r");
-    let lazy = polylock::connect(twice).lazy().unwrap();
+    let lazy = polylock::connect(twice.clone()).lazy().unwrap();
     for _ in 0..2 {
         let error = lazy.acquire(&name, long()).await.unwrap_err();
         assert_eq!(error.argument(), Some("url"), "{error:?}");
