@@ -7,6 +7,7 @@ Needs polylock and the packages of requirements.txt, and the environment of with
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -139,6 +140,7 @@ CASES = [
 def main() -> int:
     # Pottery's and ours, of leases that are let lapse on purpose.
     warnings.simplefilter("ignore")
+    logging.disable()
     passed = failed = 0
     for peer, library, prefix, places in PEERS:
         for urls in places:
