@@ -32,4 +32,5 @@ python-lint: python-build
 	$(VENV)/bin/ruff check --quiet --config bindings/python/pyproject.toml --extend-ignore PLR2004 examples/python
 	$(VENV)/bin/ruff format --quiet --config bindings/python/pyproject.toml --check examples/python
 	cd bindings/python && $(VENV)/bin/mypy
+	cd bindings/python && $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python python
 	cd bindings/python && $(VENV)/bin/python -m mypy.stubtest --concise polylock._native

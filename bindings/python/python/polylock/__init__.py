@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import _process
+from ._base import publish
 from ._blocking import Lease, Lock, LockManager, connect
 from ._errors import (
     AcquireTimeout,
@@ -76,8 +77,4 @@ if not TYPE_CHECKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-for _name in __all__:
-    # Where users find them, in messages and documentation.
-    if hasattr(_public := globals()[_name], "__module__"):
-        _public.__module__ = "polylock"
-del _name, _public
+publish(globals(), "polylock")

@@ -22,6 +22,15 @@ def cannot_be_pickled(value: object) -> NoReturn:
     raise TypeError(f"cannot pickle {type(value).__qualname__!r} object: it belongs to this process")
 
 
+def publish(names: dict[str, Any], module: str) -> None:
+    """Has what `module` offers say that it is from there: where users find it, in messages and documentation."""
+    for name in names["__all__"]:
+        value = names[name]
+        home = getattr(value, "__module__", None)
+        if home is not None and home.startswith(f"{module}."):
+            value.__module__ = module
+
+
 class LeaseBase:
     """A held lock, apart from what waits."""
 
@@ -200,7 +209,7 @@ class LockBase(Generic[AnyLease]):
     ) -> None:
         self._native = native
         self.name = name
-        self._mode = mode
+        self._mode: Literal["shared"] | int | None = mode
         self._ttl = ttl
         self._wait = wait
         self._auto_extend = auto_extend

@@ -12,6 +12,7 @@ Replies are read by the event loop itself, and no other thread is woken for a ca
 
 from __future__ import annotations
 
+from .._base import publish
 from .._errors import (
     AcquireTimeout,
     AuthError,
@@ -59,7 +60,4 @@ __all__ = [
     "InternalError",
 ]
 
-for _public in (Lease, Lock, LockManager, connect):
-    # Where users find them, in messages and documentation.
-    _public.__module__ = "polylock.asyncio"
-del _public
+publish(globals(), "polylock.asyncio")
