@@ -18,7 +18,8 @@ mod waiting;
 
 use pyo3::prelude::*;
 
-#[pymodule]
+// Not declared free of the GIL: that is not tested on a free-threaded Python.
+#[pymodule(gil_used = true)]
 mod _native {
     use std::time::Duration;
 
