@@ -320,6 +320,8 @@ impl Held {
                     break;
                 }
                 if !inner.state.is_extending() {
+                    drop(inner);
+                    self.lapse();
                     return Err(not_held());
                 }
             }
@@ -390,8 +392,17 @@ impl Held {
         undo::in_background(&self.manager, self.claim.clone(), Instant::now());
     }
 
+    /// Tells the holder of a loss that it has found out before the alarm rang.
+    fn lapse(self: &Arc<Self>) {
+        let lapsed = self.inner().state.lapse(Instant::now());
+        if let Some(reason) = lapsed {
+            self.tell_lost(reason);
+        }
+    }
+
     /// Stops renewal and the signal of loss. Says whether there is anything to release.
-    fn begin_release(&self, ended: Ended) -> bool {
+    fn begin_release(self: &Arc<Self>, ended: Ended) -> bool {
+        self.lapse();
         let (alarm, given_up) = {
             let mut inner = self.inner();
             let ended = inner.state.told().is_some() || inner.state.is_given_up();

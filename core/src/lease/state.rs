@@ -198,6 +198,13 @@ impl LeaseState {
         Step::Renew
     }
 
+    /// Notes that its time is over, if it is and nobody has noticed.
+    pub(crate) fn lapse(&mut self, now: Instant) -> Option<LossReason> {
+        let reason = self.lost(now).filter(|_| self.phase == Phase::Held)?;
+        self.phase = Phase::Lost(reason);
+        Some(reason)
+    }
+
     /// The holder asks for an extension itself.
     pub(crate) fn begin_extension(&mut self, now: Instant) -> bool {
         let may = self.is_held(now) && !self.extending;

@@ -52,10 +52,8 @@ def hold(lease: polylock.Lease, seconds: float, log: Log, name: str, attempt: in
         time.sleep(0.01)
 
 
-def once(
-    locks: polylock.LockManager, dice: random.Random, names: list[str], attempt: int, log: Log, store: Store
-) -> None:
-    name = dice.choice(names)
+def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: int, log: Log, store: Store) -> None:
+    """One lock, from asking for it to giving it back."""
     ttl = dice.uniform(0.3, 1.0)
     wait = dice.choice([0.0, 0.5, 2.0])
     auto_extend = dice.random() < 0.7
