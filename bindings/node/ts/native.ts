@@ -121,12 +121,18 @@ function load(): Native {
   try {
     return require(existsSync(built) ? built : name) as Native
   } catch (cause) {
-    const why = (cause as Error).message
-    throw new Error(
-      `polylock cannot load its addon for ${platform()} (Node ${process.versions.node}): ${why}. ` +
-        `It comes with the package ${name}, an optional dependency: install without --no-optional and without ` +
-        `a lock file that was made on another platform. In a checkout, run: npm run build`,
-      { cause },
-    )
+    throw new Error(notLoaded(name, cause as NodeJS.ErrnoException), { cause })
   }
+}
+
+/** Why there is no addon, and what to do about it. */
+function notLoaded(name: string, cause: NodeJS.ErrnoException): string {
+  const { version } = require('../package.json') as { version: string }
+  const here = `polylock ${version} cannot load its addon for ${platform()} (Node ${process.versions.node})`
+  if (cause.code !== 'MODULE_NOT_FOUND') return `${here}: ${cause.message}`
+  return (
+    `${here}: the package ${name}@${version} is not installed. If there is one for this platform, npm did not install it: ` +
+    `it is an optional dependency, so install without --omit=optional (or --no-optional), and if the lock file was made on ` +
+    `another platform, remove it and node_modules and install again. In a checkout, run: npm run build`
+  )
 }

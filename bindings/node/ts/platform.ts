@@ -18,6 +18,8 @@ function isMusl(): boolean {
   try {
     return readFileSync('/proc/self/maps', 'latin1').includes('ld-musl-')
   } catch {
-    return false
+    // No /proc: Node itself says what it was linked with.
+    const { header } = (process.report?.getReport() ?? {}) as { header?: { glibcVersionRuntime?: string } }
+    return header !== undefined && header.glibcVersionRuntime === undefined
   }
 }
