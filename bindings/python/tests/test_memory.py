@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable
 
 import polylock
 import polylock.asyncio
 from conftest import unique
 
+PAIRS = int(os.environ.get("POLYLOCK_TEST_PAIRS", "0"))
+CANCELLED = int(os.environ.get("POLYLOCK_TEST_CANCELLED", "2000"))
 MOST = 6 * 1024  # KiB; what the allocators may keep for themselves
 
 
@@ -28,8 +31,12 @@ def stays_flat(work: Callable[[], None]) -> None:
     assert resident() - before < MOST
 
 
+def pairs_on(url: str) -> int:
+    return PAIRS or (20_000 if url.startswith("memory:") else 500)
+
+
 def test_pairs(url: str) -> None:
-    times = 20_000 if url.startswith("memory:") else 500
+    times = pairs_on(url)
     with polylock.connect(url) as locks:
 
         def work() -> None:
@@ -41,7 +48,7 @@ def test_pairs(url: str) -> None:
 
 
 def test_asyncio_pairs_and_listeners(url: str) -> None:
-    times = 20_000 if url.startswith("memory:") else 500
+    times = pairs_on(url)
     locks = polylock.asyncio.connect(url)
     name = unique()
 
@@ -59,7 +66,7 @@ def test_cancelled_acquires(url: str) -> None:
 
     async def cancelled() -> None:
         async with locks.lock(name, ttl=60):
-            for _ in range(100):
+            for _ in range(CANCELLED // 20):
                 tasks = [asyncio.create_task(locks.acquire(name)) for _ in range(20)]
                 await asyncio.sleep(0)
                 for task in tasks:

@@ -13,6 +13,7 @@ A result can be lost to a cancellation in three places, and each gives it back:
 
 from __future__ import annotations
 
+import sys
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from contextvars import Context
 from threading import local
@@ -148,12 +149,13 @@ def bridge() -> Bridge:
     """The bridge of the running loop.
 
     Raises:
-        RuntimeError: No asyncio event loop runs here.
-        Unsupported: The loop cannot watch a descriptor.
+        RuntimeError: No event loop runs here.
+        Unsupported: It is trio's, or cannot watch a descriptor.
     """
     try:
         loop = get_running_loop()
     except RuntimeError:
+        _refuse_trio()
         raise RuntimeError("polylock.asyncio works inside a running asyncio event loop only") from None
     found = _last.bridge
     if found is not None and not found.closed and _last.loop is not None and _last.loop() is loop:
@@ -163,3 +165,12 @@ def bridge() -> Bridge:
         found = _bridges[loop] = Bridge(loop)
     _last.loop, _last.bridge = ref(loop), found
     return found
+
+
+def _refuse_trio() -> None:
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        raise Unsupported(
+            "polylock.asyncio needs an asyncio event loop, and this is trio's: use what polylock.connect makes, "
+            "by trio.to_thread.run_sync"
+        )

@@ -4,50 +4,103 @@ from __future__ import annotations
 
 import os
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 
 from redis.credentials import UsernamePasswordCredentialProvider
 
 from .._errors import Unsupported
 
-_TLS_OF_ITS_OWN = ("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile")
+_TLS_OPTIONS = {"ssl_ca_certs": "ca", "ssl_certfile": "cert", "ssl_keyfile": "key"}
+_TLS_OF_ITS_OWN = ("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_validate_ocsp", "ssl_ciphers")
 
 
 def url_of(client: Any) -> str:
-    """The URL of the server that `client` talks to.
+    """The URL of the server, the cluster or the primary behind sentinels that `client` talks to.
 
     Raises:
-        Unsupported: The client's settings are not for one plain server, or are ones that the engine does not have.
+        Unsupported: Its settings are ones that the engine does not have.
     """
+    nodes = getattr(client, "nodes_manager", None)
+    if nodes is not None:
+        return _cluster(nodes, getattr(client, "connection_kwargs", None) or nodes.connection_kwargs)
     pool: Any = getattr(client, "connection_pool", None)
-    settings = getattr(pool, "connection_kwargs", None)
-    if settings is None or "connection_pool" in settings:
-        raise Unsupported(f"{type(client).__name__} is no client of one Redis server")
-    tls = "SSL" in pool.connection_class.__name__
-    if tls and (any(settings.get(name) for name in _TLS_OF_ITS_OWN) or _is_unverified(settings)):
-        raise Unsupported("certificates of their own, or none, are not supported: the system's are used")
-    user, password = _credentials(settings)
+    settings: dict[str, Any] | None = getattr(pool, "connection_kwargs", None)
+    if settings is None:
+        raise Unsupported(f"{type(client).__name__} is no client of Redis")
+    tls = _is_tls(pool.connection_class)
+    sentinel = getattr(pool, "sentinel_manager", None)
+    if sentinel is not None:
+        return _sentinel(pool, sentinel.sentinels, settings, tls)
+    options = _tls_options(settings) if tls else {}
     database = int(settings.get("db") or 0)
-    path = settings.get("path")
-    if path:
-        query = f"?db={database}" + (f"&user={quote(user)}" if user else "")
-        return f"redis+unix://{quote(path)}{query}" + (f"&pass={quote(password)}" if password else "")
-    login = f"{quote(user, '')}:{quote(password, '')}@" if user or password else ""
+    if settings.get("path"):
+        user, password = _credentials(settings)
+        options = {"db": str(database)} | ({"user": user} if user else {}) | ({"pass": password} if password else {})
+        return _url("redis+unix", "", quote(settings["path"]), options)
+    return _url("rediss" if tls else "redis", _login(settings) + _address(settings), f"/{database}", options)
+
+
+def _cluster(nodes: Any, settings: dict[str, Any]) -> str:
+    if getattr(nodes, "address_remap", None) is not None:
+        raise Unsupported("the addresses of a cluster are not remapped")
+    tls = bool(settings.get("ssl")) or _is_tls(settings.get("connection_class"))
+    hosts = ",".join(_address({"host": node.host, "port": node.port}) for node in list(nodes.startup_nodes.values()))
+    options = _tls_options(settings) if tls else {}
+    return _url("rediss+cluster" if tls else "redis+cluster", _login(settings) + hosts, "", options)
+
+
+def _sentinel(pool: Any, sentinels: list[Any], settings: dict[str, Any], tls: bool) -> str:
+    if not pool.is_master:
+        raise Unsupported("locks are kept on the primary, not on its replicas")
+    pools = [sentinel.connection_pool for sentinel in sentinels]
+    logins = {_credentials(each.connection_kwargs) for each in pools}
+    if len(logins) != 1 or any(_is_tls(each.connection_class) != tls for each in pools):
+        raise Unsupported("all sentinels have one log-in, and TLS if the primary has it")
+    hosts = ",".join(_address(each.connection_kwargs) for each in pools)
+    ((user, password),) = logins
+    options = _tls_options(settings) if tls else {}
+    options |= ({"sentinel_user": user} if user else {}) | ({"sentinel_password": password} if password else {})
+    path = f"/{quote(pool.service_name, '')}/{int(settings.get('db') or 0)}"
+    return _url("rediss+sentinel" if tls else "redis+sentinel", _login(settings) + hosts, path, options)
+
+
+def _url(scheme: str, hosts: str, path: str, options: dict[str, str]) -> str:
+    query = f"?{urlencode(options, quote_via=quote, safe='')}" if options else ""
+    return f"{scheme}://{hosts}{path}{query}"
+
+
+def _login(settings: dict[str, Any]) -> str:
+    user, password = _credentials(settings)
+    return f"{quote(user, '')}:{quote(password, '')}@" if user or password else ""
+
+
+def _address(settings: dict[str, Any]) -> str:
     host = settings.get("host") or "localhost"
-    host = f"[{host}]" if ":" in host else host
-    return f"{'rediss' if tls else 'redis'}://{login}{host}:{settings.get('port') or 6379}/{database}"
+    return f"{f'[{host}]' if ':' in host else host}:{settings.get('port') or 6379}"
+
+
+def _is_tls(connection_class: Any) -> bool:
+    return "SSL" in getattr(connection_class, "__name__", "")
+
+
+def _tls_options(settings: dict[str, Any]) -> dict[str, str]:
+    required = settings.get("ssl_cert_reqs", "required")
+    verified = str(getattr(required, "name", required)).lower() in ("required", "cert_required")
+    if not verified or settings.get("ssl_check_hostname") is False:
+        raise Unsupported("a server's certificate and its host name are always verified")
+    for name in _TLS_OF_ITS_OWN:
+        if settings.get(name):
+            raise Unsupported(f"the engine has no option for {name}")
+    return {ours: str(settings[name]) for name, ours in _TLS_OPTIONS.items() if settings.get(name)}
 
 
 def node_timeout_of(client: Any) -> float | None:
     """Seconds that the server may take to answer, if the client says so."""
-    timeout = client.connection_pool.connection_kwargs.get("socket_timeout")
+    pool = getattr(client, "connection_pool", None)
+    settings = pool.connection_kwargs if pool is not None else client.nodes_manager.connection_kwargs
+    timeout = settings.get("socket_timeout")
     return float(timeout) if timeout else None
-
-
-def _is_unverified(settings: dict[str, Any]) -> bool:
-    required = settings.get("ssl_cert_reqs", "required")
-    return str(getattr(required, "name", required)).lower() not in ("required", "cert_required")
 
 
 def _credentials(settings: dict[str, Any]) -> tuple[str, str]:
@@ -81,7 +134,6 @@ class Managers:
 
     def _made(self, client: Any) -> Any:
         try:
-            url = url_of(client)
+            return self._connect(url_of(client), node_timeout=node_timeout_of(client))
         except Unsupported:
             return None
-        return self._connect(url, node_timeout=node_timeout_of(client))
