@@ -56,6 +56,10 @@ pub(crate) fn count(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResul
     }
 }
 
+fn flag(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    value.extract::<bool>().map_err(|_| wrong_type(argument, "bool", value))
+}
+
 fn wrong_type(argument: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let given = value.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
     PyTypeError::new_err(format!("{argument} must be {wanted}, not {given}"))
@@ -87,11 +91,11 @@ pub(crate) fn target(resource: &Bound<'_, PyAny>, mode: &Bound<'_, PyAny>) -> Py
 pub(crate) fn options(
     ttl: &Bound<'_, PyAny>,
     wait: &Bound<'_, PyAny>,
-    auto_extend: bool,
+    auto_extend: &Bound<'_, PyAny>,
     max_hold: &Bound<'_, PyAny>,
     label: &Bound<'_, PyAny>,
 ) -> PyResult<Acquire> {
-    let mut options = Acquire::ttl(seconds("ttl", ttl)?).auto_extend(auto_extend);
+    let mut options = Acquire::ttl(seconds("ttl", ttl)?).auto_extend(flag("auto_extend", auto_extend)?);
     match optional_seconds("wait", wait)? {
         Some(Duration::ZERO) => options = options.no_wait(),
         Some(wait) => options = options.wait(wait),

@@ -59,7 +59,7 @@ impl Manager {
         mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
         wait: &Bound<'_, PyAny>,
-        auto_extend: bool,
+        auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Lease> {
@@ -78,7 +78,7 @@ impl Manager {
         mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
         wait: &Bound<'_, PyAny>,
-        auto_extend: bool,
+        auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
@@ -95,7 +95,7 @@ impl Manager {
         resource: &Bound<'_, PyAny>,
         mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
-        auto_extend: bool,
+        auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Lease>> {
@@ -114,7 +114,7 @@ impl Manager {
         resource: &Bound<'_, PyAny>,
         mode: &Bound<'_, PyAny>,
         ttl: &Bound<'_, PyAny>,
-        auto_extend: bool,
+        auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {

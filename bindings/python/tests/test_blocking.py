@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import gc
 import os
 import pickle
 import signal
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -219,6 +221,7 @@ BAD = [
     ({"wait": -0.001}, polylock.InvalidArgument, "wait"),
     ({"max_hold": object()}, TypeError, None),
     ({"label": 3}, TypeError, None),
+    ({"auto_extend": "yes"}, TypeError, None),
     ({"label": "ü" * 129}, polylock.InvalidArgument, "label"),
 ]
 
@@ -230,6 +233,7 @@ def test_bad_arguments(memory: str, arguments: dict[str, Any], error: type[Excep
     with pytest.raises(error) as caught:
         locks.acquire(**given)
     assert getattr(caught.value, "argument", None) == argument
+    assert str(caught.value).startswith("resource" if "name" in arguments else next(iter(arguments)))
     if "wait" not in arguments:
         with pytest.raises(error):
             locks.try_acquire(**given)
@@ -306,13 +310,32 @@ def test_the_decorator_names_the_lock_from_the_arguments(url: str) -> None:
         job()  # type: ignore[call-arg]
     with pytest.raises(polylock.InvalidArgument):
         locks.locked("{other}")(job)
-    with pytest.raises(TypeError, match="coroutine"):
-        locks.locked("r")(_coroutine)
+    for wrong in (_coroutine, _generator, _async_generator, 3):
+        with pytest.raises(TypeError, match=r"coroutine|generator|int"):
+            locks.locked("r")(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="name must be str"):
+        locks.locked(job)  # type: ignore[arg-type]
+    twice = functools.partial(job, 7)
+    assert locks.locked(prefix + ":twice")(twice)() == "7x"
     assert_free(url, f"{prefix}:1:x")
 
 
 async def _coroutine() -> None:
     pass
+
+
+def _generator() -> Iterator[int]:
+    yield 1
+
+
+async def _async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+def test_managers_are_made_by_connect() -> None:
+    for cls in (polylock.LockManager, polylock.asyncio.LockManager):
+        with pytest.raises(TypeError, match="connect"):
+            cls("memory:")  # type: ignore[arg-type]
 
 
 def test_shared_and_semaphore_and_several(url: str) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -18,6 +23,9 @@ import polylock.redis
 import polylock.redis.asyncio
 from conftest import unique, wait_until
 from polylock.redis._settings import url_of
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
+from redis_server import RedisServer, free_port
 
 URL = os.environ.get("POLYLOCK_TEST_REDIS")
 pytestmark = pytest.mark.skipif(URL is None, reason="needs a Redis server")
@@ -117,9 +125,11 @@ def test_a_renewed_lock_without_a_timeout_expires_with_its_process(client: Any) 
 
 
 def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Provider(redis.CredentialProvider):
-        def get_credentials(self) -> tuple[str]:
-            raise AssertionError("nobody asks")
+    class Provider(redis.UsernamePasswordCredentialProvider):
+        """What it gives may change; redis-py asks it for each connection."""
+
+        def __init__(self) -> None:
+            super().__init__("default", "")
 
     def check(client: Any, name: Any) -> None:
         ours, theirs = locks(client, name, timeout=10, thread_local=False, sleep=0.01)
@@ -136,8 +146,7 @@ def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any, monk
         check(client, odd)
     assert client.lock(name.encode(), timeout=1, lock_class=polylock.redis.Lock).acquire()
     assert client.delete(name) == 1
-    monkeypatch.setattr(client.connection_pool, "connection_class", type("SSL", (redis.Connection,), {}))
-    monkeypatch.setitem(client.connection_pool.connection_kwargs, "ssl_ca_certs", "/ca.pem")
+    monkeypatch.setitem(client.connection_pool.connection_kwargs, "credential_provider", Provider())
     with redis.Redis(connection_pool=client.connection_pool) as secure:
         check(secure, unique())
         with pytest.raises(polylock.Unsupported):
@@ -261,20 +270,87 @@ def test_a_dead_server_is_a_connection_error() -> None:
 def test_settings_become_a_url() -> None:
     assert url_of(redis.Redis()) == "redis://localhost:6379/0"
     assert url_of(redis.Redis("::1", 7, 3, password="p@ss/w")) == "redis://:p%40ss%2Fw@[::1]:7/3"
-    assert url_of(redis.Redis(username="u", password="p", ssl=True)) == "rediss://u:p@localhost:6379/0"
+    assert (
+        url_of(redis.Redis(username="u", password="p", ssl=True, ssl_check_hostname=True))
+        == "rediss://u:p@localhost:6379/0"
+    )
     assert url_of(redis.Redis(unix_socket_path="/run/r.sock", db=2)) == "redis+unix:///run/r.sock?db=2"
     assert url_of(redis.asyncio.Redis(host="h")) == "redis://h:6379/0"
-    sentinel: Any = redis.Sentinel([("localhost", 1)])  # type: ignore[no-untyped-call]
     provider = redis.UsernamePasswordCredentialProvider("u", "p")
     assert url_of(redis.Redis(credential_provider=provider)) == "redis://u:p@localhost:6379/0"
+    tls: Any = {"ssl": True, "ssl_check_hostname": True}
+    files: Any = {"ssl_ca_certs": "/a b", "ssl_certfile": "/c", "ssl_keyfile": "/k"}
+    assert url_of(redis.Redis(**tls, **files)) == "rediss://localhost:6379/0?ca=%2Fa%20b&cert=%2Fc&key=%2Fk"
+    sentinels: Any = redis.Sentinel(  # type: ignore[no-untyped-call]
+        [("a", 1), ("b", 2)], sentinel_kwargs={"username": "s", "password": "x&y"}, password="p/w", db=3
+    )
+    expected = "redis+sentinel://:p%2Fw@a:1,b:2/m/3?sentinel_user=s&sentinel_password=x%26y"
+    assert url_of(sentinels.master_for("m")) == expected
     for client in (
         redis.Redis(ssl=True, ssl_cert_reqs="none"),
-        redis.Redis(ssl=True, ssl_ca_certs="/ca.pem"),
-        sentinel.master_for("m"),
+        redis.Redis(ssl=True, ssl_check_hostname=False),
+        redis.Redis(**tls, ssl_ca_data="pem"),
+        sentinels.slave_for("m"),
         object(),
     ):
         with pytest.raises(polylock.Unsupported):
             url_of(client)
+
+
+def excludes(client: Any) -> None:
+    """Locks of ours and of redis-py through `client` exclude each other; ours is the engine's."""
+    ours, theirs = locks(client, unique(), timeout=10, sleep=0.01)
+    with ours:
+        assert ours.fencing_token > 0
+        assert not theirs.acquire(blocking_timeout=0.05)
+    with theirs:
+        assert not ours.acquire(blocking=False)
+    with client.lock(unique(), timeout=0.5, lock_class=polylock.redis.RenewedLock) as renewed:
+        assert renewed.lease.is_held
+
+
+def test_a_cluster() -> None:
+    server = RedisServer("--cluster-enabled", "yes")
+    try:
+        with closing(server.client()) as direct:
+            direct.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_until(lambda: b"cluster_state:ok" in bytes(direct.command("CLUSTER", "INFO")))  # type: ignore[arg-type]
+        with redis.RedisCluster.from_url(server.url) as client:
+            excludes(client)
+
+        async def main() -> None:
+            client: Any
+            async with redis.asyncio.RedisCluster.from_url(server.url) as client:
+                lock = client.lock(unique(), timeout=10, lock_class=polylock.redis.asyncio.Lock)
+                async with lock:
+                    assert lock.fencing_token > 0
+
+        asyncio.run(main())
+    finally:
+        server.stop()
+
+
+def test_a_primary_behind_a_sentinel(tmp_path: Path) -> None:
+    primary = RedisServer()
+    (tmp_path / "sentinel.conf").write_text(f"sentinel monitor m 127.0.0.1 {urlsplit(primary.url).port} 1\n")
+    port = free_port()
+    command = ["redis-server", str(tmp_path / "sentinel.conf"), "--sentinel", "--port", str(port)]
+    sentinel = subprocess.Popen([*command, "--bind", "127.0.0.1"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        names: Any = redis.Sentinel([("127.0.0.1", port)])  # type: ignore[no-untyped-call]
+
+        def found() -> bool:
+            try:
+                return bool(names.discover_master("m"))
+            except redis.ConnectionError:
+                return False
+
+        wait_until(found)
+        excludes(names.master_for("m"))
+    finally:
+        sentinel.kill()
+        sentinel.wait()
+        primary.stop()
 
 
 def test_asyncio() -> None:

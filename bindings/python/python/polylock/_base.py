@@ -249,6 +249,8 @@ class ManagerBase(Generic[AnyLock]):
     _lock: type[AnyLock]
 
     def __init__(self, native: _native.Manager) -> None:
+        if not isinstance(native, _native.Manager):
+            raise TypeError("a LockManager is made by connect()")
         self._native = native
 
     def lock(

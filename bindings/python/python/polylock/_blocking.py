@@ -10,7 +10,7 @@ from ._base import LeaseBase, LockBase, ManagerBase, native_manager
 from ._errors import Error, Forked
 from ._listeners import listeners
 from ._metrics import Event, Subscription, log_to
-from ._naming import namer
+from ._naming import check_name, kind_of, namer
 from ._values import Holder, LossReason, Released
 
 if TYPE_CHECKING:
@@ -260,12 +260,13 @@ class LockManager(ManagerBase[Lock]):
         'held'
         """
 
+        check_name(name)
+
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
             from functools import wraps  # noqa: PLC0415 - of use only here
-            from inspect import iscoroutinefunction  # noqa: PLC0415
 
-            if iscoroutinefunction(function):
-                raise TypeError(f"{function.__qualname__} is a coroutine function: use polylock.asyncio")
+            if kind_of(function) != "function":
+                raise TypeError(f"{function!r} is a {kind_of(function)}: use polylock.asyncio, or a lock inside of it")
             name_of = namer(name, function)
 
             @wraps(function)

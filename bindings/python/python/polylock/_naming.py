@@ -10,6 +10,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def check_name(name: object) -> None:
+    """Refuses what is no template, as in ``@locks.locked`` without arguments."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be str, not {type(name).__name__}")
+
+
+def kind_of(function: object) -> str:
+    """What calling it gives: only a function and a coroutine function are over when their body is."""
+    import inspect  # noqa: PLC0415 - slow to import, and of use only here
+
+    if inspect.iscoroutinefunction(function):
+        return "coroutine function"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "generator function"
+    return "function" if callable(function) else type(function).__name__
+
+
 def namer(template: str, function: Callable[..., Any]) -> Callable[..., str]:
     """A function that makes the name from the arguments of a call of `function`.
 
@@ -29,7 +46,7 @@ def namer(template: str, function: Callable[..., Any]) -> Callable[..., str]:
     for field in fields:
         root = re.split(r"[.\[]", field, maxsplit=1)[0]
         if root not in signature.parameters:
-            why = f"resource names {field!r}, which is no parameter of {function.__qualname__}"
+            why = f"resource names {field!r}, which is no parameter of {getattr(function, '__qualname__', function)}"
             raise InvalidArgument(why, argument="resource")
     if not fields:
         name = template.format()

@@ -10,7 +10,7 @@ from .. import _native, _process
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
 from .._metrics import Event, Subscription, log_to
-from .._naming import namer
+from .._naming import check_name, kind_of, namer
 from .._values import Holder, LossReason, Released
 from ._bridge import bridge
 
@@ -310,12 +310,13 @@ class LockManager(ManagerBase[Lock]):
         'held'
         """
 
+        check_name(name)
+
         def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
             from functools import wraps  # noqa: PLC0415 - of use only here
-            from inspect import iscoroutinefunction  # noqa: PLC0415
 
-            if not iscoroutinefunction(function):
-                raise TypeError(f"{function!r} is no coroutine function: use polylock.connect")
+            if kind_of(function) != "coroutine function":
+                raise TypeError(f"{function!r} is a {kind_of(function)}: use polylock.connect, or a lock inside of it")
             name_of = namer(name, function)
 
             @wraps(function)

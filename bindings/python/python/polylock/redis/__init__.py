@@ -8,10 +8,10 @@ Beyond it:
 * `RenewedLock` is renewed in the background until it is released, so its `timeout` is how long a dead process keeps
   others out (30 seconds if there is none). `RenewedLock.lease` is the `polylock.Lease`, with its signal of loss.
 
-The client tells the server's address and the login; the engine connects to it by itself. Where it cannot (a client of
-a cluster or of Sentinel, certificates or a credential provider of one's own), and where the caller has a `token`, a
-`do_acquire` or a `time.sleep` of his own (gevent), it works as redis-py does, through the client: a waiter asks every
-`sleep` seconds, and there is no fencing token.
+The client tells the server's address (of a cluster or of sentinels, too), certificates and the login; the engine
+connects to it by itself. Where it cannot (a server that is not verified, a credential provider of one's own), and
+where the caller has a `token`, a `do_acquire` or a `time.sleep` of his own (gevent), it works as redis-py does, through
+the client: a waiter asks every `sleep` seconds, and there is no fencing token.
 """
 
 from __future__ import annotations
