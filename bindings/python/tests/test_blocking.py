@@ -9,9 +9,11 @@ import gc
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ import pytest
 import polylock
 import polylock.asyncio
 from conftest import assert_free, unique, wait_until
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
+from redis_server import RedisServer
 
 
 def test_with_gives_the_lease_and_releases_it(url: str, name: str) -> None:
@@ -141,6 +146,39 @@ def test_ctrl_c_ends_a_wait_and_leaves_nothing(url: str, name: str) -> None:
     assert min(took) < 0.1
     assert max(took) < 5
     assert_free(url, name)
+
+
+def test_ctrl_c_ends_every_call_that_waits_for_a_server() -> None:
+    server = RedisServer()
+    calls: dict[str, Callable[[polylock.LockManager, polylock.Lease], object]] = {
+        "acquire": lambda locks, _: locks.acquire("other"),
+        "try_acquire": lambda locks, _: locks.try_acquire("other"),
+        "inspect": lambda locks, _: locks.inspect("other"),
+        "extend": lambda _, lease: lease.extend(),
+        "release": lambda _, lease: lease.release(),
+        "close": lambda locks, _: locks.close(),
+    }
+    sent, took = [0.0], []
+
+    def interrupt() -> None:
+        sent.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    try:
+        for call in calls.values():
+            with polylock.connect(server.url, node_timeout=20) as locks, locks.lock("r", ttl=60) as lease:
+                os.kill(server.pid, signal.SIGSTOP)  # from now on it answers nothing
+                timer = threading.Timer(0.2, interrupt)
+                timer.start()
+                with pytest.raises(KeyboardInterrupt):
+                    call(locks, lease)
+                took.append(time.monotonic() - sent[-1])
+                timer.join()
+                os.kill(server.pid, signal.SIGCONT)
+    finally:
+        server.stop()
+    assert sorted(took)[len(took) // 2] < 0.1, took
+    assert max(took) < 5
 
 
 def test_signal_handlers_run_during_a_wait(memory: str, name: str) -> None:

@@ -47,6 +47,24 @@ def test_pairs(url: str) -> None:
         stays_flat(work)
 
 
+def test_leases_that_are_released_by_themselves_are_let_go(memory: str) -> None:
+    async def main() -> None:
+        lock = polylock.asyncio.connect(memory).lock("r")
+        for _ in range(20):
+            lease = await lock.acquire()
+            await lease.release()
+        assert sum(map(len, lock._held.values())) == 1
+        async with lock as outer:
+            assert await lock.release() is polylock.Released.RELEASED
+            assert not outer.is_held
+
+    asyncio.run(main())
+    lock = polylock.connect(memory).lock("r")
+    for _ in range(20):
+        lock.acquire().release()
+    assert sum(map(len, lock._held.values())) == 1
+
+
 def test_asyncio_pairs_and_listeners(url: str) -> None:
     times = pairs_on(url)
     locks = polylock.asyncio.connect(url)

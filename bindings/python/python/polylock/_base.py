@@ -31,6 +31,9 @@ def publish(names: dict[str, Any], module: str) -> None:
             value.__module__ = module
 
 
+_RELEASED = {outcome.value: outcome for outcome in Released} | {"ended_before": Released.NOT_HELD}
+
+
 class LeaseBase:
     """A held lock, apart from what waits."""
 
@@ -158,7 +161,7 @@ class LeaseBase:
             callbacks.pop(number, None)
 
     def _released(self, outcome: str) -> Released:
-        released = Released.NOT_HELD if outcome == "ended_before" else Released(outcome)
+        released = _RELEASED[outcome]
         if released is not Released.NOT_HELD or self._native.loss is None:
             self._forget_listeners()
         return released
@@ -219,7 +222,11 @@ class LockBase(Generic[AnyLease]):
         self._held: dict[int, list[AnyLease]] = {}
 
     def _keep(self, user: int, lease: AnyLease) -> AnyLease:
-        self._held.setdefault(user, []).append(lease)
+        held = self._held.setdefault(user, [])
+        if held:
+            # What was released by itself, not by this object.
+            held[:] = [other for other in held if other.is_held or other.lost]
+        held.append(lease)
         return lease
 
     def _take(self, user: int) -> AnyLease | None:

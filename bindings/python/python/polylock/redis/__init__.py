@@ -10,7 +10,7 @@ Beyond it:
 
 The client tells the server's address (of a cluster or of sentinels, too), certificates and the login; the engine
 connects to it by itself. Where it cannot (a server that is not verified, a credential provider of one's own), and
-where the caller has a `token`, a `do_acquire` or a `time.sleep` of his own (gevent), it works as redis-py does, through
+where the caller has a `token`, a `do_acquire` or a `time.sleep` of his own (gevent), it works as redis-py does, by
 the client: a waiter asks every `sleep` seconds, and there is no fencing token.
 """
 
