@@ -254,7 +254,7 @@ def test_timeouts_of_asyncio_work(url: str, name: str, run: Run) -> None:
         locks = polylock.asyncio.connect(url)
         async with locks.lock(name):
             for _ in range(3):
-                with pytest.raises(asyncio.TimeoutError):  # noqa: UP041 - two classes in Python 3.10
+                with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(locks.acquire(name), 0.05)
             assert locks.waiting(name) == 0
 

@@ -259,14 +259,13 @@ class LockManager(ManagerBase[Lock]):
         >>> charge(42)
         'held'
         """
-
         check_name(name)
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
             from functools import wraps  # noqa: PLC0415 - of use only here
 
             if kind_of(function) != "function":
-                raise TypeError(f"{function!r} is a {kind_of(function)}: use polylock.asyncio, or a lock inside of it")
+                raise TypeError(f"{function!r} is a {kind_of(function)}: use polylock.asyncio, or a lock inside")
             name_of = namer(name, function)
 
             @wraps(function)

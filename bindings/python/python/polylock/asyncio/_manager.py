@@ -309,14 +309,13 @@ class LockManager(ManagerBase[Lock]):
         >>> asyncio.run(charge(42))
         'held'
         """
-
         check_name(name)
 
         def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
             from functools import wraps  # noqa: PLC0415 - of use only here
 
             if kind_of(function) != "coroutine function":
-                raise TypeError(f"{function!r} is a {kind_of(function)}: use polylock.connect, or a lock inside of it")
+                raise TypeError(f"{function!r} is a {kind_of(function)}: use polylock.connect, or a lock inside")
             name_of = namer(name, function)
 
             @wraps(function)
