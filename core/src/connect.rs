@@ -23,7 +23,7 @@ use crate::{
 /// | `file:///var/lock/app` | in files of that directory: among the processes of this host |
 /// | several Redis URLs, as a list or separated by commas | in a majority of these independent servers (Redlock) |
 /// | `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS), `redis+unix:///path` | in one Redis or Valkey |
-/// | `zookeeper://[user:password@]host[:port],host…[/path][?session_timeout=10]` | in a ZooKeeper ensemble |
+/// | `zookeeper://[user:password@]host[:port],host…[/path][?session_timeout=10]`, `zookeeper+tls://…` | in a ZooKeeper ensemble |
 /// | `redis+sentinel://[user:password@]host[:port],…/master[/database]` | in the primary that these sentinels name |
 /// | `redis+cluster://[user:password@]host[:port],…` | in a Redis cluster |
 /// | `postgres://user:password@host[:port]/database` | in a table of that PostgreSQL database |
@@ -121,7 +121,7 @@ impl Connect {
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
             other => {
                 let why = format!(
-                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, postgres, zookeeper, file, memory"
+                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, postgres, zookeeper, zookeeper+tls, file, memory"
                 );
                 Err(Error::invalid("url", why))
             }

@@ -6,7 +6,7 @@ by a line. Ends, with all its servers, at the end of the input.
 
     leader      the number of the one that leads, 1 to 3
     cut N       N and the others hear nothing of each other any more; no connection is closed
-    heal        undoes that
+    heal        undoes that, once those who were cut off have noticed: then what follows begins from a state that is known
     kill N      without goodbye
     start N     brings it back
     settle      waits until all that run serve clients
@@ -31,7 +31,9 @@ from zookeeper_server import JavaServer
 SIZE = 3
 # Short ticks: sessions of two seconds are ten of them. A server notices after as many ticks that it is cut off, and answers its
 # clients until then: that is as long as those sessions last.
-LIMITS = ["tickTime=200", "initLimit=20", "syncLimit=10", "minSessionTimeout=1000", "maxSessionTimeout=60000"]
+LIMITS = ["tickTime=200", "initLimit=10", "syncLimit=10", "minSessionTimeout=1000", "maxSessionTimeout=60000"]
+# Who finds nobody to vote with asks again after twice the time, up to a minute.
+ELECTIONS = "-Dzookeeper.fastleader.maxNotificationInterval=400"
 SETTLED_WITHIN = 90.0
 
 
@@ -55,7 +57,7 @@ class Member:
         hosts.write_text("".join(f"127.0.{self.number}.{other} member{other}\n" for other in known))
         (self.directory / "myid").write_text(f"{self.number}\n")
         lines = [f"server.{other.number}=member{other.number}:{other.quorum}:{other.election}" for other in members]
-        self.server = JavaServer(self.directory, self.client, [*LIMITS, *lines], [f"-Djdk.net.hosts.file={hosts}"])
+        self.server = JavaServer(self.directory, self.client, [*LIMITS, *lines], [f"-Djdk.net.hosts.file={hosts}", ELECTIONS])
 
     def kill(self) -> None:
         if self.server is not None:
@@ -80,7 +82,7 @@ class Network:
     """The proxies between the servers."""
 
     def __init__(self) -> None:
-        self._cut: set[int] = set()
+        self.alone: set[int] = set()
         self._writers: dict[asyncio.StreamWriter, tuple[int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -122,14 +124,14 @@ class Network:
             self._forget(sink)
 
     def _is_cut(self, one: int, other: int) -> bool:
-        return one in self._cut or other in self._cut
+        return one in self.alone or other in self.alone
 
     def _forget(self, writer: asyncio.StreamWriter) -> None:
         self._writers.pop(writer, None)
         writer.close()
 
     def cut(self, number: int) -> None:
-        self._cut.add(number)
+        self.alone.add(number)
 
     def heal(self) -> None:
         """What was said meanwhile is lost, so the connections that were cut are closed."""
@@ -137,7 +139,7 @@ class Network:
             if self._is_cut(one, other):
                 self._writers.pop(writer)
                 writer.transport.abort()
-        self._cut.clear()
+        self.alone.clear()
 
 
 class Ensemble:
@@ -160,6 +162,13 @@ class Ensemble:
                 await asyncio.sleep(0.02)
         return "ok"
 
+    async def heal(self) -> None:
+        async with asyncio.timeout(SETTLED_WITHIN):
+            for number in self.network.alone:
+                while await self.members[number - 1].mode():
+                    await asyncio.sleep(0.02)
+        self.network.heal()
+
     async def leader(self) -> str:
         async with asyncio.timeout(SETTLED_WITHIN):
             while True:
@@ -177,7 +186,7 @@ class Ensemble:
             case ["cut", number]:
                 self.network.cut(int(number))
             case ["heal"]:
-                self.network.heal()
+                await self.heal()
             case ["kill", number]:
                 self.members[int(number) - 1].kill()
             case ["start", number]:

@@ -7,10 +7,10 @@
 //! # Attempts and places
 //!
 //! The engine tries, is refused, waits and tries again with a new owner token. Here the place in line survives that: an attempt that is
-//! refused and will be followed by another leaves its contender *parked*, with a watch on the one contender that it waits for,
-//! and the next attempt for the same resources goes on with it. So processes are served in the order in which they came, and a hand-over wakes one
-//! waiter, however many there are (permits: all who wait). When it is its turn, the attempt writes its own owner token into the node. A parked
-//! contender is deleted when the waiter leaves, and when no attempt has come back for it within [`KEPT`]: a stalled waiter loses its place, nothing else.
+//! refused and will be followed by another leaves its contender *parked*, with a watch on what it waits for, and the next
+//! attempt for the same resources goes on with it, without a request as long as the watch is quiet ([`queue`]). So processes are served in the order in
+//! which they came, and a hand-over wakes one waiter, however many there are. When it is its turn, the attempt writes its own owner token into the node. A parked
+//! contender is deleted when the waiter leaves, and when no attempt has come back for it in time: a stalled waiter loses its place, nothing else.
 //! A single try is not parked: it deletes its contender at once.
 //!
 //! Several resources at once: one transaction makes a contender in each line, so that the order is the same in all of them and
@@ -18,15 +18,23 @@
 //!
 //! # What can happen between any two steps
 //!
-//! * *The answer to a creation is lost*: the owner token in the name finds the contender; it is deleted, never adopted.
+//! * *The answer to a creation is lost*: the owner token in the name finds the contender; it is deleted, never adopted ([`release`]).
 //! * *The caller goes away*: the attempt goes on, on the engine, and undoes itself when it sees that it is over.
-//! * *The session ends*: its contenders are deleted by the ensemble. Its leases have ended before ([`session`]), and nothing of an old session is adopted by a new one.
+//! * *The connection breaks*: the session goes on over another one, to any server; a waiter keeps its place.
+//! * *The session ends*: its contenders are deleted by the ensemble. Its leases have ended before ([`proof`]), and nothing of an old session is
+//!   adopted by a new one.
 //! * *The directory is deleted*, being empty: it is made again. Its numbers start anew, but then nobody is in line, and the
 //!   fencing token does not depend on them.
+//! * *The numbers run out*: then the transactions that made the nodes say who came first ([`line`]).
 //! * *The contender that we wait for is gone before we watch it*: we look again.
-//! * *A server that lags behind answers*: it does not serve a session that has seen more than it has; a look comes after our own creation
-//!   in the session's order, so it sees everybody who is before us.
+//! * *A server that lags behind, or is cut off, answers*: it does not serve a session that has seen more than it has, and its answer comes after our own
+//!   creation in the session's order, so it shows everybody who is before us. Who has left does not come back: what it does not show yet makes us wait, nothing else.
 //! * *The ttl of a lease passes*: the engine releases it. The ensemble knows the session's timeout only.
+//!
+//! # Why the protocol is our own
+//!
+//! The `zookeeper-client` crate has its sockets and timers on async-io's global reactor, a thread that the child of a fork has not; it takes a session for
+//! alive until 7/5 of its timeout, and does not say when what was answered was sent, which is what a lease is counted from.
 
 mod attempt;
 mod claim;
