@@ -8,6 +8,7 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod redis;
+mod tls;
 pub(crate) mod zookeeper;
 
 use std::{

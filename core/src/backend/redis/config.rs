@@ -5,8 +5,8 @@ use std::{borrow::Cow, fmt, path::PathBuf, time::Duration};
 use futures_util::future::{BoxFuture, FutureExt};
 use redis::{ConnectionAddr, IntoConnectionInfo};
 
-use super::{call::CallError, subscriber::Locate, tls::Tls};
-use crate::{Error, Result, options};
+use super::{call::CallError, subscriber::Locate};
+use crate::{Error, Result, backend::tls::Tls, options};
 
 /// How long a restarted server sits out unless the URL says otherwise.
 const LONGEST_TTL: Duration = Duration::from_secs(60);

@@ -45,7 +45,6 @@ mod sentinel;
 mod simulated;
 mod slot;
 mod subscriber;
-mod tls;
 
 use std::{
     fmt,

@@ -2,8 +2,8 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use super::{name::decoded, tls::Tls, wire::Acl};
-use crate::{Error, Result};
+use super::{name::decoded, wire::Acl};
+use crate::{Error, Result, backend::tls::Tls};
 
 /// One ensemble. Printing it shows no password.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl Config {
         tls.client = cert.zip(key);
         if is_tls {
             // Files that cannot be read are better told now.
-            tls.check().map_err(|error| Error::invalid("url", error.to_string()))?;
+            tls.config()?;
             config.tls = Some(tls);
         } else if tls != Tls::default() {
             return Err(wrong("ca, cert and key are for zookeeper+tls://"));

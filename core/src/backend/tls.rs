@@ -1,4 +1,4 @@
-//! TLS for `rediss://`: always verified, against the system's certificates or those that the URL names.
+//! TLS where the URL's scheme asks for it: always verified, against the system's certificates or those that the URL names.
 
 use std::{
     path::{Path, PathBuf},
