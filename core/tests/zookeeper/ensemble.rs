@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use polylock::LossReason;
+use polylock::{Acquire, ErrorKind, LossReason};
 
-use super::{Servant, acquire, connect, name, session::told};
+use super::{LONG, Servant, acquire, connect, name, session::told};
 
 /// Rounds; `POLYLOCK_TEST_ROUNDS` asks for more.
 fn rounds() -> u64 {
@@ -101,4 +101,26 @@ async fn tokens_grow_though_leaders_are_killed() {
         ensemble.does("settle");
         next.release().await.unwrap();
     }
+    // All of them, while somebody acquires.
+    let lease = acquire(&one, &name).await;
+    let acquiring = tokio::spawn({
+        let (other, name) = (other.clone(), name.clone());
+        async move { other.acquire(&name, Acquire::ttl(LONG).wait(Duration::from_secs(3))).await }
+    });
+    for member in 1..=3 {
+        ensemble.does(&format!("kill {member}"));
+    }
+    assert_eq!(lease.lost().await, Some(LossReason::Expired));
+    let error = acquiring.await.unwrap().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error}");
+    let error = other.try_acquire(&name, Acquire::ttl(LONG)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains(&ensemble.hosts[0]), "it does not say where: {error}");
+    for member in 1..=3 {
+        ensemble.does(&format!("start {member}"));
+    }
+    ensemble.does("settle");
+    let next = acquire(&other, &name).await;
+    assert!(next.fencing_token() > lease.fencing_token());
+    next.release().await.unwrap();
 }

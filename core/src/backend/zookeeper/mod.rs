@@ -155,6 +155,15 @@ impl Ensemble {
         Ok(session)
     }
 
+    /// Adds to an answer that did not come in time what is known of the reason.
+    fn explain(&self, error: Error) -> Error {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).session.clone();
+        match session.and_then(|session| session.trouble()) {
+            Some(trouble) => error.with_causes_of(&trouble),
+            None => error,
+        }
+    }
+
     fn is_closed(&self) -> bool {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).closed
     }
@@ -206,14 +215,16 @@ impl Backend for ZookeeperBackend {
     fn try_acquire<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Attempt> {
         Box::pin(async {
             let attempt = Arc::clone(&self.0).acquire(claim.clone());
-            on_engine(self.0.timeout(claim.ttl), attempt).await.unwrap_or_else(Attempt::Unknown)
+            let answer = on_engine(self.0.timeout(claim.ttl), attempt).await;
+            answer.unwrap_or_else(|error| Attempt::Unknown(self.0.explain(error)))
         })
     }
 
     fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, _: &'a Driver) -> Answer<'a, Extension> {
         Box::pin(async move {
             let extension = Arc::clone(&self.0).extend(claim.clone(), ttl);
-            on_engine(self.0.timeout(ttl), extension).await.unwrap_or_else(Extension::Unknown)
+            let answer = on_engine(self.0.timeout(ttl), extension).await;
+            answer.unwrap_or_else(|error| Extension::Unknown(self.0.explain(error)))
         })
     }
 

@@ -56,6 +56,8 @@ pub(super) struct Shared {
     /// Until when what is held is held. Another one once that has passed.
     end: Mutex<Arc<SessionEnd>>,
     bells: Mutex<Bells>,
+    /// Why there is no connection.
+    trouble: Mutex<Option<Error>>,
     /// To be told when the servers say that the session is over.
     leases: Mutex<HashMap<OwnerToken, Weak<dyn Losable>>>,
 }
@@ -132,6 +134,7 @@ impl Session {
             config,
             bells: Mutex::default(),
             leases: Mutex::default(),
+            trouble: Mutex::default(),
         });
         runtime::spawn(run(Arc::clone(&shared), orders, state_sender));
         Arc::new(Self { requests, state, shared })
@@ -149,6 +152,11 @@ impl Session {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::unavailable("the session has ended")),
         }
+    }
+
+    /// Why it has no connection, if it has none.
+    pub(super) fn trouble(&self) -> Option<Error> {
+        self.shared.trouble().clone()
     }
 
     /// When what it holds now is lost. It counts as holding something for as long as somebody has this.
@@ -234,6 +242,10 @@ impl Shared {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed))
     }
@@ -291,6 +303,7 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, st
         let end = match link::connect(&shared, &mut identity).await {
             Ok(connected) => {
                 pause = FIRST_PAUSE;
+                *shared.trouble() = None;
                 state.send_replace(State::Connected);
                 let mut link = Link::new(&shared, &mut identity, connected);
                 let end = link.serve(&mut orders).await;
@@ -311,6 +324,7 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<Order>, st
             }
             End::Cut(error) => {
                 tracing::debug!(ensemble = ?shared.config, %error, "connection lost");
+                *shared.trouble() = Some(error.clone());
                 if refuse_all(&mut orders, &error) {
                     break Error::closed();
                 }
