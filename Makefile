@@ -130,7 +130,13 @@ bench: ## Compares with the usual libraries; prints a table and writes target/be
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench $$POLYLOCK_TEST_REDIS" \
 	    "$(BENCH)/c $${address%:*} $${address#*:} core/src/backend/redis/scripts" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS $$POLYLOCK_TEST_REDLOCK" \
+	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/zookeeper.py $$POLYLOCK_TEST_ZOOKEEPER" \
 	    "node benches/node/bench.mjs $$POLYLOCK_TEST_REDIS"'
+
+.PHONY: zookeeper-long
+zookeeper-long: ## ZooKeeper for longer: twenty rounds of killed leaders and minorities that are cut off from a ZooKeeper ensemble.
+	tests/install.sh
+	POLYLOCK_TEST_ROUNDS=20 $(SERVERS) cargo test -p polylock --test zookeeper -- ensemble
 
 .PHONY: clean
 clean: ## Removes what was built.
