@@ -20,6 +20,9 @@ use crate::clock::Instant;
 /// How far apart the requests are kept, in parts of the delay of the reports: others are forgotten.
 const RESOLUTION: u32 = 8;
 
+/// How long they are kept, in such delays: the connection counts as cut before an answer takes that long.
+const KEPT: u32 = 4;
+
 /// What was sent over one connection.
 #[derive(Debug)]
 pub(super) struct Proof {
@@ -45,14 +48,20 @@ impl Proof {
     pub(super) fn sent(&mut self, now: Instant) {
         if self.sent.back().is_none_or(|last| last.after(self.delay / RESOLUTION) <= now) {
             self.sent.push_back(now);
+            self.forget_before(now, self.delay * KEPT);
+        }
+    }
+
+    /// Forgets what is older than `age`, but for the last of it.
+    fn forget_before(&mut self, now: Instant, age: Duration) {
+        while self.sent.get(1).is_some_and(|next| next.after(age) <= now) {
+            self.sent.pop_front();
         }
     }
 
     /// A write that was sent at `sent` was carried out. Answers when the leader has heard of the session at the earliest.
     pub(super) fn written(&mut self, sent: Instant) -> Instant {
-        while self.sent.get(1).is_some_and(|next| next.after(self.delay) <= sent) {
-            self.sent.pop_front();
-        }
+        self.forget_before(sent, self.delay);
         match self.sent.front() {
             Some(first) if first.after(self.delay) <= sent => self.greeted.max(*first),
             _ => self.greeted,
@@ -95,5 +104,15 @@ mod tests {
             assert!(proven <= now && (step < 3000 || now.since(proven) <= ms(1000 + 126)), "{step}");
             assert!(proof.sent.len() <= 10);
         }
+        let mut idle = Proof::new(t, TIMEOUT);
+        for step in 1..1000 {
+            idle.sent(t.after(ms(1000) * step));
+            assert!(idle.sent.len() <= 6);
+        }
+        // A write whose answer took a while, and others behind it.
+        let sent = t.after(ms(1_000_000));
+        idle.sent(sent);
+        (1..20).for_each(|later| idle.sent(sent.after(ms(100) * later)));
+        assert_eq!(idle.written(sent), t.after(ms(999_000)));
     }
 }
