@@ -59,6 +59,8 @@ pub use resource::Resource;
 pub use target::{Mode, Target};
 pub use token::OwnerToken;
 
+pub use backend::postgres::transaction as postgres;
+
 /// For the bindings: event loops and numbers of other languages.
 pub mod host {
     pub use crate::completion::{CompletionQueue, OperationId, Started};

@@ -110,7 +110,9 @@ class PostgresServer(_Server):
             make_certificates(self.directory)
             files = {"ssl_ca_file": "ca.pem", "ssl_cert_file": "server.pem", "ssl_key_file": "server.key"}
             self.options += ("ssl=on", *(f"{name}={self.directory / file}" for name, file in files.items()))
-            rules.write_text("hostssl all carol all cert\nhost all admin all scram-sha-256\nhostssl all all all scram-sha-256\n")
+            rules.write_text(
+                "hostssl all carol all cert\nhost all admin all scram-sha-256\nhostssl all all all scram-sha-256\n"
+            )
         else:
             rules.write_text("host all all all scram-sha-256\n")
         self.start()
@@ -269,8 +271,8 @@ def _as_postgres() -> list[str]:
 def _obey(options: list[str]) -> None:
     """Runs a server for tests in other languages: a line of URLs, then orders by standard input, each answered `ok`.
 
-    `kill`, `start`, `pause` and `resume` do just that; `standby` restarts it as a replica, `primary` undoes that. It ends with the input.
-    The option `--tls` is of ours, the others are settings.
+    `kill`, `start`, `pause` and `resume` do just that; `standby` restarts it as a replica, `primary` undoes that. It
+    ends with the input. The option `--tls` is of ours, the others are settings.
     """
     settings = [option for option in options if option != "--tls"]
     with PostgresServer(*settings, tls="--tls" in options) as server, PgBouncer(server) as pooler:

@@ -7,6 +7,7 @@ mod crash;
 mod cut_off;
 mod lease;
 mod session;
+mod transaction;
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -13,6 +13,7 @@ mod listener;
 mod pool;
 mod session;
 mod tls;
+pub mod transaction;
 
 use std::{sync::Arc, time::Duration};
 

@@ -11,7 +11,7 @@ use crate::{Error, Result, backend::postgres::config::Keys};
 pub(super) fn lock_id(name: &str, keys: Keys) -> Result<i64> {
     let wrong = |what: &str| Error::invalid("resource", format!("must be {what}, as the URL says keys={keys}"));
     match keys {
-        Keys::Name => Ok(hashed(&[name])),
+        Keys::Name => Ok(id_of_name(name)),
         Keys::Number => name.parse().map_err(|_| wrong("a 64-bit number")),
         Keys::Pair => {
             let (class, object) = name.split_once(',').ok_or_else(|| wrong("two 32-bit numbers like 1,2"))?;
@@ -22,13 +22,17 @@ pub(super) fn lock_id(name: &str, keys: Keys) -> Result<i64> {
     }
 }
 
+/// The first 8 bytes, in network order, of the SHA-256 of "polylock", a zero byte and the name.
+pub(in crate::backend::postgres) fn id_of_name(name: &str) -> i64 {
+    hashed(&[name])
+}
+
 /// The id of the advisory lock for one permit of the semaphore `name`, counted from 0.
 pub(super) fn slot_id(name: &str, slot: u32) -> i64 {
     // No name has a zero byte in it.
     hashed(&[name, "\0", &slot.to_string()])
 }
 
-/// The first 8 bytes, in network order, of the SHA-256 of "polylock", a zero byte and the name.
 fn hashed(parts: &[&str]) -> i64 {
     let mut digest = Sha256::new().chain_update(b"polylock\0");
     for part in parts {

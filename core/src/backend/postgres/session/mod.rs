@@ -21,7 +21,7 @@
 //! * *A waiter's wish to be told comes too late*: the wish is written, and then it tries once more.
 
 mod acquire;
-mod id;
+pub(super) mod id;
 mod inspection;
 mod locks;
 mod release;
