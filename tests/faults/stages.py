@@ -102,7 +102,7 @@ class FileStage(Stage):
 
 
 class RedisStage(Stage):
-    """One Redis, or Redlock over several. They keep their data, so that a restart forgets nothing."""
+    """One Redis, or Redlock over several. They keep their data through a restart, but for the first of several."""
 
     def __init__(self, workers: list[str], network: Network, count: int) -> None:
         super().__init__(workers, network)
@@ -112,7 +112,9 @@ class RedisStage(Stage):
         self._link_all([server.port for server in self._servers])
 
     def url(self, worker: str) -> str:
-        return ",".join(f"redis://127.0.0.1:{link.port}" for link in self._links[worker])
+        # No lock lives longer, so that is how long one that has restarted sits out.
+        sits_out = f"?longest_ttl={LONGEST_TTL * 1.1}" if len(self._servers) > 1 else ""
+        return ",".join(f"redis://127.0.0.1:{link.port}{sits_out}" for link in self._links[worker])
 
     def faults(self, dice: random.Random) -> list[Fault]:
         some, full = dice.sample(self._servers, dice.randint(1, len(self._servers))), _Full()
@@ -125,14 +127,21 @@ class RedisStage(Stage):
 
             return act_on_each
 
+        # Always the same one: Redlock does not survive a majority that forgets within one ttl.
+        forgetful = [Fault("one server forgot everything", self._forget, self._servers[0].start)]
         return [
             *super().faults(dice),
+            *(forgetful if len(self._servers) > 1 else []),
             Fault(f"{where} stopped", each(RedisServer.pause), each(RedisServer.resume)),
             Fault(f"{where} killed", each(RedisServer.kill), each(RedisServer.start)),
             Fault(f"{where} without scripts", each(lambda server: server.command("SCRIPT", "FLUSH")), _nothing),
             Fault(f"{where} cut all connections", each(_cut_all), _nothing),
             Fault(f"{where} full of clients", each(full.fill), full.empty),
         ]
+
+    def _forget(self) -> None:
+        self._servers[0].kill()
+        self._servers[0].forget()
 
     def left_over(self) -> list[str]:
         keys = {key for server in self._servers for key in _keys(server)}

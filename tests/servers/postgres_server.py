@@ -201,6 +201,11 @@ class PgBouncer(_Server):
         self._launch(program, settings)
         self._await(self.url)
 
+    def stop(self) -> None:
+        """Ends it. By the one signal that it cannot have been started to ignore, as background jobs ignore SIGQUIT."""
+        self._end(signal.SIGKILL)
+        super().stop()
+
     @property
     def url(self) -> str:
         return f"postgres://app:{self._server.password}@127.0.0.1:{self.port}/app"

@@ -142,6 +142,11 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def forget(self) -> None:
+        """Removes what a server that was killed kept on disk."""
+        shutil.rmtree(self._directory)
+        os.mkdir(self._directory)
+
     def stop(self) -> None:
         """Kills it and removes what it kept on disk."""
         self.kill()

@@ -111,9 +111,7 @@ class Network:
 
         await asyncio.start_server(connected, f"127.0.{one}.{other}", port)
 
-    async def _pass(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, one: int, other: int
-    ) -> None:
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, one: int, other: int) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 if self._is_cut(one, other):
