@@ -80,12 +80,14 @@ impl LeaseBackend {
         let (pid, label) = (i32::try_from(std::process::id()).ok(), claim.label.as_deref());
         // When the first request that may yet be granted was sent.
         let mut sent: Option<Instant> = None;
+        // A request broke: it may have been, or may yet be, granted, whatever a later one is told.
+        let mut in_doubt = false;
         let mut made_table = false;
         let mut last_error = None;
         for _ in 0..ROUNDS {
             let connection = match self.pool.get().await {
                 Ok(connection) => connection,
-                Err(failure) if sent.is_none() => return Attempt::Refused(failure.into_error()),
+                Err(failure) if !in_doubt => return Attempt::Refused(failure.into_error()),
                 Err(failure) => return Attempt::Unknown(failure.into_error()),
             };
             let asked = Instant::now();
@@ -109,17 +111,20 @@ impl LeaseBackend {
                     }
                 }
                 Err(failure) if failure.is_clash() => {
-                    return Attempt::Busy { free_in: None, foreign: false, contended: true, residue: false };
+                    return Attempt::Busy { free_in: None, foreign: false, contended: true, residue: in_doubt };
                 }
                 // Closed while nobody looked, or broken under us: the row tells whether it got there.
                 Err(failure @ (Failure::NotSent(_) | Failure::Broken(_))) if Instant::now() < expires => {
                     if matches!(failure, Failure::NotSent(_)) && since == asked {
                         sent = None;
                     }
+                    in_doubt |= failure.is_ambiguous();
                     last_error = Some(failure.into_error());
                     continue;
                 }
-                Err(failure) if failure.is_ambiguous() => return Attempt::Unknown(failure.into_error()),
+                Err(failure) if failure.is_ambiguous() || in_doubt => {
+                    return Attempt::Unknown(failure.into_error());
+                }
                 Err(failure) => return Attempt::Refused(failure.into_error()),
             };
             connection.set_server_time(seen.now, asked);
@@ -132,13 +137,13 @@ impl LeaseBackend {
             if seen.held && (seen.asked || !want) {
                 let foreign = seen.by_permits != matches!(claim.mode, Mode::Permit { .. });
                 let free_in = seen.us_left.map(duration);
-                return Attempt::Busy { free_in, foreign, contended: false, residue: false };
+                return Attempt::Busy { free_in, foreign, contended: false, residue: in_doubt };
             }
             // Somebody came or went while we looked, or it was too late by the server's clock, which was set: look again.
             sent = None;
         }
         match last_error {
-            Some(error) if sent.is_some() => Attempt::Unknown(error),
+            Some(error) if in_doubt => Attempt::Unknown(error),
             Some(error) => Attempt::Refused(error),
             None => Attempt::Busy { free_in: None, foreign: false, contended: true, residue: false },
         }
