@@ -10,6 +10,8 @@ SERVERS := $(CURDIR)/tests/servers/with_servers.py
 # Each language brings LANGUAGE-build and LANGUAGE-test, C also install-c, the others LANGUAGE-lint.
 LANGUAGES := $(patsubst bindings/%/,%,$(dir $(wildcard bindings/*/*.mk)))
 include $(foreach language,$(LANGUAGES),bindings/$(language)/$(language).mk)
+# They bring OVER_C, the languages of examples/ whose tools are on this machine.
+include examples/languages.mk
 
 .PHONY: help
 help: ## This list.
@@ -21,13 +23,13 @@ test: ## Installs what is missing, checks the code and runs every test in every 
 	$(SERVERS) tests/suite.py \
 	    lint="$(MAKE) lint" \
 	    rust="cargo test --workspace" \
-	    $(foreach language,$(LANGUAGES),$(language)="$(MAKE) $(language)-test") \
+	    $(foreach language,$(LANGUAGES) $(OVER_C),$(language)="$(MAKE) $(language)-test") \
 	    together="$(MAKE) together-test" \
 	    interop="$(MAKE) interop-test" \
 	    faults="$(MAKE) faults-test"
 
 .PHONY: build
-build: rust-build $(LANGUAGES:%=%-build) ## Builds the libraries and the examples of all languages.
+build: rust-build $(LANGUAGES:%=%-build) $(OVER_C:%=%-build) ## Builds the libraries and the examples of all languages.
 
 .PHONY: rust-build
 rust-build:
@@ -38,7 +40,7 @@ python_COUNTER ?= $(VENV)/bin/python $(CURDIR)/examples/python/counter.py
 node_COUNTER ?= node $(CURDIR)/examples/node/counter.js
 c_COUNTER ?= $(CURDIR)/build/c/counter
 COUNTERS = rust="$(CARGO_TARGET_DIR)/debug/counter" \
-    $(foreach language,$(LANGUAGES),$(language)="$($(language)_COUNTER)")
+    $(foreach language,$(LANGUAGES) $(OVER_C),$(language)="$($(language)_COUNTER)")
 
 .PHONY: demo
 demo: ## Four languages add to one number, without and with locks; URL= says where the locks are kept.

@@ -18,7 +18,7 @@ C_HEADERS := $(wildcard $(C_ROOT)/include/*) $(wildcard $(C)/tests/*.h)
 C_EXAMPLES := $(patsubst $(C_ROOT)/examples/c/%.c,$(C_BUILD)/%,$(wildcard $(C_ROOT)/examples/c/*.c))
 CPP_EXAMPLES := $(patsubst $(C_ROOT)/examples/cpp/%.cpp,$(C_BUILD)/cpp/%,$(wildcard $(C_ROOT)/examples/cpp/*.cpp))
 C_TESTS := $(patsubst $(C)/tests/%.c,$(C_BUILD)/tests/%,$(wildcard $(C)/tests/*.c)) \
-    $(patsubst $(C)/tests/%.cpp,$(C_BUILD)/tests/%,$(wildcard $(C)/tests/*.cpp))
+    $(patsubst $(C)/tests/%.cpp,$(C_BUILD)/tests/%,$(wildcard $(C)/tests/*.cpp)) $(C_BUILD)/tests/fuzz
 
 .PHONY: c-library
 c-library:
@@ -30,8 +30,9 @@ c-library:
 .PHONY: c-build
 c-build: c-library $(C_EXAMPLES) $(CPP_EXAMPLES) ## The C library and its examples, into build/c.
 
+$(C_BUILD)/uv: C_LIBRARIES := -luv
 $(C_BUILD)/%: $(C_ROOT)/examples/c/%.c $(C_HEADERS) | c-library
-	$(CC) -std=c99 -O2 $(C_FLAGS) -o $@ $< $(C_LINK)
+	$(CC) -std=c99 -O2 $(C_FLAGS) -o $@ $< $(C_LINK) $(C_LIBRARIES)
 
 $(C_BUILD)/cpp/%: $(C_ROOT)/examples/cpp/%.cpp $(C_HEADERS) | c-library
 	$(CXX) -std=c++17 -O2 $(C_FLAGS) -o $@ $< $(C_LINK)
@@ -43,6 +44,15 @@ $(C_BUILD)/tests/%: $(C)/tests/%.c $(C_HEADERS) | c-library
 
 $(C_BUILD)/tests/%: $(C)/tests/%.cpp $(C_HEADERS) | c-library
 	$(CXX) -std=c++17 -O1 $(C_FLAGS) $(C_SANITIZE) -o $@ $< $(C_LINK)
+
+$(C_BUILD)/tests/fuzz: $(C)/fuzz/fuzz.c $(C_HEADERS) | c-library
+	$(CC) -std=c99 -O1 -DREPLAY $(C_FLAGS) $(C_SANITIZE) -o $@ $< $(C_LINK)
+
+# How long the fuzzing takes, in seconds.
+FUZZ ?= 600
+.PHONY: c-fuzz
+c-fuzz: c-library $(C_BUILD)/tests/fuzz ## Fuzzes the whole C API: FUZZ=600 seconds of it.
+	$(C_BUILD)/tests/fuzz $(C)/fuzz/corpus $(FUZZ)
 
 .PHONY: c-test
 c-test: c-build $(C_TESTS) ## Tests the C library.

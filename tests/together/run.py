@@ -25,7 +25,7 @@ def checks(counters: list[str]) -> dict[str, list[str]]:
             *shlex.split(f"{before}basic{after}"),
             os.environ["POLYLOCK_TEST_REDIS"],
         ]
-    for where, count in (("REDIS", 1000), ("REDIS_AUTH", 250), ("REDLOCK", 250), ("FILE", 1000)):
+    for where, count in (("REDIS", 1000), ("REDIS_AUTH", 250), ("REDLOCK", 250), ("POSTGRES", 150), ("FILE", 1000)):
         demo = [str(HERE.parent / "demo" / "demo.py"), "--count", str(count)]
         url = os.environ[f"POLYLOCK_TEST_{where}"]
         found[f"{len(counters)} languages at once: {where}"] = [*demo, "--url", url, *counters]

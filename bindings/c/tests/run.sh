@@ -99,6 +99,7 @@ check 'the library exports nothing but polylock_' exports_only_ours
 check 'the library exports what the header declares' exports_all_of_the_header
 check 'examples/c/basic.c' "$build/basic" memory:
 check 'examples/c/poll.c' "$build/poll" memory:
+check 'examples/c/uv.c' "$build/uv" memory:
 check 'examples/cpp/basic.cpp' "$build/cpp/basic" memory:
 check 'make install-c' installs
 check 'the library is named by its ABI version' soname_is_the_abi
@@ -120,8 +121,9 @@ for program in "$here"/*.c "$here"/*.cpp; do
         *) check "$name" "$build/tests/$name" ;;
     esac
 done
+check 'fuzz, a little' "$build/tests/fuzz" "$here/../fuzz/corpus" 5
 if command -v valgrind >/dev/null; then
-    for name in handles lifecycle futures 'fork 3'; do
+    for name in handles lifecycle futures modes log 'fork 3'; do
         check "${name% *} under valgrind" under_valgrind $name
     done
 else
