@@ -62,3 +62,9 @@ c-test: c-build $(C_TESTS) ## Tests the C library.
 install-c: ## Installs the C library with its headers, for pkg-config and CMake, below PREFIX (and DESTDIR).
 	$(MAKE) c-library C_PROFILE=$(C_INSTALL_PROFILE)
 	$(C)/install.sh "$(DESTDIR)" "$(PREFIX)" $(C_BUILD)/lib/libpolylock.so.$(C_ABI) $(C_VERSION) $(C_ABI)
+
+.PHONY: deb-c
+deb-c: ## Makes Debian packages of the C library, into build/deb.
+	rm -rf $(CURDIR)/build/deb
+	$(MAKE) install-c PREFIX=/usr DESTDIR=$(CURDIR)/build/deb/staged
+	$(C)/package.sh $(CURDIR)/build/deb/staged $(C_VERSION) $(C_ABI) $(CURDIR)/build/deb
