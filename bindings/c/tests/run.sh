@@ -117,7 +117,7 @@ done
 for program in "$here"/*.c "$here"/*.cpp; do
     name=$(basename "${program%.*}")
     case $name in
-        scenarios) check scenarios "$build/tests/scenarios" "$root/tests/scenarios" ;;
+        scenarios | cppscenarios) check "$name" "$build/tests/$name" "$root/tests/scenarios" ;;
         *) check "$name" "$build/tests/$name" ;;
     esac
 done
