@@ -92,8 +92,8 @@ interop-test: node-build python-build
 	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 	cd tests/interop && npm install --no-package-lock --no-audit --no-fund --silent
 	ln -sfn ../../../$(NODE_DIR) tests/interop/node_modules/polylock
-	PYTHONPATH=bindings/python/python $(INTEROP)/bin/python tests/interop/peers.py
-	node tests/interop/peers.mjs
+	PYTHONPATH=bindings/python/python $(INTEROP)/bin/python tests/interop/interop.py
+	node tests/interop/interop.mjs
 
 # Python outside of the package.
 SCRIPTS := tests/*.py tests/*/*.py benches/*.py benches/*/*.py

@@ -21,7 +21,6 @@ need g++ g++
 need make make
 need cmake cmake
 need valgrind valgrind
-need openssl openssl
 need pkg-config pkg-config
 [ -e /usr/include/uv.h ] || packages+=(libuv1-dev)
 need node nodejs

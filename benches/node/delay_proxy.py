@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Forwards TCP with a delay: `delay_proxy.py MILLISECONDS HOST:PORT…`. Prints its ports, one a line, and runs until stdin ends.
+"""Forwards TCP with a delay: `delay_proxy.py MILLISECONDS HOST:PORT…`.
 
-Half of the delay is in each direction. Bytes are passed on as they came, however many requests are on their way, as on
-a long cable: the delay bounds no throughput.
+Prints its ports, one a line, and runs until stdin ends. Half of the delay is in each direction. Bytes are
+passed on as they came, however many requests are on their way, as on a long cable: the delay bounds no throughput.
 """
 
 from __future__ import annotations

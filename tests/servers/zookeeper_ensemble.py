@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Three ZooKeeper servers that can be killed, and cut off from each other without their clients noticing.
 
-Prints `ready PORT PORT PORT` (for clients, on 127.0.0.1) and then obeys its standard input, a command a line; each is answered
-by a line. Ends, with all its servers, at the end of the input.
+Prints `ready PORT PORT PORT` (for clients, on 127.0.0.1) and then obeys its standard input, a command a line; each is
+answered by a line. Ends, with all its servers, at the end of the input.
 
     leader      the number of the one that leads, 1 to 3
     cut N       N and the others hear nothing of each other any more; no connection is closed
-    heal        undoes that, once those who were cut off have noticed: then what follows begins from a state that is known
+    heal        undoes that, once those who were cut off have noticed: what follows begins from a state that is known
     kill N      without goodbye
     start N     brings it back
     settle      waits until all that run serve clients
 
-Each server knows the others by names of its own (a hosts file for each Java), so that whatever one says to another goes through a
-proxy here: server I reaches server J at 127.0.I.J, where J itself listens at 127.0.J.J.
+Each server knows the others by names of its own (a hosts file for each Java), so that whatever one says to another goes
+through a proxy here: server I reaches server J at 127.0.I.J, where J itself listens at 127.0.J.J.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from redis_server import free_port
 from zookeeper_server import JavaServer
 
 SIZE = 3
-# Short ticks: sessions of two seconds are ten of them. A server notices after as many ticks that it is cut off, and answers its
-# clients until then: that is as long as those sessions last.
+# Short ticks: sessions of two seconds are ten of them. A server notices after as many ticks that it is cut off, and
+# answers its clients until then: that is as long as those sessions last.
 LIMITS = ["tickTime=200", "initLimit=10", "syncLimit=10", "minSessionTimeout=1000", "maxSessionTimeout=60000"]
 # Who finds nobody to vote with asks again after twice the time, up to a minute.
 ELECTIONS = "-Dzookeeper.fastleader.maxNotificationInterval=400"
@@ -57,7 +57,9 @@ class Member:
         hosts.write_text("".join(f"127.0.{self.number}.{other} member{other}\n" for other in known))
         (self.directory / "myid").write_text(f"{self.number}\n")
         lines = [f"server.{other.number}=member{other.number}:{other.quorum}:{other.election}" for other in members]
-        self.server = JavaServer(self.directory, self.client, [*LIMITS, *lines], [f"-Djdk.net.hosts.file={hosts}", ELECTIONS])
+        self.server = JavaServer(
+            self.directory, self.client, [*LIMITS, *lines], [f"-Djdk.net.hosts.file={hosts}", ELECTIONS]
+        )
 
     def kill(self) -> None:
         if self.server is not None:

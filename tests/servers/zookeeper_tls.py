@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A ZooKeeper that speaks TLS alone and wants certificates of its clients.
 
-Prints `ready PORT DIRECTORY`; the directory has `ca.pem`, `client.pem` with `client.key`, and `other.pem`, a root that signed nothing
-here. Ends with its standard input. The server's certificate is for `localhost`.
+Prints `ready PORT DIRECTORY`; the directory has `ca.pem`, `client.pem` with `client.key`, and `other.pem`, a root that
+signed nothing here. Ends with its standard input. The server's certificate is for `localhost`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def openssl(directory: pathlib.Path, *arguments: str) -> None:
 
 def make_certificates(directory: pathlib.Path) -> None:
     for root in ("ca", "other"):
-        openssl(directory, "req", "-x509", *KEY, "-keyout", f"{root}.key", "-out", f"{root}.pem", "-subj", f"/CN={root}")
+        openssl(
+            directory, "req", "-x509", *KEY, "-keyout", f"{root}.key", "-out", f"{root}.pem", "-subj", f"/CN={root}"
+        )
     for name in ("server", "client"):
         openssl(directory, "req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         (directory / f"{name}.ext").write_text("subjectAltName=DNS:localhost\n")
@@ -41,7 +43,10 @@ def main() -> None:
     directory = pathlib.Path(tempfile.mkdtemp(prefix="polylock-zookeeper-tls-"))
     port = free_port()
     options = [f"secureClientPort={port}", "secureClientPortAddress=127.0.0.1", "tickTime=500"]
-    options += ["serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory", "ssl.hostnameVerification=false"]
+    options += [
+        "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory",
+        "ssl.hostnameVerification=false",
+    ]
     options += [f"ssl.keyStore.location={directory}/keystore.pem", "ssl.keyStore.type=PEM"]
     options += [f"ssl.trustStore.location={directory}/ca.pem", "ssl.trustStore.type=PEM"]
     make_certificates(directory)

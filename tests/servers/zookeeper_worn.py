@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A ZooKeeper in which a directory's counter of sequential nodes is nearly at its end: `zookeeper_worn.py NAME`.
 
-Prints its URL; ends with its standard input. That many nodes cannot be made one by one, so the counter is written into a snapshot.
+Prints its URL; ends with its standard input. That many nodes cannot be made one by one, so the counter is written into
+a snapshot.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ LEFT = 4
 def wear_out(snapshot: bytes, path: str) -> bytes:
     """The snapshot of a server, with another counter in the node at `path`."""
     worn = bytearray(snapshot)
-    # The path and the data behind their lengths, an ACL's number, four numbers of 8 bytes, the version; then the counter.
+    # The path and the data behind their lengths, an ACL's number, four numbers of 8 bytes, the version; the counter.
     entry = struct.pack(">i", len(path)) + path.encode()
     at = worn.index(entry) + len(entry)
     (data,) = struct.unpack_from(">i", worn, at)
     struct.pack_into(">i", worn, at + 4 + max(data, 0) + 8 + 4 * 8 + 4, LAST - LEFT)
     # Each checksum is of all before it, and stands before the path "/".
     for end in range(len(snapshot) - 12):
-        if snapshot[end + 8 : end + 13] == b"\0\0\0\x01/":
-            if struct.unpack_from(">q", snapshot, end)[0] == zlib.adler32(snapshot[:end]):
-                struct.pack_into(">q", worn, end, zlib.adler32(worn[:end]))
+        is_one = snapshot[end + 8 : end + 13] == b"\0\0\0\x01/"
+        if is_one and struct.unpack_from(">q", snapshot, end)[0] == zlib.adler32(snapshot[:end]):
+            struct.pack_into(">q", worn, end, zlib.adler32(worn[:end]))
     return bytes(worn)
 
 

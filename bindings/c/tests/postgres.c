@@ -2,7 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
-/* As tests/scenarios/advisory_lock_ids.tsv has them. */
+/* As tests/golden/advisory_lock_ids.tsv has them. */
 static const struct golden {
     const char *name, *id;
 } golden[] = {

@@ -16,7 +16,7 @@ const needsServer = { skip: url === undefined && 'POLYLOCK_TEST_POSTGRES says wh
 const read = (path) => readFileSync(new URL(`../../../${path}`, import.meta.url), 'utf8')
 
 test('ids are golden', () => {
-  const lines = read('tests/scenarios/advisory_lock_ids.tsv')
+  const lines = read('tests/golden/advisory_lock_ids.tsv')
     .split('\n')
     .filter((line) => line !== '' && !line.startsWith('#'))
   assert.ok(lines.length > 1)

@@ -19,7 +19,7 @@ needs_server = pytest.mark.skipif(not URL, reason="POLYLOCK_TEST_POSTGRES says w
 
 
 def test_ids_are_golden() -> None:
-    golden = (ROOT / "tests/scenarios/advisory_lock_ids.tsv").read_text().splitlines()
+    golden = (ROOT / "tests/golden/advisory_lock_ids.tsv").read_text().splitlines()
     lines = [line.split("\t") for line in golden if not line.startswith("#")]
     assert len(lines) > 1
     for number, name in lines:

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use polylock::{Acquire, ErrorKind, Release};
 
-use super::{LONG, SLACK, Store, long, ms, soon, until_waiting};
+use super::{ANSWERED, LONG, SLACK, Store, long, ms, soon, until_waiting};
 
 pub async fn excludes(store: Store) {
     let (one, two, name) = (store.manager(), store.manager(), store.name("r"));
@@ -64,7 +64,7 @@ pub async fn serves_in_order(store: Store) {
 pub async fn times_out(store: Store) {
     let (one, two, name) = (store.manager(), store.manager(), store.name("r"));
     let lease = soon(&one, &name).await;
-    for (locks, wait) in [(&one, ms(0)), (&one, ms(300)), (&two, ms(0)), (&two, ms(300))] {
+    for (locks, wait) in [(&one, ms(0)), (&one, ANSWERED), (&two, ms(0)), (&two, ANSWERED)] {
         let asked = Instant::now();
         let error = locks.acquire(&name, long().wait(wait)).await.unwrap_err();
         let took = asked.elapsed();
@@ -83,7 +83,7 @@ pub async fn is_not_reentrant(store: Store) {
     let (locks, name) = (store.manager(), store.name("r"));
     let lease = soon(&locks, &name).await;
     assert!(locks.try_acquire(&name, long()).await.unwrap().is_none());
-    let error = locks.acquire(&name, long().wait(ms(50))).await.unwrap_err();
+    let error = locks.acquire(&name, long().wait(ANSWERED)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(lease.is_held());
 }
@@ -108,7 +108,7 @@ pub async fn those_in_line_time_out(store: Store) {
     let waiters: Vec<_> = (0..30)
         .map(|_| {
             let (locks, name) = (locks.clone(), name.clone());
-            tokio::spawn(async move { locks.acquire(&name, long().wait(ms(400))).await.unwrap_err() })
+            tokio::spawn(async move { locks.acquire(&name, long().wait(ANSWERED)).await.unwrap_err() })
         })
         .collect();
     for waiter in waiters {

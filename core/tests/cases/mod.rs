@@ -20,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What a busy machine may add to any wait that is measured.
 const SLACK: Duration = Duration::from_secs(2);
 
+/// A wait within which also a busy machine answers.
+const ANSWERED: Duration = Duration::from_secs(1);
+
 /// Longer than any test: what ends such a lease is not its ttl.
 const LONG: Duration = Duration::from_secs(300);
 

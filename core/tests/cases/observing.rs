@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polylock::{Acquire, Event, EventKind, Events, LockManager};
 
-use super::{LONG, SLACK, Store, long, ms};
+use super::{ANSWERED, LONG, SLACK, Store, long, ms};
 
 fn total(locks: &LockManager, name: &str, labels: &[(&str, &str)]) -> f64 {
     locks.metrics().unwrap().total(name, labels)
@@ -24,7 +24,7 @@ pub async fn counts(store: Store) {
 
     assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
     assert_eq!(total(&two, "polylock.acquire.duration", &[("outcome", "contended")]), 1.0);
-    two.acquire(&name, long().wait(ms(100))).await.unwrap_err();
+    two.acquire(&name, long().wait(ANSWERED)).await.unwrap_err();
     assert_eq!(total(&two, "polylock.acquire.duration", &[("outcome", "timeout")]), 1.0);
     assert!(total(&two, "polylock.attempts", &[("answer", "busy")]) >= 2.0);
     {
@@ -72,7 +72,7 @@ pub async fn tells(store: Store) {
     lease.extend(None).await.unwrap();
     lease.release().await.unwrap();
     let other = two.acquire(&name, long()).await.unwrap();
-    one.acquire(&name, long().wait(ms(50))).await.unwrap_err();
+    one.acquire(&name, long().wait(ANSWERED)).await.unwrap_err();
     other.release().await.unwrap();
     let expires = Acquire::ttl(ms(400)).auto_extend(false).wait(Duration::from_secs(20));
     let lost = one.acquire(&name, expires).await.unwrap();

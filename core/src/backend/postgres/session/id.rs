@@ -50,7 +50,7 @@ mod tests {
     /// Written down for the tests of all languages, and in docs/postgres.md: other programs may count on them.
     #[test]
     fn ids_are_golden() {
-        let golden = include_str!("../../../../../tests/scenarios/advisory_lock_ids.tsv");
+        let golden = include_str!("../../../../../tests/golden/advisory_lock_ids.tsv");
         let lines: Vec<_> = golden.lines().filter(|line| !line.starts_with('#')).collect();
         assert!(lines.len() >= 8);
         for line in lines {

@@ -1,6 +1,6 @@
 // Other libraries for Node and ours on the same keys: neither gets in while the other holds, and each gets in after.
 //
-// `node peers.mjs`, with polylock and the packages of package.json beside it, in the environment of with_servers.py.
+// `node interop.mjs`, with polylock and the packages of package.json beside it, in the environment of with_servers.py.
 
 import { createRequire } from 'node:module'
 import Redis from 'ioredis'
