@@ -164,6 +164,7 @@ static void a_queue_reports_each_future_once(void)
     polylock_manager locks = check_connect("memory:");
     polylock_queue queue = 0;
     polylock_future futures[3] = {0, 0, 0};
+    polylock_future ready = 0, early = 0;
     polylock_lease leases[3] = {0, 0, 0};
     int i;
     CHECK_OK(polylock_queue_new(&queue, NULL));
@@ -172,15 +173,20 @@ static void a_queue_reports_each_future_once(void)
         CHECK_OK(polylock_acquire_start(locks, "r", 0, queue, &futures[i], NULL));
     for (i = 0; i < 3; i++) {
         polylock_future release = 0;
-        CHECK(next_ready(queue) == futures[i]);
+        CHECK((early ? early : next_ready(queue)) == futures[i]);
+        early = 0;
         CHECK_OK(polylock_future_take_lease(futures[i], &leases[i], NULL));
         CHECK(i == 0 || polylock_lease_fencing_token(leases[i]) > polylock_lease_fencing_token(leases[i - 1]));
         none_ready(queue);
         CHECK_OK(polylock_release_start(leases[i], queue, &release, NULL));
-        /* Whichever ends first, both are reported; the release is asked for here, which keeps the others. */
         CHECK_OK(polylock_future_wait(release, POLYLOCK_FOREVER, NULL));
         CHECK_OK(polylock_future_take_outcome(release, NULL, NULL));
-        CHECK(next_ready(queue) == release);
+        /* Whichever ends first, the release or the acquisition that it lets through, both are reported. */
+        ready = next_ready(queue);
+        if (ready != release) {
+            early = ready;
+            CHECK(next_ready(queue) == release);
+        }
         CHECK_OK(polylock_future_free(release));
     }
     none_ready(queue);

@@ -4,6 +4,7 @@ mod cancel;
 mod clocks;
 mod contention;
 mod errors;
+mod guarantee;
 mod history;
 mod holder;
 mod latency;

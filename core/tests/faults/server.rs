@@ -206,6 +206,7 @@ fn launch(port: u16, directory: &Path, arguments: &[String], environment: &[(Str
     Command::new("redis-server")
         .args(file)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .args(["--repl-diskless-sync-delay", "0"])
         .args(["--dir", &directory.to_string_lossy()])
         .args(arguments)
         .envs(environment.iter().map(|(name, value)| (name, value)))

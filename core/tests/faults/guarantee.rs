@@ -1,0 +1,73 @@
+//! Where a guarantee ends: two hold a lock at one time, and the fencing token keeps the data right. See `docs/faults.md`.
+
+use polylock::{Acquire, ErrorKind, Lease, LossReason};
+
+use super::{
+    LONG, SLACK, eventually, fresh, manager, ms,
+    server::{Server, urls},
+    soon,
+};
+
+/// Data that refuses tokens older than one that it has seen, as a table or an object store would.
+#[derive(Default)]
+struct Guarded {
+    newest: u64,
+}
+
+impl Guarded {
+    fn write(&mut self, lease: &Lease) -> bool {
+        let accepted = lease.fencing_token() >= self.newest;
+        self.newest = self.newest.max(lease.fencing_token());
+        accepted
+    }
+}
+
+/// Both believe to hold it; what is written is the later one's all the same.
+fn assert_fenced(old: &Lease, new: &Lease) {
+    assert!(old.is_held() && new.is_held(), "this was to show that both do");
+    let mut data = Guarded::default();
+    assert!(data.write(old));
+    assert!(data.write(new));
+    assert!(!data.write(old), "{} came after {}", old.fencing_token(), new.fencing_token());
+    assert!(data.write(new));
+}
+
+/// A fail-over to a replica that had not heard of the lock yet. Here the old primary lives on, cut off from those who
+/// promoted the replica: its holder cannot know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_that_forgot_the_lock() {
+    let primary = Server::start();
+    let replica = Server::with(&["--replicaof", "127.0.0.1", &primary.port.to_string()], &[]);
+    let linked = || primary.ask::<String>(&["INFO", "replication"]).contains("state=online");
+    eventually(SLACK, "it replicates", linked).await;
+    let name = fresh("r");
+    // Earlier tokens are known on both sides.
+    soon(&manager(&[primary.url()]), &name).await.release().await.unwrap();
+    let _: () = replica.ask(&["REPLICAOF", "NO", "ONE"]);
+
+    let old = soon(&manager(&[primary.url()]), &name).await;
+    let new = soon(&manager(&[replica.url()]), &name).await;
+    assert_fenced(&old, &new);
+
+    // Who asks for an acknowledgement gets nothing from a primary that has lost its replica.
+    let careful = manager(&[format!("{}?replicas=1", primary.url())]);
+    let error = careful.try_acquire(fresh("r"), Acquire::ttl(LONG)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+}
+
+/// Three of five servers lose their memory without a restart, so that nobody could notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_majority_that_was_flushed() {
+    let servers = Server::several(5);
+    let (one, two, name) = (manager(&urls(&servers)), manager(&urls(&servers)), fresh("r"));
+    let old = one.acquire(&name, Acquire::ttl(ms(20_000))).await.unwrap();
+    for server in &servers[..3] {
+        let _: () = server.ask(&["FLUSHALL"]);
+    }
+    let new = soon(&two, &name).await;
+    assert_fenced(&old, &new);
+    // The holder is told at its next renewal, a third of the ttl later at most.
+    let reason = tokio::time::timeout(ms(20_000) + SLACK, old.lost()).await.expect("never told");
+    assert_eq!(reason, Some(LossReason::Taken));
+    assert!(new.is_held());
+}
