@@ -20,7 +20,7 @@ CLOSINGS = [
     ),
     re.compile(r"^(?:#|ℹ) pass (?P<passed>\d+)$"),
     re.compile(r"^(?:#|ℹ) fail (?P<failed>\d+)$"),
-    re.compile(r"^(?:\w+: )?(?P<passed>\d+) passed, (?P<failed>\d+) failed"),
+    re.compile(r"^(?:[\w ]+: )?(?P<passed>\d+) passed, (?P<failed>\d+) failed"),
 ]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
