@@ -54,6 +54,8 @@ CELERY = """
 import celery
 app = celery.Celery("jobs", broker=os.environ["TEST_BROKER"])
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
+# Of its own: other tests use the same broker at the same time.
+app.conf.task_default_queue = name
 
 @app.task
 def job():
@@ -136,13 +138,13 @@ def test_celery_prefork(url: str, name: str, tmp_path: Path) -> None:
     if redis is None:
         pytest.skip("Celery needs a broker")
     environment = prepared(tmp_path, url, name, CELERY)
-    environment["TEST_BROKER"] = f"{redis}/{5 if url.startswith('redis') else 6}"
+    environment["TEST_BROKER"] = f"{redis}/5"
     command = ["celery", "-A", "jobs", "worker", "--pool=prefork", "--concurrency=3", "--without-mingle"]
     with running(tmp_path, command, **environment) as server:
         sender = (
             "import celery, os\n"
             "app = celery.Celery('jobs', broker=os.environ['TEST_BROKER'])\n"
-            "for _ in range(40): app.send_task('jobs.job')\n"
+            "for _ in range(40): app.send_task('jobs.job', queue=os.environ['TEST_NAME'])\n"
         )
         subprocess.run([sys.executable, "-c", sender], env=os.environ | environment, check=True, timeout=60)
         counter = tmp_path / "counter"
