@@ -171,7 +171,7 @@ pub(crate) struct Progress {
     /// Nodes that are known to hold, as bits.
     pub(crate) holders: AtomicU32,
     /// Nodes that were sent an attempt of which it is not known what became, as bits.
-    in_doubt: AtomicU32,
+    in_doubt: AtomicU64,
     /// The backend keeps `in_doubt`.
     tracked: AtomicBool,
     /// Nodes at which the background sees to it that nothing is left, as bits.
@@ -239,14 +239,19 @@ impl Progress {
         self.tracked.load(Ordering::SeqCst) && !self.has_doubts()
     }
 
-    /// To be called before an attempt is sent to `node`.
+    /// To be called before an attempt is sent to `node`. Where another is on its way yet, the end of one does not tell
+    /// of the other: such a node stays in doubt, by a bit in the upper half.
     pub(crate) fn doubt(&self, node: usize) {
-        self.in_doubt.fetch_or(1 << node, Ordering::SeqCst);
+        let (one, two) = (1 << node, 1 << (node + 32));
+        let doubt = |doubts: u64| Some(if doubts & one == 0 { doubts | one } else { doubts | two });
+        let _ = self.in_doubt.fetch_update(Ordering::SeqCst, Ordering::SeqCst, doubt);
     }
 
-    /// What was sent to `node` has come to its end.
+    /// What was sent to `node` has come to its end; of no avail if it was not alone.
     pub(crate) fn resolve(&self, node: usize) {
-        self.in_doubt.fetch_and(!(1 << node), Ordering::SeqCst);
+        let (one, two) = (1 << node, 1 << (node + 32));
+        let resolve = |doubts: u64| (doubts & two == 0).then_some(doubts & !one);
+        let _ = self.in_doubt.fetch_update(Ordering::SeqCst, Ordering::SeqCst, resolve);
     }
 
     pub(crate) fn is_in_doubt(&self, node: usize) -> bool {

@@ -9,7 +9,7 @@ use super::{
     RedisBackend,
     keys::Keys,
     numbers, out_of_reach,
-    quorum::{Ballot, Refusal, Verdict, Vote, majority},
+    quorum::{Ballot, Refusal, Standing, Verdict, Vote, majority},
     request::{self, Request},
     restart,
 };
@@ -80,13 +80,13 @@ impl RedisBackend {
         }
         let sits_out = self.sits_out(claim.ttl);
         let decide = |index: usize, answer: request::Answer| {
-            note(&claim.progress, index, &answer, false);
+            let standing = restart::standing(self.nodes[index].known_run(), sits_out, Instant::now());
+            note(&claim.progress, index, &answer, standing == Standing::Full);
             if let Ok(answered) = &answer
                 && let Some(now) = super::clock_was_set(&answered.value)
             {
                 clock_was_set.push((index, now));
             }
-            let standing = restart::standing(self.nodes[index].known_run(), sits_out, Instant::now());
             match ballot.cast(index, vote(self.nodes[index].name(), answer), standing) {
                 Verdict::Open => None,
                 decided => Some(decided),
@@ -166,8 +166,8 @@ fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: boo
             if granted && counts {
                 progress.add_holder(index);
             }
-            // A grant of what was given up meanwhile is in doubt until the release has found it.
-            if !answered.repeated && numbers.is_some() && !(granted && progress.is_over()) {
+            // A grant that does not count, or of what was given up meanwhile, is in doubt until the release has found it.
+            if !answered.repeated && numbers.is_some() && !(granted && (progress.is_over() || !counts)) {
                 progress.resolve(index);
             }
         }
