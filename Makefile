@@ -84,6 +84,10 @@ postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is gra
 	POLYLOCK_TEST_ROUNDS=100 cargo test -p polylock --test postgres giving_up
 	POLYLOCK_TEST_ROUNDS=7 cargo test -p polylock --test postgres crash::
 
+.PHONY: mutants
+mutants: ## Makes the mistakes of other lock libraries in ours, one at a time: the tests have to find each.
+	tests/mutants.py
+
 # Other libraries' real packages and ours on the same keys; needs the environment of with_servers.py.
 INTEROP := $(CURDIR)/build/interop
 .PHONY: interop-test

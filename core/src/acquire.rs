@@ -27,6 +27,7 @@ use crate::{
     lease::{Grant, state::LeaseState},
     manager::Manager,
     metrics::{Acquired, Acquiring, Said},
+    mutant::mutant,
     options::Wait,
     target::Names,
     undo::Pending,
@@ -68,6 +69,8 @@ pub(crate) async fn acquire(
     let began = Instant::now();
     let series = manager.counters.series(options.template.as_ref());
     let mut waiting = Waiting {
+        #[cfg(test)]
+        first_owner: None,
         manager,
         measured: manager.counters.acquiring(series, began),
         resources: &resources,
@@ -107,6 +110,8 @@ pub(crate) async fn acquire(
 
 /// What has been learnt so far.
 struct Waiting<'a> {
+    #[cfg(test)]
+    first_owner: Option<OwnerToken>,
     manager: &'a Arc<Manager>,
     measured: Acquiring,
     resources: &'a Arc<[Resource]>,
@@ -172,10 +177,13 @@ impl Waiting<'_> {
     async fn attempt(&mut self, options: &Acquire, driver: &Driver) -> Result<Option<Lease>> {
         self.tries = self.tries.saturating_add(1);
         let manager = self.manager;
+        let owner = OwnerToken::draw()?;
+        #[cfg(test)]
+        let owner = if mutant!("D2") { *self.first_owner.get_or_insert(owner) } else { owner };
         let claim = Claim {
             resources: Arc::clone(self.resources),
             mode: self.mode,
-            owner: OwnerToken::draw()?,
+            owner,
             ttl: options.ttl,
             label: options.label.clone(),
             waits: options.wait != Wait::No,
@@ -190,7 +198,7 @@ impl Waiting<'_> {
                     .within(pending.claim().progress.session.get().map(Arc::clone));
                 manager.counters.said(series, Said::Granted);
                 let now = Instant::now();
-                if state.is_held(now) {
+                if state.is_held(now) || mutant!("D1") {
                     // Closing must find it among the leases before it is missing among the attempts.
                     let grant = Grant { fencing_token, since, series: Arc::clone(series) };
                     let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), grant, state);
@@ -208,7 +216,7 @@ impl Waiting<'_> {
                 self.refusal = Some(Refusal::Unreachable(late));
             }
             Attempt::Busy { free_in, foreign, contended, residue } => {
-                if residue {
+                if residue && !mutant!("D13") {
                     pending.refused();
                 } else {
                     pending.settled();
@@ -228,7 +236,11 @@ impl Waiting<'_> {
                 self.refusal = Some(Refusal::Unreachable(error));
             }
             Attempt::Unknown(error) => {
-                drop(pending);
+                if mutant!("D12") {
+                    pending.settled();
+                } else {
+                    drop(pending);
+                }
                 manager.counters.said(series, Said::Failed);
                 if error.kind() != ErrorKind::Unavailable {
                     return Err(error);

@@ -72,8 +72,8 @@ impl Instant {
 /// Microseconds since 1970 by the wall clock: seeds fencing tokens, decides nothing else.
 pub(crate) fn unix_micros() -> u64 {
     #[cfg(test)]
-    if let Some(now) = crate::simulation::now() {
-        return now.since_boot().as_micros() as u64;
+    if let Some(wall) = crate::simulation::wall() {
+        return wall.as_micros() as u64;
     }
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

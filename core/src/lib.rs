@@ -34,6 +34,7 @@ mod inspection;
 mod lease;
 mod manager;
 mod metrics;
+mod mutant;
 mod options;
 mod pattern;
 mod resource;

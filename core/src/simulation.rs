@@ -29,6 +29,8 @@ struct World {
     tasks: Vec<Option<Task>>,
     woken: Arc<Mutex<Vec<usize>>>,
     paused_until: Vec<Instant>,
+    /// How far each process' wall clock is ahead.
+    ahead: Vec<Duration>,
 }
 
 enum Event {
@@ -59,6 +61,16 @@ pub(crate) fn is_on() -> bool {
 /// The virtual time.
 pub(crate) fn now() -> Option<Instant> {
     with(|world| world.now)
+}
+
+/// The wall clock of the process that runs now.
+pub(crate) fn wall() -> Option<Duration> {
+    with(|world| world.now.since_boot() + world.ahead[world.running])
+}
+
+/// Sets a process' wall clock.
+pub(crate) fn set_ahead(process: ProcessId, ahead: Duration) {
+    with(|world| world.ahead[process] = ahead);
 }
 
 /// For the timer.
@@ -113,6 +125,7 @@ pub(crate) fn start(processes: usize) {
         tasks: Vec::new(),
         woken: Arc::default(),
         paused_until: vec![now; processes + 1],
+        ahead: vec![Duration::ZERO; processes + 1],
     };
     WORLD.with_borrow_mut(|current| *current = Some(world));
 }

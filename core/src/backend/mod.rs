@@ -25,7 +25,7 @@ use std::{
 pub(crate) use crate::inspection::Holder;
 use crate::{
     Error, ErrorKind, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver, metrics::NodeStats,
-    pattern::Pattern,
+    mutant::mutant, pattern::Pattern,
 };
 
 /// The answer of a backend, to be awaited.
@@ -255,12 +255,12 @@ impl Progress {
     }
 
     pub(crate) fn is_in_doubt(&self, node: usize) -> bool {
-        self.in_doubt.load(Ordering::SeqCst) & (1 << node) != 0
+        self.in_doubt.load(Ordering::SeqCst) & (1 << node) != 0 && !mutant!("D11")
     }
 
     /// Whether any node is in doubt.
     pub(crate) fn has_doubts(&self) -> bool {
-        self.in_doubt.load(Ordering::SeqCst) != 0
+        self.in_doubt.load(Ordering::SeqCst) != 0 && !mutant!("D11")
     }
 
     /// Says whether this is the first time for `node`.

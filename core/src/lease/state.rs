@@ -18,7 +18,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{backend::SessionEnd, clock::Instant};
+use crate::{backend::SessionEnd, clock::Instant, mutant::mutant};
 
 /// Why a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,9 @@ impl Drift {
     const FLOOR: Duration = Duration::from_millis(2);
 
     pub(crate) fn of(self, ttl: Duration) -> Duration {
+        if mutant!("D6") {
+            return Duration::ZERO;
+        }
         ttl.mul_f64(self.factor).saturating_add(Self::FLOOR)
     }
 
@@ -177,12 +180,15 @@ impl LeaseState {
         if self.phase != Phase::Held {
             return Step::Rest;
         }
+        if now >= self.end() && mutant!("D27") {
+            return Step::Rest;
+        }
         if now >= self.end() {
             return self.lose(self.why_expired());
         }
         let end = self.end();
         let Some(renewal) = &mut self.renewal else { return Step::WaitUntil(end) };
-        if renewal.hold_until.is_some_and(|until| now >= until) {
+        if renewal.hold_until.is_some_and(|until| now >= until) && !mutant!("D10") {
             return Step::WaitUntil(end);
         }
         if self.extending {
@@ -220,7 +226,7 @@ impl LeaseState {
     /// The backend extended to `ttl` from `since`. Says whether that counts.
     pub(crate) fn extended(&mut self, now: Instant, since: Instant, ttl: Duration) -> bool {
         self.extending = false;
-        if !self.is_held(now) {
+        if !self.is_held(now) && !mutant!("D8") {
             return false;
         }
         self.ttl = ttl;

@@ -18,6 +18,7 @@ use crate::{
     backend::{Attempt, Claim, Progress},
     clock::Instant,
     engine::driver::Driver,
+    mutant::mutant,
 };
 
 impl RedisBackend {
@@ -55,12 +56,13 @@ impl RedisBackend {
         }
         let token = match ballot.agreed_token() {
             Some(token) => Some(token),
+            None if mutant!("D28") => Some(ballot.to_raise()),
             None => self.raise(&keys, claim, ballot.to_raise(), &ballot.holders(), driver, expires).await,
         };
         match token {
             Some(fencing_token) => {
                 claim.progress.fencing_token.store(fencing_token, Ordering::Relaxed);
-                Attempt::Granted { fencing_token, since }
+                Attempt::Granted { fencing_token, since: if mutant!("D5") { Instant::now() } else { since } }
             }
             None => Attempt::Unknown(Error::unavailable("the nodes did not agree on a fencing token in time")),
         }

@@ -21,6 +21,7 @@ use crate::{
     backend::{Claim, Extension},
     clock::Instant,
     engine::{driver::Driver, runtime},
+    mutant::mutant,
 };
 
 impl RedisBackend {
@@ -35,6 +36,11 @@ impl RedisBackend {
         let mut decide = |index, answer: request::Answer| {
             match answer.as_ref().map(|answered| number(&answered.value)) {
                 Ok(Some(1)) if claim.progress.holds(index) => yes += 1,
+                Ok(Some(0)) if mutant!("D24") => yes += 1,
+                Ok(Some(-1)) if mutant!("D7") => {
+                    missing.push(index);
+                    yes += 1;
+                }
                 Ok(Some(1)) => {
                     // Ours all along, but its grant was never heard of: it counts from the next round on.
                     if restart::votes(&self.nodes, index, sits_out, Instant::now()) {

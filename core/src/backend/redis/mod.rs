@@ -78,6 +78,7 @@ use crate::{
     connect::Options,
     engine::{driver::Driver, runtime},
     metrics::NodeStats,
+    mutant::mutant,
     pattern::Pattern,
 };
 
@@ -167,7 +168,7 @@ impl RedisBackend {
     /// How long a restarted server does not vote, now that somebody asks for `ttl`; see [`restart`].
     fn sits_out(&self, ttl: Duration) -> Duration {
         // Where all are needed for a majority, one that forgot cannot make one without those that did not.
-        if self.nodes.len() <= 2 || self.longest_ttl.is_zero() {
+        if self.nodes.len() <= 2 || self.longest_ttl.is_zero() || mutant!("R13") {
             return Duration::ZERO;
         }
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -209,6 +210,11 @@ impl RedisBackend {
         let mut answers: FuturesUnordered<_> = self.nodes.iter().enumerate().map(ask).collect();
         while let Some((index, answer)) = answers.next().await {
             if let Some(decision) = decide(index, answer) {
+                if mutant!("D16") {
+                    while let Some((index, answer)) = answers.next().await {
+                        late(index, answer);
+                    }
+                }
                 if !answers.is_empty() {
                     runtime::spawn(answers.for_each(move |(index, answer)| {
                         late(index, answer);

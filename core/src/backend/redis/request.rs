@@ -18,6 +18,7 @@ use crate::{
     clock::{self, Instant},
     engine::driver::Driver,
     metrics::{NodeStats, Sample},
+    mutant::mutant,
 };
 
 /// The fence outlives its last use by this at least: long against any ttl, and against clocks that are set back.
@@ -203,7 +204,11 @@ impl Request {
     /// The arguments for a server whose clock shows `server_time` when the request expires. A claim that is over
     /// must not be granted anywhere any more: its time is up.
     pub(super) fn args(&self, server_time: i64) -> Vec<String> {
-        let not_after = if self.progress.is_over() { 0 } else { server_time };
+        let not_after = match self.progress.is_over() {
+            _ if mutant!("D15") => i64::MAX,
+            true => 0,
+            false => server_time,
+        };
         let arg = |arg: &Arg| match arg {
             Arg::Text(text) => text.clone(),
             Arg::NotAfter => not_after.to_string(),

@@ -8,8 +8,12 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::Future,
     rc::Rc,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,7 +42,6 @@ use crate::{
 const SERVERS: usize = 5;
 const CLIENTS: usize = 4;
 const TTL: Duration = Duration::from_millis(1000);
-const LENGTH: Duration = Duration::from_secs(6);
 
 /// What a server knows, and the scripts as they work on it.
 #[derive(Default)]
@@ -129,6 +132,8 @@ struct Remote {
     rng: Mutex<Rng>,
     loss: f64,
     stats: NodeStats,
+    /// Nothing is lost or late any more.
+    calm: Arc<AtomicBool>,
     /// The run of the server that the connection leads to.
     connected: Mutex<Option<u128>>,
     known_run: Mutex<Option<Run>>,
@@ -164,12 +169,13 @@ impl Remote {
     fn delay(&self) -> Duration {
         let mut rng = self.rng.lock().unwrap();
         // Mostly a millisecond, now and then far longer than a node has to answer.
-        let longest = if rng.f64() < 0.03 { 1500.0 } else { 4.0 };
+        let late = rng.f64() < 0.03 && !self.calm.load(Ordering::Relaxed);
+        let longest = if late { 1500.0 } else { 4.0 };
         Duration::from_secs_f64(0.0002 + rng.f64() * longest / 1000.0)
     }
 
     fn is_lost(&self) -> bool {
-        self.rng.lock().unwrap().f64() < self.loss
+        !self.calm.load(Ordering::Relaxed) && self.rng.lock().unwrap().f64() < self.loss
     }
 }
 
@@ -250,6 +256,7 @@ struct History {
 
 impl History {
     fn granted(&self, lease: Lease) -> Rc<Lease> {
+        assert!(lease.is_held(), "granted when it was over");
         assert!(lease.fencing_token() > self.last_token.get(), "a token that does not grow");
         self.last_token.set(lease.fencing_token());
         self.grants.set(self.grants.get() + 1);
@@ -269,50 +276,69 @@ impl History {
 }
 
 /// One client: acquires, holds, and ends it in some way, again and again.
-async fn client(locks: LockManager, history: Rc<History>, mut rng: Rng) {
+async fn client(locks: LockManager, history: Rc<History>, world: World, mut rng: Rng) {
     let engine = Driver::engine();
-    loop {
-        let options = Acquire::ttl(TTL).wait(Duration::from_millis(2500)).auto_extend(rng.f64() < 0.7);
+    let ends = Instant::now().after(world.length);
+    let within = |rng: &mut Rng, longest: u64| Instant::now().after(Duration::from_millis(rng.u64(0..longest)));
+    while Instant::now() < ends {
+        let options = Acquire::ttl(world.ttl).wait(Duration::from_millis(2500)).auto_extend(rng.f64() < 0.7);
         let acquiring = locks.acquire_by("r", options, &engine);
-        let patience = (rng.f64() < 0.2).then(|| Instant::now().after(Duration::from_millis(rng.u64(0..20))));
-        if let Some(Ok(lease)) = timer::until(patience, acquiring).await {
+        let patience = if rng.f64() < 0.2 { within(&mut rng, 20).min(ends) } else { ends };
+        if let Some(Ok(lease)) = timer::until(Some(patience), acquiring).await {
             let lease = history.granted(lease);
             let hold = if rng.f64() < 0.2 { 1500 } else { 100 };
-            timer::sleep_until(Instant::now().after(Duration::from_millis(rng.u64(0..hold)))).await;
+            timer::sleep_until(within(&mut rng, hold).min(ends)).await;
             if rng.f64() < 0.2 {
                 let _ = lease.extend_by(None, &engine).await;
             }
             match rng.u32(0..10) {
-                0 => {}                                                                          // dropped
-                1 => timer::sleep_until(lease.deadline().after(Duration::from_millis(1))).await, // outlived, perhaps
+                0 => {}                                                                                    // dropped
+                1 => timer::sleep_until(lease.deadline().after(Duration::from_millis(1)).min(ends)).await, // outlived?
                 _ => drop(lease.release_by(&engine).await),
             }
             history.forget(&lease);
         }
-        timer::sleep_until(Instant::now().after(Duration::from_millis(rng.u64(0..60)))).await;
+        timer::sleep_until(within(&mut rng, 60)).await;
     }
 }
 
 /// What may happen to the servers and to the clients.
 #[derive(Clone, Copy)]
-struct Faults {
+struct World {
+    /// How long it lasts.
+    length: Duration,
+    /// And then how long in peace, with nobody asking for anything.
+    afterwards: Duration,
+    ttl: Duration,
+    /// Clients are paused.
+    pauses: bool,
     /// Servers that lose their memory when they come back.
     forgetful: usize,
     /// For how long they do not vote afterwards.
     longest_ttl: Duration,
 }
 
-async fn troubles(machines: Vec<Arc<Mutex<Machine>>>, faults: Faults, mut rng: Rng) {
-    loop {
+const WORLD: World = World {
+    length: Duration::from_secs(6),
+    afterwards: Duration::ZERO,
+    ttl: TTL,
+    pauses: true,
+    forgetful: 0,
+    longest_ttl: TTL,
+};
+
+async fn troubles(machines: Machines, world: World, mut rng: Rng) {
+    let ends = Instant::now().after(world.length);
+    while Instant::now() < ends {
         timer::sleep_until(Instant::now().after(Duration::from_millis(rng.u64(50..800)))).await;
-        if rng.f64() < 0.5 {
+        if world.pauses && rng.f64() < 0.5 {
             simulation::pause(rng.usize(1..=CLIENTS), Duration::from_millis(rng.u64(1..2500)));
             continue;
         }
         let index = rng.usize(0..SERVERS);
         let machine = Arc::clone(&machines[index]);
         machine.lock().unwrap().away = true;
-        let forgets = index < faults.forgetful;
+        let forgets = index < world.forgetful;
         simulation::after(Duration::from_millis(rng.u64(1..1500)), move || {
             let mut machine = machine.lock().unwrap();
             machine.away = false;
@@ -324,52 +350,89 @@ async fn troubles(machines: Vec<Arc<Mutex<Machine>>>, faults: Faults, mut rng: R
     }
 }
 
-/// Plays one seed; answers how many leases were granted.
-fn play(seed: u64, faults: Faults, look: impl Fn(&History)) -> u32 {
-    let mut rng = Rng::with_seed(seed);
-    fastrand::seed(seed);
-    simulation::start(CLIENTS);
-    let loss = if rng.bool() { 0.0 } else { rng.f64() * 0.1 };
-    let machines: Vec<_> = (0..SERVERS)
-        .map(|index| {
-            // Within what the drift allows between two clocks.
-            let rate = 1.0 + (rng.f64() - 0.5) * 0.008;
-            let (run, began) = (index as u128, Instant::at(Duration::ZERO));
-            Arc::new(Mutex::new(Machine { memory: Memory::default(), away: false, rate, run, began }))
-        })
-        .collect();
-    let history = Rc::new(History::default());
-    for process in 1..=CLIENTS {
-        let nodes = machines.iter().enumerate().map(|(index, machine)| {
-            let rng = Mutex::new(rng.fork());
-            let machine = Arc::clone(machine);
-            let (name, connected, known_run) = (format!("server{index}"), Mutex::default(), Mutex::default());
-            Arc::new(Remote { name, machine, rng, loss, stats: NodeStats::default(), connected, known_run })
-                as Arc<dyn Server>
-        });
-        let backend = RedisBackend {
-            nodes: nodes.collect(),
-            subscriptions: Subscriptions::silent(),
-            prefix: String::new(),
-            node_timeout: None,
-            longest_ttl: faults.longest_ttl,
-            longest_asked: AtomicU64::new(0),
-            managed: false,
-            slots: false,
-        };
-        let locks = LockManager::new(Box::new(backend), &Options::default());
-        simulation::spawn_in(process, client(locks, Rc::clone(&history), rng.fork()));
-    }
-    simulation::spawn(troubles(machines, faults, rng.fork()));
-    simulation::run(LENGTH, || look(&history));
+type Machines = Vec<Arc<Mutex<Machine>>>;
+
+/// The servers, whose clocks run as fast as `rate` says.
+fn machines(mut rate: impl FnMut() -> f64) -> Machines {
+    let began = Instant::at(Duration::ZERO);
+    let machine = |run| Machine { memory: Memory::default(), away: false, rate: rate(), run, began };
+    (0..SERVERS as u128).map(machine).map(|machine| Arc::new(Mutex::new(machine))).collect()
+}
+
+/// A client's manager.
+fn manager(machines: &Machines, world: World, loss: f64, calm: &Arc<AtomicBool>, rng: &mut Rng) -> LockManager {
+    let nodes = machines.iter().enumerate().map(|(index, machine)| {
+        Arc::new(Remote {
+            name: format!("server{index}"),
+            machine: Arc::clone(machine),
+            rng: Mutex::new(rng.fork()),
+            loss,
+            stats: NodeStats::default(),
+            calm: Arc::clone(calm),
+            connected: Mutex::default(),
+            known_run: Mutex::default(),
+        }) as Arc<dyn Server>
+    });
+    let backend = RedisBackend {
+        nodes: nodes.collect(),
+        subscriptions: Subscriptions::silent(),
+        prefix: String::new(),
+        node_timeout: None,
+        longest_ttl: world.longest_ttl,
+        longest_asked: AtomicU64::new(0),
+        managed: false,
+        slots: false,
+    };
+    LockManager::new(Box::new(backend), &Options::default())
+}
+
+/// Has `act` happen in a simulated world of so many processes, which ends in any case.
+fn in_a_world<T>(processes: usize, act: impl FnOnce() -> T) -> T {
+    simulation::start(processes);
+    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
     simulation::end();
-    let grants = history.grants.get();
-    std::mem::forget(history);
-    grants
+    acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Plays one seed; answers how many leases were granted.
+fn play(seed: u64, world: World, look: impl Fn(&History)) -> u32 {
+    fastrand::seed(seed);
+    in_a_world(CLIENTS, || play_on(Rng::with_seed(seed), world, look))
+}
+
+fn play_on(mut rng: Rng, world: World, look: impl Fn(&History)) -> u32 {
+    let loss = if rng.bool() { 0.0 } else { rng.f64() * 0.1 };
+    // Within what the drift allows between two clocks.
+    let machines = machines(|| 1.0 + (rng.f64() - 0.5) * 0.008);
+    let history = Rc::new(History::default());
+    let calm = Arc::new(AtomicBool::new(false));
+    for process in 1..=CLIENTS {
+        // Their wall clocks, which fencing tokens are proposed by, need not agree.
+        simulation::set_ahead(process, Duration::from_millis(rng.u64(0..100)));
+        let locks = manager(&machines, world, loss, &calm, &mut rng);
+        simulation::spawn_in(process, client(locks, Rc::clone(&history), world, rng.fork()));
+    }
+    simulation::spawn(troubles(machines.clone(), world, rng.fork()));
+    simulation::run(world.length, || look(&history));
+    if !world.afterwards.is_zero() {
+        calm.store(true, Ordering::Relaxed);
+        for machine in &machines {
+            machine.lock().unwrap().away = false;
+        }
+        simulation::run(world.afterwards, || look(&history));
+        for machine in &machines {
+            let machine = machine.lock().unwrap();
+            let left = machine.memory.owner("r", Instant::now());
+            assert!(left.is_none(), "something is left on a server: {left:?}");
+        }
+    }
+    // What is still held goes with the world.
+    history.leases.take().into_iter().for_each(std::mem::forget);
+    history.grants.get()
 }
 
 /// Plays many seeds on all cores; a failure names its seed.
-fn play_many(default: u64, faults: Faults, look: fn(&History)) {
+fn play_many(default: u64, world: World, look: fn(&History)) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("POLYLOCK_SEED") {
         Some(seed) => seed..seed + 1,
@@ -382,7 +445,7 @@ fn play_many(default: u64, faults: Faults, look: fn(&History)) {
             let (seeds, total) = (seeds.clone(), &total);
             scope.spawn(move || {
                 for seed in seeds.filter(|seed| seed % threads == thread) {
-                    let played = std::panic::catch_unwind(|| play(seed, faults, look));
+                    let played = std::panic::catch_unwind(|| play(seed, world, look));
                     match played {
                         Ok(grants) => total.fetch_add(grants.into(), std::sync::atomic::Ordering::Relaxed),
                         Err(_) => panic!("POLYLOCK_SEED={seed} fails"),
@@ -399,16 +462,84 @@ fn play_many(default: u64, faults: Faults, look: fn(&History)) {
 
 #[test]
 fn never_two_leases_and_tokens_grow_whatever_fails() {
-    play_many(200, Faults { forgetful: 0, longest_ttl: TTL }, History::check);
+    play_many(200, WORLD, History::check);
 }
 
 #[test]
 fn never_two_leases_while_a_minority_forgets() {
-    play_many(200, Faults { forgetful: 2, longest_ttl: TTL }, History::check);
+    play_many(200, World { forgetful: 2, ..WORLD }, History::check);
 }
 
 #[test]
 fn tokens_grow_even_when_servers_that_forgot_vote_at_once() {
     // Exclusion may then end for a moment; the tokens say who is later.
-    play_many(100, Faults { forgetful: 2, longest_ttl: Duration::ZERO }, |_| {});
+    play_many(50, World { forgetful: 2, longest_ttl: Duration::ZERO, ..WORLD }, |_| {});
+}
+
+/// Far from the end of its ttl, every key is gone: released, given back, or never granted.
+#[test]
+fn nothing_is_left_when_all_is_over() {
+    let (ttl, length, afterwards) = (Duration::from_secs(20), Duration::from_secs(4), Duration::from_secs(5));
+    play_many(50, World { ttl, length, afterwards, pauses: false, ..WORLD }, History::check);
+}
+
+/// A small world without chance: one client, and what is done to the servers.
+fn scene<F: Future<Output = ()> + 'static>(act: impl FnOnce(LockManager, Machines) -> F) {
+    in_a_world(1, || {
+        let machines = machines(|| 1.0);
+        let done = Rc::new(Cell::new(false));
+        let locks = manager(&machines, WORLD, 0.0, &Arc::new(AtomicBool::new(true)), &mut Rng::with_seed(1));
+        let acting = act(locks, machines);
+        let noted = Rc::clone(&done);
+        simulation::spawn_in(1, async move {
+            acting.await;
+            noted.set(true);
+        });
+        simulation::run(Duration::from_secs(60), || ());
+        assert!(done.get(), "it does not end");
+    });
+}
+
+fn once() -> Acquire {
+    Acquire::ttl(TTL).no_wait().auto_extend(false)
+}
+
+/// As a majority tells it, whatever the rest says.
+#[test]
+fn an_extension_of_what_a_majority_lost_is_lost() {
+    let others = |machine: &mut Machine| {
+        let until = Instant::now().after(TTL);
+        machine.memory.lock.insert("r".into(), ("another's".into(), until));
+    };
+    let nobodys = |machine: &mut Machine| drop(machine.memory.lock.remove("r"));
+    for harm in [others as fn(&mut Machine), nobodys as fn(&mut Machine)] {
+        scene(move |locks, machines| async move {
+            let engine = Driver::engine();
+            let lease = locks.acquire_by("r", once(), &engine).await.unwrap();
+            timer::sleep_until(Instant::now().after(TTL / 10)).await;
+            for machine in &machines[..3] {
+                harm(&mut machine.lock().unwrap());
+            }
+            let error = lease.extend_by(None, &engine).await.unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Lost, "{error:?}");
+        });
+    }
+}
+
+/// Two that do not answer cost nothing while the other three do.
+#[test]
+fn a_silent_minority_takes_no_time() {
+    scene(|locks, machines| async move {
+        let engine = Driver::engine();
+        for machine in &machines[..2] {
+            machine.lock().unwrap().away = true;
+        }
+        let began = Instant::now();
+        let lease = locks.acquire_by("r", once(), &engine).await.unwrap();
+        lease.extend_by(None, &engine).await.unwrap();
+        lease.release_by(&engine).await.unwrap();
+        // Four round trips of at most 9 ms, and twice as much for the tokens to be agreed on.
+        let took = Instant::now().since(began);
+        assert!(took < Duration::from_millis(80), "{took:?}");
+    });
 }
