@@ -84,6 +84,10 @@ postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is gra
 	POLYLOCK_TEST_ROUNDS=100 cargo test -p polylock --test postgres giving_up
 	POLYLOCK_TEST_ROUNDS=7 cargo test -p polylock --test postgres crash::
 
+.PHONY: simulation
+simulation: ## Redlock in a simulated world, 20,000 random schedules; POLYLOCK_SEEDS= says how many for each of four worlds.
+	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-5000} cargo test -p polylock --lib --profile simulation backend::redis::simulated
+
 .PHONY: mutants
 mutants: ## Makes the mistakes of other lock libraries in ours, one at a time: the tests have to find each.
 	tests/mutants.py

@@ -45,7 +45,16 @@ FAILED = re.compile(r"^test (\S+) .*FAILED$", re.M)
 
 def build() -> str:
     """The program with the engine's tests."""
-    command = ["cargo", "test", "--package=polylock", "--lib", "--no-run", "--message-format=json", "--quiet"]
+    command = [
+        "cargo",
+        "test",
+        "--package=polylock",
+        "--lib",
+        "--profile=simulation",
+        "--no-run",
+        "--message-format=json",
+        "--quiet",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return next(str(message["executable"]) for message in messages if message.get("executable"))
