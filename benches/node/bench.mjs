@@ -10,17 +10,36 @@ import { open } from './contenders.mjs'
 import { Floor } from './floor.mjs'
 import { handOver, latency, mean, median, throughput } from './measure.mjs'
 
-const { values: flags, positionals } = parseArgs({ options: { table: { type: 'boolean' } }, allowPositionals: true })
+const { values: flags, positionals } = parseArgs({
+  options: { table: { type: 'boolean' } },
+  allowPositionals: true,
+})
 const [list, ...asked] = positionals
 const [one, ...five] = list.split(',').map((url) => url.replace(/\/$/, ''))
 const places = [{ nodes: '1 node', backend: 'redis', urls: [one] }]
-if (five.length > 0) places.push({ nodes: `${five.length} nodes`, backend: 'redlock', urls: five })
+if (five.length > 0)
+  places.push({
+    nodes: `${five.length} nodes`,
+    backend: 'redlock',
+    urls: five,
+  })
 
 const row = (what, unit, backend, area, values) => {
   if (flags.table) return table(what, unit, values)
   const [[, ours], ...others] = values
   for (const [peer_name, peer] of others) {
-    console.log(JSON.stringify({ language: 'node', area, backend, what, unit, ours, peer, peer_name }))
+    console.log(
+      JSON.stringify({
+        language: 'node',
+        area,
+        backend,
+        what,
+        unit,
+        ours,
+        peer,
+        peer_name,
+      }),
+    )
   }
 }
 
@@ -34,7 +53,12 @@ const named = (contenders, values) => contenders.map(({ name }, index) => [name,
 async function uncontended({ urls, backend, nodes }, how = '', options = {}) {
   const contenders = open(urls)
   const raw = urls.length === 1 ? await Floor.open(urls[0], 'bench:floor') : null
-  if (raw !== null) contenders.push({ name: 'raw socket', pair: () => raw.pair(), close: () => raw.close() })
+  if (raw !== null)
+    contenders.push({
+      name: 'raw socket',
+      pair: () => raw.pair(),
+      close: () => raw.close(),
+    })
   const samples = await latency(contenders, options)
   row(`acquire + release, ${nodes}${how}, median`, 'us', backend, 'uncontended', named(contenders, samples.map(median)))
   row(`acquire + release, ${nodes}${how}, mean`, 'us', backend, 'uncontended', named(contenders, samples.map(mean)))
@@ -43,7 +67,9 @@ async function uncontended({ urls, backend, nodes }, how = '', options = {}) {
 
 async function crowded({ urls, backend, nodes }, how = '') {
   const contenders = open(urls)
-  const results = await throughput(contenders, { pairs: urls.length === 1 ? 25 : 8 })
+  const results = await throughput(contenders, {
+    pairs: urls.length === 1 ? 25 : 8,
+  })
   const of = (key) =>
     named(
       contenders,
@@ -67,7 +93,9 @@ async function lines({ urls, backend, nodes }) {
 async function delayed(check, place) {
   const script = new URL('delay_proxy.py', import.meta.url).pathname
   const addresses = place.urls.map((url) => new URL(url).host)
-  const proxy = spawn(script, ['0.5', ...addresses], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const proxy = spawn(script, ['0.5', ...addresses], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
   const ports = []
   for await (const port of createInterface(proxy.stdout)) {
     if (ports.push(port) === addresses.length) break
@@ -87,7 +115,11 @@ async function silent(place) {
   const quick = contenders.filter(({ name }) => name !== 'redlock 4.2')
   const slow = contenders.filter(({ name }) => name === 'redlock 4.2')
   const options = { rounds: 4, pairs: 5, warmUp: 0, limit: 3_000 }
-  const samples = await latency([...quick, ...slow], { ...options, rounds: 1, pairs: 1 })
+  const samples = await latency([...quick, ...slow], {
+    ...options,
+    rounds: 1,
+    pairs: 1,
+  })
   const more = await latency(quick, options)
   const all = samples.map((first, index) => [...first, ...(more[index] ?? [])])
   row(

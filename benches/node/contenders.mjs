@@ -21,7 +21,10 @@ const often = 100_000
 function ioredis(urls, Client = Redis) {
   const clients = urls.map((url) => new Client(url))
   for (const client of clients) client.on('error', () => {})
-  return { clients, close: () => clients.forEach((client) => client.disconnect()) }
+  return {
+    clients,
+    close: () => clients.forEach((client) => client.disconnect()),
+  }
 }
 
 function ours(urls) {
@@ -38,7 +41,11 @@ function ours(urls) {
 }
 
 function dropIn(urls) {
-  const redlock = new PolyRedlock(urls, { retryCount: often, retryDelay: again, retryJitter: again / 2 })
+  const redlock = new PolyRedlock(urls, {
+    retryCount: often,
+    retryDelay: again,
+    retryJitter: again / 2,
+  })
   const hold = async (name) => {
     const lock = await redlock.acquire([name], ttl)
     return () => lock.release()
@@ -52,7 +59,11 @@ function dropIn(urls) {
 
 function redlock4(urls) {
   const { clients, close } = ioredis(urls, Redis4)
-  const redlock = new Redlock4(clients, { retryCount: often, retryDelay: again, retryJitter: again / 2 })
+  const redlock = new Redlock4(clients, {
+    retryCount: often,
+    retryDelay: again,
+    retryJitter: again / 2,
+  })
   redlock.on('clientError', () => {})
   const hold = async (name) => {
     const lock = await redlock.lock(name, ttl)
@@ -67,7 +78,11 @@ function redlock4(urls) {
 
 function redlock5(urls) {
   const { clients, close } = ioredis(urls)
-  const redlock = new Redlock5(clients, { retryCount: often, retryDelay: again, retryJitter: again / 2 })
+  const redlock = new Redlock5(clients, {
+    retryCount: often,
+    retryDelay: again,
+    retryJitter: again / 2,
+  })
   redlock.on('error', () => {})
   const hold = async (name) => {
     const lock = await redlock.acquire([name], ttl)
@@ -82,7 +97,11 @@ function redlock5(urls) {
 
 function semaphore(urls) {
   const { clients, close } = ioredis(urls)
-  const options = { lockTimeout: ttl, retryInterval: again, acquireTimeout: 600_000 }
+  const options = {
+    lockTimeout: ttl,
+    retryInterval: again,
+    acquireTimeout: 600_000,
+  }
   const make = (name) =>
     clients.length === 1 ? new Mutex(clients[0], name, options) : new RedlockMutex(clients, name, options)
   const hold = async (name) => {
@@ -104,7 +123,12 @@ function universal(urls) {
   const options = { ttl, retryDelay: again, retryAttempts: often }
   const make = (key) =>
     adapters.length === 1
-      ? createLock({ adapter: adapters[0], key, performance: 'lean', ...options })
+      ? createLock({
+          adapter: adapters[0],
+          key,
+          performance: 'lean',
+          ...options,
+        })
       : createRedlock({ adapters, key, ...options })
   const hold = async (name) => {
     const lock = make(name)

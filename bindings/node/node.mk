@@ -11,6 +11,9 @@ node-build: $(NODE_INSTALLED)
 	POLYLOCK_PROFILE=$(NODE_PROFILE) node $(NODE_DIR)/scripts/build.mjs
 	mkdir -p examples/node/node_modules
 	ln -sfn ../../../$(NODE_DIR) examples/node/node_modules/polylock
+	for package in @types express fastify ioredis; do \
+	    ln -sfn ../../../$(NODE_DIR)/node_modules/$$package examples/node/node_modules/$$package; \
+	done
 
 $(NODE_INSTALLED): $(NODE_DIR)/package.json $(NODE_DIR)/package-lock.json
 	cd $(NODE_DIR) && npm ci --ignore-scripts --no-audit --no-fund
@@ -22,4 +25,4 @@ node-test: node-build ## Runs the tests of the Node package.
 
 .PHONY: node-lint
 node-lint: node-build
-	cd $(NODE_DIR) && npm run --silent typecheck && npm run --silent format:check
+	cd $(NODE_DIR) && npm run --silent typecheck && npx tsc -p ../../examples/node && npm run --silent format:check

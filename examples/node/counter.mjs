@@ -27,7 +27,14 @@ for (let index = 0; index < Number(count); index++) {
   await addOne()
   await lease?.release()
 }
-console.log(JSON.stringify({ language: 'Node', acquisitions: Number(count), wait_ms: waits, tokens }))
+console.log(
+  JSON.stringify({
+    language: 'Node',
+    acquisitions: Number(count),
+    wait_ms: waits,
+    tokens,
+  }),
+)
 
 /** Reads, takes a moment, writes back: wrong unless nobody else does so meanwhile. */
 async function addOne() {

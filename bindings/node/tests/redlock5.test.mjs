@@ -360,8 +360,11 @@ test('a client that cannot be read is an error at once', () => {
   cannot([5], /neither a URL nor an object/)
   cannot([null], /null/)
   const { Cluster } = require('ioredis')
-  cannot([new Cluster(['redis://127.0.0.1:1'], { lazyConnect: true })], /cluster/)
-  cannot([new Redis({ sentinels: [{ host: '127.0.0.1', port: 1 }], name: 'm', lazyConnect: true })], /sentinel/)
+  const natMap = { '10.0.0.1:1': { host: '127.0.0.1', port: 1 } }
+  cannot([new Cluster(['redis://127.0.0.1:1'], { lazyConnect: true, natMap })], /natMap/)
+  const sentinels = [{ host: '127.0.0.1', port: 1 }]
+  cannot([new Redis({ sentinels, name: 'm', role: 'slave', lazyConnect: true })], /replica/)
+  cannot([new Redis({ sentinels, name: 'm', enableTLSForSentinelMode: true, lazyConnect: true })], /TLS/)
   cannot([new Redis({ tls: { ca: 'x' }, lazyConnect: true })], /TLS option ca/)
   cannot([new Redis({ tls: { rejectUnauthorized: false }, lazyConnect: true })], /does not verify/)
   cannot(

@@ -4,7 +4,7 @@ import { inspect } from 'node:util'
 
 import * as arg from './check.js'
 import { lostError, type LockLostError, type LossReason } from './errors.js'
-import { isListenedTo, keep, letGo, tellLoss, type Held } from './held.js'
+import { isListenedTo, keep, letGo, tellLoss } from './held.js'
 import { check, onLoss, run } from './loop.js'
 import { Kind, native, type Reply } from './native.js'
 
@@ -15,7 +15,7 @@ export type Release = 'released' | 'not_held' | 'unknown'
  * A held lock. It is renewed in the background (unless `autoExtend` is `false`) until it is released or lost,
  * also while this event loop is blocked.
  */
-export class Lease implements Held {
+export class Lease {
   /** What is locked; the first of several. */
   readonly resource: string
   /** Proves ownership to the backend: 40 hex digits. */

@@ -17,7 +17,6 @@ interface Settings {
   password?: string | null
   tls?: unknown
   prefix?: string | null
-  sentinels?: unknown
 }
 
 /** Where one client is connected to. */
@@ -29,14 +28,16 @@ export interface Place {
 
 type Fields = Record<string, unknown>
 
-/** Reads a URL, an object of settings, or a client of ioredis or node-redis 3, 4 or 5. */
+/** Reads a URL, an object of settings, a client of ioredis (sentinels and `Cluster` as well) or of node-redis 3, 4 or 5. */
 export function placeOf(client: unknown): Place {
   if (typeof client === 'string') return { url: client, prefix: '' }
   if (typeof client !== 'object' && typeof client !== 'function') throw cannotRead('it is neither a URL nor an object')
   if (client === null) throw cannotRead('it is null')
   const fields = client as Fields
-  if (fields['isCluster'] === true || 'startupNodes' in fields || typeof fields['nodeClient'] === 'function') {
-    throw cannotRead('a cluster is not supported yet')
+  if (Array.isArray(fields['startupNodes'])) return ofCluster(fields['startupNodes'], fields['options'])
+  if (typeof fields['nodeClient'] === 'function' || typeof fields['getSentinelNode'] === 'function') {
+    const instead = 'give a URL instead, as in redis+cluster://host,host or redis+sentinel://host,host/master'
+    throw cannotRead(`what createCluster and createSentinel of node-redis make does not show them; ${instead}`)
   }
   if (isFields(fields['connection_options'])) return ofNodeRedis3(fields)
   if ('isOpen' in fields) return ofNodeRedis(fields['options'])
@@ -55,8 +56,46 @@ export function placesOf(clients: readonly unknown[]): { urls: string[]; prefix:
 }
 
 function ofIoredis(options: Fields): Place {
-  const { host, port, path, db, username, password, tls, keyPrefix, sentinels } = options
-  return place({ host, port, path, db, username, password, tls, prefix: keyPrefix, sentinels } as Settings)
+  const { host, port, path, db, username, password, tls, keyPrefix } = options
+  if (Array.isArray(options['sentinels'])) return ofSentinels(options['sentinels'], options)
+  return place({ host, port, path, db, username, password, tls, prefix: keyPrefix } as Settings)
+}
+
+function ofSentinels(sentinels: readonly unknown[], options: Fields): Place {
+  if (options['role'] === 'slave') throw cannotRead('it is of a replica, which keeps no locks')
+  if (options['natMap'] != null) throw cannotRead('its natMap cannot be carried over')
+  const secure = isSecure(options['tls'])
+  const secureToo = isSecure(options['sentinelTLS']) || options['enableTLSForSentinelMode'] === true
+  if (secure !== secureToo) throw cannotRead('only one of its server and its sentinels is spoken to by TLS')
+  const { db, username, password, name } = options as Settings & { name?: unknown }
+  const query = login('sentinel_user', options['sentinelUsername'], 'sentinel_password', options['sentinelPassword'])
+  const hosts = sentinels.map((sentinel) => address(sentinel as Settings, 26379))
+  const path = `${encodeURIComponent(text(name))}/${database(db)}`
+  const scheme = secure ? 'rediss+sentinel' : 'redis+sentinel'
+  const url = `${scheme}://${user(username, password)}${hosts.join()}/${path}${query && `?${query}`}`
+  return { url, prefix: text(options['keyPrefix']) }
+}
+
+function ofCluster(nodes: readonly unknown[], options: unknown): Place {
+  const { redisOptions, keyPrefix, natMap } = isFields(options) ? options : {}
+  if (natMap != null) throw cannotRead('its natMap cannot be carried over')
+  const common = isFields(redisOptions) ? redisOptions : {}
+  const places = nodes.map((node): Settings => {
+    if (typeof node === 'number') return { port: node }
+    if (isFields(node)) return node as Settings
+    const { hostname, port, username, password } = new URL(
+      /^\w+:\/\//.test(text(node)) ? text(node) : `redis://${text(node)}`,
+    )
+    return { host: hostname, port, username: decodeURIComponent(username), password: decodeURIComponent(password) }
+  })
+  const [first] = places
+  const { username, password, tls } = { ...first, ...common } as Settings
+  const scheme = isSecure(tls) ? 'rediss+cluster' : 'redis+cluster'
+  const hosts = places.map((node) => address(node, 6379))
+  return {
+    url: `${scheme}://${user(username, password)}${hosts.join()}`,
+    prefix: text(keyPrefix ?? common['keyPrefix']),
+  }
 }
 
 function ofNodeRedis3(client: Fields): Place {
@@ -78,20 +117,43 @@ function ofNodeRedis(options: unknown): Place {
   return place({ host, port, path, db: database, username, password, tls: secure } as Settings)
 }
 
-function place({ host, port, path, db, username, password, tls, prefix, sentinels }: Settings): Place {
-  if (Array.isArray(sentinels)) throw cannotRead('sentinels are not supported yet')
-  const database = Number(db ?? 0)
-  if (!Number.isInteger(database) || database < 0) throw cannotRead(`its database is ${String(db)}`)
-  const [user, secret] = [encodeURIComponent(text(username)), encodeURIComponent(text(password))]
+function place({ host, port, path, db, username, password, tls, prefix }: Settings): Place {
   if (text(path) !== '') {
-    const login = `${user && `&user=${user}`}${secret && `&pass=${secret}`}`
-    return { url: `redis+unix://${encodeURI(text(path))}?db=${database}${login}`, prefix: text(prefix) }
+    const more = login('user', username, 'pass', password)
+    return {
+      url: `redis+unix://${encodeURI(text(path))}?db=${database(db)}${more && `&${more}`}`,
+      prefix: text(prefix),
+    }
   }
-  const login = user === '' && secret === '' ? '' : `${user}:${secret}@`
-  const name = text(host) || 'localhost'
-  const address = name.includes(':') && !name.startsWith('[') ? `[${name}]` : name
   const scheme = isSecure(tls) ? 'rediss' : 'redis'
-  return { url: `${scheme}://${login}${address}:${Number(port ?? 6379)}/${database}`, prefix: text(prefix) }
+  const at = address({ host, port } as Settings, 6379)
+  return { url: `${scheme}://${user(username, password)}${at}/${database(db)}`, prefix: text(prefix) }
+}
+
+function address({ host, port }: Settings, usual: number): string {
+  const name = text(host) || 'localhost'
+  return `${name.includes(':') && !name.startsWith('[') ? `[${name}]` : name}:${Number(port || usual)}`
+}
+
+function database(db: unknown): number {
+  const number = Number(db ?? 0)
+  if (!Number.isInteger(number) || number < 0) throw cannotRead(`its database is ${String(db)}`)
+  return number
+}
+
+/** Before the host of a URL. */
+function user(username: unknown, password: unknown): string {
+  const [name, secret] = [encodeURIComponent(text(username)), encodeURIComponent(text(password))]
+  return name === '' && secret === '' ? '' : `${name}:${secret}@`
+}
+
+/** Behind the question mark of a URL. */
+function login(nameOf: string, username: unknown, secretOf: string, password: unknown): string {
+  const parts = Object.entries({ [nameOf]: text(username), [secretOf]: text(password) })
+  return parts
+    .filter(([, value]) => value !== '')
+    .map(([key, value]) => `${key}=${encodeURIComponent(value)}`)
+    .join('&')
 }
 
 /** Whether TLS is on. What it is verified with cannot be carried over, so it must be what everybody has. */
