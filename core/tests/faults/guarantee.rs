@@ -8,28 +8,44 @@ use super::{
     soon,
 };
 
-/// Data that refuses tokens older than one that it has seen, as a table or an object store would.
-#[derive(Default)]
+/// Data that refuses tokens older than one that it has seen, by the script of `docs/fencing.md`.
 struct Guarded {
-    newest: u64,
+    server: Server,
+    script: &'static str,
 }
 
 impl Guarded {
-    fn write(&mut self, lease: &Lease) -> bool {
-        let accepted = lease.fencing_token() >= self.newest;
-        self.newest = self.newest.max(lease.fencing_token());
-        accepted
+    fn start() -> Self {
+        let page = include_str!("../../../docs/fencing.md");
+        let script = page.split_once("```lua\n").and_then(|(_, rest)| rest.split_once("```")).expect("no script").0;
+        Self { server: Server::start(), script }
+    }
+
+    fn claim(&self, lease: &Lease) -> bool {
+        self.server.ask(&["EVAL", self.script, "1", "data", &lease.fencing_token().to_string()])
+    }
+
+    fn write(&self, lease: &Lease, value: &str) -> bool {
+        self.server.ask(&["EVAL", self.script, "1", "data", &lease.fencing_token().to_string(), value])
+    }
+
+    fn value(&self) -> Option<String> {
+        self.server.ask(&["HGET", "data", "value"])
     }
 }
 
 /// Both believe to hold it; what is written is the later one's all the same.
 fn assert_fenced(old: &Lease, new: &Lease) {
     assert!(old.is_held() && new.is_held(), "this was to show that both do");
-    let mut data = Guarded::default();
-    assert!(data.write(old));
-    assert!(data.write(new));
-    assert!(!data.write(old), "{} came after {}", old.fencing_token(), new.fencing_token());
-    assert!(data.write(new));
+    let data = Guarded::start();
+    assert!(data.claim(old) && data.write(old, "old"));
+    assert!(data.claim(new));
+    // From here on the old one cannot change what the new one reads.
+    assert!(!data.write(old, "late"), "{} came after {}", old.fencing_token(), new.fencing_token());
+    assert_eq!(data.value().as_deref(), Some("old"));
+    assert!(data.write(new, "new"));
+    assert!(!data.claim(old) && !data.write(old, "later"));
+    assert_eq!(data.value().as_deref(), Some("new"));
 }
 
 /// A fail-over to a replica that had not heard of the lock yet. Here the old primary lives on, cut off from those who
