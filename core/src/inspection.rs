@@ -197,6 +197,12 @@ impl LockManager {
         Ok(broken)
     }
 
+    /// What each server says to a question of its own language. For `polylock doctor`.
+    #[doc(hidden)]
+    pub async fn ask_each(&self, question: &[&str]) -> Result<Vec<(String, Result<Vec<String>>)>> {
+        Ok(self.open()?.backend.ask_each(question, &Driver::here()).await)
+    }
+
     /// How many wait for `resource` through this manager.
     ///
     /// # Errors

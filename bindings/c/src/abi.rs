@@ -33,6 +33,10 @@ pub const POLYLOCK_CAN_SHARE: u32 = 16;
 pub const POLYLOCK_CAN_COUNT: u32 = 32;
 /// In polylock_capabilities: polylock_acquire_all works.
 pub const POLYLOCK_CAN_TAKE_SEVERAL: u32 = 64;
+/// In polylock_capabilities: polylock_list works.
+pub const POLYLOCK_CAN_LIST: u32 = 128;
+/// In polylock_capabilities: polylock_break works.
+pub const POLYLOCK_CAN_BREAK: u32 = 256;
 
 /// Makes locks on one backend. Made by polylock_connect, ended by polylock_manager_free.
 pub type polylock_manager = u64;
@@ -50,6 +54,9 @@ pub type polylock_holder = u64;
 pub type polylock_future = u64;
 /// The operations of one event loop. Made by polylock_queue_new, ended by polylock_queue_free.
 pub type polylock_queue = u64;
+
+/// Events of one manager. Made by polylock_on_event, ended by polylock_subscription_free.
+pub type polylock_subscription = u64;
 
 /// How a call ended. The numbers are stable and the same in every language.
 #[repr(C)]
@@ -153,6 +160,39 @@ pub enum polylock_guarantee {
     /// Always, where the resource checks the fencing token.
     POLYLOCK_GUARANTEE_FENCED = 3,
 }
+
+/// What happened to a lease, or on the way to one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum polylock_event {
+    /// A lease was granted.
+    POLYLOCK_EVENT_ACQUIRED = 1,
+    /// Somebody else holds it; once for each acquisition that meets this.
+    POLYLOCK_EVENT_CONTENDED = 2,
+    /// A lease was extended, by its holder or in the background.
+    POLYLOCK_EVENT_EXTENDED = 3,
+    /// An extension came to nothing; the lease may be held still.
+    POLYLOCK_EVENT_EXTENSION_FAILED = 4,
+    /// A lease was lost.
+    POLYLOCK_EVENT_LOST = 5,
+    /// A holder gave its lease up, or dropped it.
+    POLYLOCK_EVENT_RELEASED = 6,
+}
+
+/// Called for each event: what happened to the `count` resources; the fencing token of the lease, or 0; how long
+/// acquiring took or the lease has been held, or a negative number; why it was lost; why it was not extended, or NULL.
+pub type polylock_event_callback = Option<
+    unsafe extern "C" fn(
+        event: polylock_event,
+        resources: *const *const c_char,
+        count: usize,
+        fencing_token: u64,
+        duration_ms: f64,
+        reason: polylock_loss,
+        error: *const c_char,
+        userdata: *mut c_void,
+    ),
+>;
 
 /// Called once if a lease is lost.
 pub type polylock_lost_callback =

@@ -12,10 +12,14 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use engine::{Error, ErrorKind, LossReason, Result, host};
+use engine::{Error, ErrorKind, Event, LossReason, Result, host};
 
-use crate::abi::{
-    polylock_finalizer, polylock_log_callback, polylock_log_level, polylock_lost_callback, polylock_ready_callback,
+use crate::{
+    abi::{
+        polylock_event_callback, polylock_finalizer, polylock_log_callback, polylock_log_level,
+        polylock_lost_callback, polylock_ready_callback,
+    },
+    observe::EventText,
 };
 
 /// C's own pointer. Its finalizer is called once, when the last user is done with it.
@@ -95,6 +99,30 @@ pub(crate) fn log(
         // SAFETY: as in `lost`, and the message lives until the call is over.
         unsafe { function(level, message.as_ptr(), userdata.pointer) }
         told();
+    });
+}
+
+/// Calls `callback` on the callback thread for each of `events`.
+pub(crate) fn events(callback: polylock_event_callback, events: Vec<Event>, userdata: &Arc<Userdata>) {
+    let (Some(function), userdata) = (callback, Arc::clone(userdata)) else { return };
+    later(move || {
+        for event in events.iter().filter_map(EventText::new) {
+            let names = event.names();
+            // SAFETY: as in `lost`; the texts live until the end of the call.
+            unsafe {
+                function(
+                    event.kind,
+                    names.as_ptr(),
+                    names.len(),
+                    event.fencing_token,
+                    event.duration_ms,
+                    event.reason.into(),
+                    event.error(),
+                    userdata.pointer,
+                );
+            }
+        }
+        drop(userdata);
     });
 }
 

@@ -17,6 +17,8 @@ use crate::{
 
 /// What the backend said of a holder, with texts as C has them.
 pub(crate) struct HolderText {
+    resource: CString,
+    mode: CString,
     owner: CString,
     label: Option<CString>,
     host: Option<CString>,
@@ -24,11 +26,14 @@ pub(crate) struct HolderText {
     expires_in: Option<Duration>,
     since: Option<SystemTime>,
     pid: Option<u32>,
+    waiting: Option<u32>,
 }
 
 impl HolderText {
     pub(crate) fn new(holder: &Holder) -> Self {
         Self {
+            resource: c_string(holder.resource.as_str()),
+            mode: c_string(holder.mode),
             owner: c_string(&holder.owner),
             label: holder.label.as_deref().map(c_string),
             host: holder.host.as_deref().map(c_string),
@@ -36,6 +41,7 @@ impl HolderText {
             expires_in: holder.expires_in,
             since: holder.since,
             pid: holder.pid,
+            waiting: holder.waiting,
         }
     }
 }
@@ -45,6 +51,24 @@ impl HolderText {
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_holder_owner(holder: polylock_holder) -> *const c_char {
     boundary::value(ptr::null(), || Some(find::<HolderText>(holder).ok()?.owner.as_ptr()))
+}
+
+/// What is held. Lives until the holder is freed; NULL if the handle is not valid.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_holder_resource(holder: polylock_holder) -> *const c_char {
+    boundary::value(ptr::null(), || Some(find::<HolderText>(holder).ok()?.resource.as_ptr()))
+}
+
+/// How it is held: "exclusive", "shared" or "permit". Lives until the holder is freed; NULL if the handle is not valid.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_holder_mode(holder: polylock_holder) -> *const c_char {
+    boundary::value(ptr::null(), || Some(find::<HolderText>(holder).ok()?.mode.as_ptr()))
+}
+
+/// How many managers, in all processes, have somebody waiting for the resource; -1 if the backend does not know.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_holder_waiting(holder: polylock_holder) -> i64 {
+    boundary::value(-1, || Some(i64::from(find::<HolderText>(holder).ok()?.waiting?)))
 }
 
 /// What the holder called itself (polylock_options_set_label), or NULL. Lives until the holder is freed.

@@ -38,6 +38,8 @@ mod lease;
 
 mod holder;
 
+mod observe;
+
 mod future;
 
 mod queue;

@@ -9,6 +9,7 @@ use crate::{
     error::Failure,
     future::Future,
     holder::HolderText,
+    observe::Subscription,
     options::Settings,
     queue::Queue,
     table::{Pin, Table, epoch, epoch_of, kind_of},
@@ -26,6 +27,7 @@ pub(crate) enum Object {
     HolderText(HolderText),
     Future(Future),
     Queue(Arc<Queue>),
+    Subscription(Subscription),
 }
 
 /// One type that a handle can stand for.
@@ -67,6 +69,7 @@ kept! {
     6 "holder" HolderText(HolderText),
     7 "future" Future(Future),
     8 "queue" Queue(Arc<Queue>),
+    9 "subscription" Subscription(Subscription),
 }
 
 /// Gives `value` a handle.
@@ -130,7 +133,7 @@ fn invalid_handle<T: Kept>(handle: u64) -> Error {
 /// event queues are not here to be taken apart. (Managers and leases see to that themselves.)
 fn dispose(handle: u64, object: Object) {
     let foreign = epoch_of(handle) != epoch(host::generation());
-    if foreign && matches!(object, Object::Future(_) | Object::Queue(_)) {
+    if foreign && matches!(object, Object::Future(_) | Object::Queue(_) | Object::Subscription(_)) {
         std::mem::forget(object);
     }
 }

@@ -4,16 +4,17 @@ use std::{future::Future, time::Duration};
 
 use napi::{
     Env,
-    bindgen_prelude::{Either, Function},
+    bindgen_prelude::{BigInt, Either, Function},
 };
 use napi_derive::napi;
 use polylock::{
-    Acquire, Error, ErrorKind, LockManager, Result, Target,
+    Acquire, Error, ErrorKind, LockManager, Result, Seen, Target,
     host::{Driver, duration},
 };
 
 use crate::{
     environment::Environment,
+    observe::{self, MetricRecord},
     reply::{Begun, CapabilitiesRecord, Outcome, Reply, epoch_ms},
 };
 
@@ -144,6 +145,70 @@ pub fn inspect(env: Env, manager: f64, resource: String) -> Begun {
     with_manager(env, manager, |locks, driver| async move {
         Outcome::Inspected(locks.inspect_by(&resource, &driver).await)
     })
+}
+
+/// Who holds what matches.
+#[napi(catch_unwind)]
+pub fn list(env: Env, manager: f64, pattern: String, limit: f64) -> Begun {
+    // What is no such number becomes 0, which the engine refuses.
+    let limit = if limit.fract() == 0.0 && (0.0..=1e9).contains(&limit) { limit as usize } else { 0 };
+    with_manager(env, manager, |locks, driver| async move {
+        Outcome::Listed(locks.list_by(&pattern, limit, &driver).await)
+    })
+}
+
+/// Takes a resource away from the holder that was seen: by its fencing token, or by its owner.
+#[napi(catch_unwind)]
+pub fn break_lock(
+    env: Env,
+    manager: f64,
+    resource: String,
+    fencing_token: Option<BigInt>,
+    owner: Option<String>,
+) -> Begun {
+    let seen = match (fencing_token, owner) {
+        (_, Some(owner)) => Seen::Owner(owner),
+        (token, None) => {
+            // What no token can be becomes 0, which the engine refuses.
+            let token = token.map(|token| token.get_u64()).filter(|(negative, _, lossless)| !negative && *lossless);
+            Seen::FencingToken(token.map_or(0, |(_, token, _)| token))
+        }
+    };
+    with_manager(env, manager, |locks, driver| async move {
+        Outcome::Broken(locks.break_lock_by(&resource, seen, &driver).await)
+    })
+}
+
+/// What was done through a manager; a failed reply if it is gone.
+#[napi(catch_unwind)]
+pub fn metrics(env: Env, manager: f64) -> Either<Vec<MetricRecord>, Reply> {
+    let metrics = || observe::metrics(&opened(env)?.manager(id(manager))?);
+    metrics().map_or_else(|error| Either::B(Reply::Failed(error)), Either::A)
+}
+
+/// The same as text for Prometheus.
+#[napi(catch_unwind)]
+pub fn metrics_text(env: Env, manager: f64) -> Either<String, Reply> {
+    let text = || Ok(opened(env)?.manager(id(manager))?.metrics()?.to_prometheus());
+    text().map_or_else(|error| Either::B(Reply::Failed(error)), Either::A)
+}
+
+/// Has a manager's events come, under the number that this gives.
+#[napi(catch_unwind)]
+pub fn subscribe(env: Env, manager: f64) -> Reply {
+    let subscribed = || {
+        let environment = opened(env)?;
+        environment.subscribe(&environment.manager(id(manager))?)
+    };
+    Reply::number(subscribed())
+}
+
+/// Ends what [`subscribe`] began.
+#[napi(catch_unwind)]
+pub fn unsubscribe(env: Env, subscription: f64) {
+    if let Some(environment) = Environment::of(env) {
+        environment.unsubscribe(id(subscription));
+    }
 }
 
 /// How many wait for a resource here.

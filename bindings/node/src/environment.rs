@@ -23,11 +23,12 @@ use napi::{
     bindgen_prelude::{Function, FunctionRef},
 };
 use polylock::{
-    Error, ErrorKind, Lease, LockManager, Result,
+    Error, ErrorKind, Events, Lease, LockManager, Result,
     host::{CompletionQueue, OperationId, Started},
 };
 
 use crate::{
+    observe,
     reply::{self, Begun, Outcome, Reply},
     uv::{self, Watched, Watcher},
 };
@@ -48,6 +49,7 @@ pub(crate) struct Environment {
     deliver: FunctionRef<(), ()>,
     managers: RefCell<HashMap<u64, LockManager>>,
     leases: RefCell<HashMap<u64, Kept>>,
+    subscriptions: RefCell<HashMap<u64, Arc<Events>>>,
     /// Operations under way: while there is one, the loop stays alive.
     under_way: Cell<usize>,
 }
@@ -74,6 +76,7 @@ impl Environment {
             deliver: deliver.create_ref().map_err(internal)?,
             managers: RefCell::default(),
             leases: RefCell::default(),
+            subscriptions: RefCell::default(),
             under_way: Cell::new(0),
         });
         let watched = Rc::clone(&environment) as Rc<dyn Watched>;
@@ -130,6 +133,21 @@ impl Environment {
     /// Takes a lease out of the table.
     pub(crate) fn take_lease(&self, id: u64) -> Option<Arc<Lease>> {
         self.leases.borrow_mut().remove(&id).map(|kept| kept.lease)
+    }
+
+    /// Has the events of a manager come under the number that this gives. They keep no loop alive.
+    pub(crate) fn subscribe(&self, locks: &LockManager) -> Result<u64> {
+        let events = Arc::new(locks.events()?);
+        let id = self.queue.reserve()?;
+        observe::forward(&events, self.queue.clone(), id);
+        self.subscriptions.borrow_mut().insert(id, events);
+        Ok(id)
+    }
+
+    pub(crate) fn unsubscribe(&self, id: u64) {
+        if let Some(events) = self.subscriptions.borrow_mut().remove(&id) {
+            events.close();
+        }
     }
 
     /// Starts an operation: replies with its outcome if that is there at once, else with its number.
@@ -193,7 +211,7 @@ impl Watched for Environment {
         let Ok(deliver) = self.deliver.borrow_back(&env) else { return };
         while finished.peek().is_some() {
             let batch = finished.by_ref().take(MOST_AT_ONCE).map(|(id, outcome)| {
-                if !matches!(outcome, Outcome::Lost(_)) {
+                if !matches!(outcome, Outcome::Lost(_) | Outcome::Told(_)) {
                     self.count(-1);
                 }
                 (id, Reply::of(id, outcome, self))
@@ -215,6 +233,9 @@ impl Watched for Environment {
     fn ending(&self) {
         self.cancel_all();
         self.leave_staying();
+        for (_, events) in self.subscriptions.borrow_mut().drain() {
+            events.close();
+        }
         let managers = std::mem::take(&mut *self.managers.borrow_mut());
         let leases = std::mem::take(&mut *self.leases.borrow_mut());
         drop((leases, managers)); // released in the background

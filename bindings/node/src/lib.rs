@@ -8,6 +8,7 @@
 
 mod calls;
 mod environment;
+mod observe;
 mod reply;
 mod uv;
 

@@ -4,9 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use napi::{Env, bindgen_prelude::ToNapiValue, sys};
 use napi_derive::napi;
-use polylock::{Error, Guarantee, Holder, Lease, LossReason, OwnerToken, Release, Result, host::OperationId};
+use polylock::{Error, Event, Guarantee, Holder, Lease, LossReason, OwnerToken, Release, Result, host::OperationId};
 
-use crate::environment::Environment;
+use crate::{environment::Environment, observe::EventRecord};
 
 /// How an operation ended, or what happened to a lease.
 pub(crate) enum Outcome {
@@ -20,8 +20,12 @@ pub(crate) enum Outcome {
     /// Of this lease, with why it had been lost before.
     Released(u64, Result<Option<Release>>, Option<LossReason>),
     Inspected(Result<Option<Holder>>),
+    Listed(Result<Vec<Holder>>),
+    Broken(Result<bool>),
     Closed,
     Lost(LossReason),
+    /// What subscribers are told; nobody waits for it.
+    Told(Vec<Event>),
 }
 
 /// What starting an operation gives.
@@ -50,6 +54,12 @@ pub(crate) enum Reply {
     Lost(LossReason),
     /// `7, number`: a manager, or a count.
     Number(u64),
+    /// `8, holders`
+    Listed(Vec<Holder>),
+    /// `9, whether it was`
+    Broken(bool),
+    /// `10, events`
+    Told(Vec<Event>),
 }
 
 impl Reply {
@@ -71,6 +81,9 @@ impl Reply {
                 Self::Released(release, loss)
             }),
             Outcome::Inspected(holder) => holder.map(Self::Inspected),
+            Outcome::Listed(holders) => holders.map(Self::Listed),
+            Outcome::Broken(broken) => broken.map(Self::Broken),
+            Outcome::Told(events) => Ok(Self::Told(events)),
             Outcome::Closed => Ok(Self::Done),
             Outcome::Lost(reason) => Ok(Self::Lost(reason)),
         };
@@ -117,6 +130,15 @@ unsafe fn four_values(env: sys::napi_env, id: u64, reply: Reply) -> napi::Result
             }
             Reply::Lost(reason) => (6, latin1(env, reason.name())?, nothing),
             Reply::Number(count) => (7, f64::to_napi_value(env, number(count))?, nothing),
+            Reply::Listed(holders) => {
+                let holders: Vec<_> = holders.into_iter().map(HolderRecord::from).collect();
+                (8, ToNapiValue::to_napi_value(env, holders)?, nothing)
+            }
+            Reply::Broken(broken) => (9, bool::to_napi_value(env, broken)?, nothing),
+            Reply::Told(events) => {
+                let events: Vec<_> = events.into_iter().map(EventRecord::from).collect();
+                (10, ToNapiValue::to_napi_value(env, events)?, nothing)
+            }
         };
         Ok([f64::to_napi_value(env, number(id))?, u32::to_napi_value(env, kind)?, first, second])
     }
@@ -224,6 +246,12 @@ pub struct HolderRecord {
     pub pid: Option<u32>,
     /// What it called itself.
     pub label: Option<String>,
+    /// What is held.
+    pub resource: String,
+    /// `exclusive`, `shared` or `permit`.
+    pub mode: String,
+    /// Managers that have somebody waiting.
+    pub waiting: Option<u32>,
 }
 
 impl From<Holder> for HolderRecord {
@@ -236,6 +264,9 @@ impl From<Holder> for HolderRecord {
             host: holder.host,
             pid: holder.pid,
             label: holder.label,
+            resource: holder.resource.to_string(),
+            mode: holder.mode.to_owned(),
+            waiting: holder.waiting,
         }
     }
 }
@@ -259,6 +290,10 @@ pub struct CapabilitiesRecord {
     pub several: bool,
     /// `inspect` works.
     pub inspection: bool,
+    /// `list` works.
+    pub listing: bool,
+    /// `break` works.
+    pub breaking: bool,
 }
 
 impl From<polylock::Capabilities> for CapabilitiesRecord {
@@ -277,6 +312,8 @@ impl From<polylock::Capabilities> for CapabilitiesRecord {
             semaphore: can.semaphore,
             several: can.several,
             inspection: can.inspection,
+            listing: can.listing,
+            breaking: can.breaking,
         }
     }
 }

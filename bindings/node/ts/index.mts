@@ -22,8 +22,12 @@ export type {
   Holder,
   Lease,
   Lock,
+  LockEvent,
+  LockEventName,
+  LockEvents,
   LockManager,
   LossReason,
+  Metric,
   Release,
   TryOptions,
 } from './index.js'

@@ -10,7 +10,17 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 export { connect } from './manager.js'
-export type { AcquireOptions, Capabilities, ConnectOptions, Holder, Lock, LockManager, TryOptions } from './manager.js'
+export type {
+  AcquireOptions,
+  Capabilities,
+  ConnectOptions,
+  Holder,
+  Lock,
+  LockManager,
+  Metric,
+  TryOptions,
+} from './manager.js'
+export type { LockEvent, LockEventName, LockEvents } from './events.js'
 export type { Lease, Release } from './lease.js'
 export {
   AcquireTimeoutError,

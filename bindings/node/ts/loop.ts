@@ -3,13 +3,20 @@
 import { isMainThread } from 'node:worker_threads'
 
 import { errorFrom } from './errors.js'
-import { Kind, native, type FailedReply, type Replies, type Reply, type Started } from './native.js'
+import { Kind, native, type EventRecord, type FailedReply, type Replies, type Reply, type Started } from './native.js'
 
 /** How long the end of the process may take to release what is held, in milliseconds. */
 const LONGEST_END = 2000
 
 /** Operations under way, by their numbers. */
 const operations = new Map<number, Operation<unknown>>()
+/** Whoever wants to hear what happens to leases. */
+export interface Subscriber {
+  told(events: EventRecord[]): void
+}
+
+/** Weakly: a manager that nobody has any more is to be collected. */
+const subscribers = new Map<number, WeakRef<Subscriber>>()
 let hearOfLoss: (reply: Reply) => void = () => undefined
 let opened = false
 
@@ -30,11 +37,16 @@ export function onLoss(listener: (reply: Reply) => void): void {
 /** Called by the addon from the event loop, with all that has finished. */
 function deliver(...replies: Replies): void {
   let losses: Reply[] | undefined
+  let told: Reply[] | undefined
   for (let at = 0; at < replies.length; at += 4) {
     const id = replies[at] as number
     const reply = [id, replies[at + 1], replies[at + 2], replies[at + 3]] as Reply
     if (reply[1] === Kind.Lost) {
       ;(losses ??= []).push(reply)
+      continue
+    }
+    if (reply[1] === Kind.Told) {
+      ;(told ??= []).push(reply)
       continue
     }
     const operation = operations.get(id)
@@ -45,6 +57,22 @@ function deliver(...replies: Replies): void {
   }
   // Last: listeners of an AbortSignal run here and now, and may start and cancel operations.
   losses?.forEach(hearOfLoss)
+  told?.forEach((reply) => {
+    if (reply[1] === Kind.Told) subscribers.get(reply[0])?.deref()?.told(reply[2])
+  })
+}
+
+/** Has `subscriber` told of what happens to a manager's leases; gives the number for `unsubscribe`. */
+export function subscribe(manager: number, subscriber: Subscriber): number {
+  const reply = check(native.subscribe(manager))
+  const id = reply[1] === Kind.Number ? reply[2] : 0
+  subscribers.set(id, new WeakRef(subscriber))
+  return id
+}
+
+export function unsubscribe(subscription: number): void {
+  subscribers.delete(subscription)
+  native.unsubscribe(subscription)
 }
 
 /** One that has been started and not settled. */

@@ -2,9 +2,19 @@
 
 import * as arg from './check.js'
 import { errorFrom, invalid } from './errors.js'
+import { LockEvents } from './events.js'
 import { Lease } from './lease.js'
 import { check, open, run } from './loop.js'
-import { How, Kind, native, type CapabilitiesRecord, type HolderRecord, type Started } from './native.js'
+import {
+  How,
+  Kind,
+  native,
+  type CapabilitiesRecord,
+  type FailedReply,
+  type HolderRecord,
+  type MetricRecord,
+  type Started,
+} from './native.js'
 
 /** How to connect. */
 export interface ConnectOptions {
@@ -42,15 +52,24 @@ export interface AcquireOptions extends TryOptions {
 /** Who holds a resource. */
 export type Holder = Readonly<HolderRecord>
 
+/** One thing that is measured: a number or counts by size, for each set of labels. */
+export type Metric = Readonly<MetricRecord>
+
 /** What a backend can do and promise. */
 export type Capabilities = Readonly<CapabilitiesRecord>
 
-/** Makes locks on one backend. Opens connections with the first use, and keeps no process alive while idle. */
-export class LockManager {
+/**
+ * Makes locks on one backend. Opens connections with the first use, and keeps no process alive while idle.
+ *
+ * Emits what happens to its leases: `acquired`, `contended`, `extended`, `extension_failed`, `lost`, `released`, and `event` for all
+ * of them, in batches within some 10 ms. Nobody who acquires or releases waits for a listener.
+ */
+export class LockManager extends LockEvents {
   readonly #id: number
 
   /** @internal */
   constructor(id: number) {
+    super(id)
     this.#id = id
     unused.register(this, id)
   }
@@ -128,6 +147,67 @@ export class LockManager {
       const inspected = check(reply, resource)
       return inspected[1] === Kind.Inspected ? inspected[2] : null
     })
+  }
+
+  /**
+   * Who holds the resources whose names match `pattern`: an entry for each holder, in the order of the names, `limit` (1 to 100,000)
+   * of them at most. In a pattern `*` stands for any text, `?` for any one character, and a backslash takes the next as it is.
+   *
+   * On Redis it goes through all keys of the server, step by step without holding it up. It finds what this library holds; a lock
+   * of another library is found by its full name alone. The backend must be able to (`capabilities.listing`).
+   */
+  list(pattern = '*', limit = 1000): Promise<Holder[]> {
+    try {
+      arg.string('pattern', pattern)
+      arg.number('limit', limit)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+    return run(native.list(this.#id, pattern, limit), (reply) => {
+      const listed = check(reply)
+      return listed[1] === Kind.Listed ? listed[2] : []
+    })
+  }
+
+  /**
+   * Frees `resource` though somebody holds it, if that is still the holder that was `seen`: the fencing token, or the owner, that
+   * `inspect` or `list` showed. Resolves to whether it was.
+   *
+   * The holder is told that its lease is lost no later than at its next renewal. Until then it may go on: break a lock when its
+   * holder is dead or hung, or where the fencing token is checked. The backend must be able to (`capabilities.breaking`).
+   */
+  break(resource: string, seen: bigint | { owner: string }): Promise<boolean> {
+    let started: Started
+    try {
+      arg.string('resource', resource)
+      started =
+        typeof seen === 'bigint'
+          ? native.breakLock(this.#id, resource, seen)
+          : native.breakLock(this.#id, resource, undefined, arg.string('owner', arg.options(seen).owner))
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+    return run(started, (reply) => {
+      const broken = check(reply, resource)
+      return broken[1] === Kind.Broken && broken[2]
+    })
+  }
+
+  /**
+   * What was done through this manager since it was made. Asks no server; also works when it is closed. For Prometheus there are
+   * `polylock/prometheus` and `metricsText`.
+   */
+  metrics(): Metric[] {
+    const metrics = native.metrics(this.#id)
+    if (metrics[1] === Kind.Failed) throw errorFrom((metrics as FailedReply)[2])
+    return metrics as MetricRecord[]
+  }
+
+  /** The same in the text format of Prometheus (`text/plain; version=0.0.4`). */
+  metricsText(): string {
+    const text = native.metricsText(this.#id)
+    if (typeof text !== 'string') throw errorFrom(text[2])
+    return text
   }
 
   /** How many wait for `resource` through this manager. */

@@ -16,6 +16,9 @@ export const enum Kind {
   Inspected = 5,
   Lost = 6,
   Number = 7,
+  Listed = 8,
+  Broken = 9,
+  Told = 10,
 }
 
 export interface ErrorRecord {
@@ -36,6 +39,41 @@ export interface HolderRecord {
   host?: string
   pid?: number
   label?: string
+  resource: string
+  mode: 'exclusive' | 'shared' | 'permit'
+  waiting?: number
+}
+
+export interface HistogramRecord {
+  bounds: number[]
+  counts: number[]
+  sum: number
+  count: number
+}
+
+export interface PointRecord {
+  labels: Record<string, string>
+  value?: number
+  histogram?: HistogramRecord
+}
+
+export interface MetricRecord {
+  name: string
+  help: string
+  unit: '' | 's'
+  kind: 'counter' | 'gauge' | 'histogram'
+  points: PointRecord[]
+}
+
+export interface EventRecord {
+  kind: 'acquired' | 'contended' | 'extended' | 'extension_failed' | 'lost' | 'released'
+  at: number
+  resources: string[]
+  mode: 'exclusive' | 'shared' | 'permit'
+  fencingToken?: bigint
+  duration?: number
+  reason?: 'expired' | 'taken' | 'max_hold'
+  error?: string
 }
 
 /** Bits of how to acquire. */
@@ -59,6 +97,9 @@ export type Reply =
   | [id: number, Kind.Inspected, HolderRecord | null, unknown]
   | [id: number, Kind.Lost, LossReason, unknown]
   | [id: number, Kind.Number, number, unknown]
+  | [id: number, Kind.Listed, HolderRecord[], unknown]
+  | [id: number, Kind.Broken, boolean, unknown]
+  | [id: number, Kind.Told, EventRecord[], unknown]
 
 /** Four values for each reply. */
 export type Replies = Reply[number][]
@@ -81,6 +122,12 @@ interface Native {
     label: string | undefined,
   ): Started
   inspect(manager: number, resource: string): Started
+  list(manager: number, pattern: string, limit: number): Started
+  breakLock(manager: number, resource: string, fencingToken?: bigint, owner?: string): Started
+  metrics(manager: number): MetricRecord[] | FailedReply
+  metricsText(manager: number): string | FailedReply
+  subscribe(manager: number): Reply
+  unsubscribe(subscription: number): void
   waiting(manager: number, resource: string): Reply
   capabilities(manager: number): CapabilitiesRecord | FailedReply
   close(manager: number): Started
@@ -105,6 +152,8 @@ export interface CapabilitiesRecord {
   semaphore: boolean
   several: boolean
   inspection: boolean
+  listing: boolean
+  breaking: boolean
 }
 
 export const native: Native = load()

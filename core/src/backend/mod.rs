@@ -28,6 +28,9 @@ use crate::{
     mutant::mutant, pattern::Pattern,
 };
 
+/// A server's name, and what it said to a question: see [`Backend::ask_each`].
+pub(crate) type Said = (String, Result<Vec<String>>);
+
 /// The answer of a backend, to be awaited.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -87,6 +90,12 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
         _driver: &'a Driver,
     ) -> Answer<'a, Result<bool>> {
         Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "this backend cannot break a lock")) })
+    }
+
+    /// Asks each server a question of its own language (the words of a command, or one text of SQL), for whoever checks a
+    /// deployment: the server's name and the texts in its answer. Nothing where there is no server.
+    fn ask_each<'a>(&'a self, _question: &'a [&'a str], _driver: &'a Driver) -> Answer<'a, Vec<Said>> {
+        Box::pin(async { Vec::new() })
     }
 
     /// Reports, from now on, what may have freed `resource`.

@@ -370,7 +370,7 @@ class ManagerBase(Generic[AnyLock]):
             Forked: It belongs to the parent process.
 
         >>> acquired = next(m for m in locks.metrics() if m.name == "polylock.acquire.duration").points[0]
-        >>> acquired.labels, acquired.value.count > 0
+        >>> acquired.labels, acquired.value.number > 0
         ({'system': 'memory', 'outcome': 'acquired'}, True)
         """
         return metrics_of(self._native.metrics())

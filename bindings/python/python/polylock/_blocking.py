@@ -344,16 +344,16 @@ class LockManager(ManagerBase[Lock]):
     def on_event(self, callback: Callable[[Event], object]) -> Subscription:
         """Has `callback` called for what happens to this manager's leases from now on.
 
-        It is called in batches, within some 10 ms, on the daemon thread that all listeners share, so it must be quick.
-        An exception that it raises goes to `threading.excepthook`, and the rest of that batch is dropped.
+        It is called in batches, within some 10 ms, on the daemon thread that all listeners share, so it must be
+        quick. An exception that it raises goes to `threading.excepthook`, and the rest of that batch is dropped.
         Nobody who acquires or releases waits for it.
 
         Raises:
             Closed: The manager was closed.
             Forked: It belongs to the parent process.
 
-        >>> locks = connect("memory:")
-        >>> seen = queue.SimpleQueue()
+        >>> import queue
+        >>> locks, seen = connect("memory:"), queue.SimpleQueue()
         >>> subscription = locks.on_event(seen.put)
         >>> with locks.lock("report"):
         ...     print(seen.get(timeout=5).kind)
@@ -365,8 +365,10 @@ class LockManager(ManagerBase[Lock]):
         return Subscription(self._native.events(), listeners(), callback)
 
     def log(self, logger: logging.Logger | None = None) -> Subscription:
-        """Writes what happens to `logger` (``logging.getLogger("polylock")``): losses and failed extensions as
-        warnings, the rest as debug. The event's fields are in the record's ``polylock``.
+        """Writes what happens to `logger`, which is ``logging.getLogger("polylock")`` by default.
+
+        Losses and failed extensions are warnings, the rest is debug. The event's fields are in the record's
+        ``polylock``.
 
         Raises:
             Closed: The manager was closed.

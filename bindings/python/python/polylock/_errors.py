@@ -116,7 +116,7 @@ class Conflict(Error):
 class Unsupported(Error):
     """The backend cannot do this.
 
-    >>> connect("postgres://localhost/app").shared("catalogue").acquire()  # doctest: +ELLIPSIS
+    >>> connect("file:///tmp/locks").shared("catalogue").acquire()  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     polylock.Unsupported: ...

@@ -17,7 +17,10 @@ EventKind = Literal["acquired", "contended", "extended", "extension_failed", "lo
 
 
 class Event(NamedTuple):
-    """Something that happened to a lease, or on the way to one."""
+    """Something that happened to a lease, or on the way to one.
+
+    >>> locks.on_event(lambda event: print(event.kind, event.resources)).close()
+    """
 
     kind: EventKind
     """What happened."""
@@ -38,7 +41,12 @@ class Event(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Counts by size."""
+    """Counts by size.
+
+    >>> acquired = next(m for m in locks.metrics() if m.name == "polylock.acquire.duration").points[0].value
+    >>> acquired.number, len(acquired.counts) - len(acquired.bounds)
+    (1, 1)
+    """
 
     bounds: tuple[float, ...]
     """The upper bounds of all buckets but the last, which has none."""
@@ -46,12 +54,16 @@ class Histogram(NamedTuple):
     """How many fell into each bucket, and into no smaller one: one more than there are bounds."""
     sum: float
     """Of all that was measured."""
-    count: int
+    number: int
     """How many were measured."""
 
 
 class Point(NamedTuple):
-    """One value of a metric."""
+    """One value of a metric.
+
+    >>> next(m for m in locks.metrics() if m.name == "polylock.held").points
+    [Point(labels={'system': 'memory'}, value=1.0)]
+    """
 
     labels: dict[str, str]
     """`system` (the backend) in any case, and what the metric is split by."""

@@ -27,9 +27,7 @@ _HolderFields = tuple[
 _PointFields = tuple[dict[str, str], float | None, tuple[list[float], list[int], float, int] | None]
 _MetricFields = tuple[str, str, str, Literal["counter", "gauge", "histogram"], list[_PointFields]]
 _EventKind = Literal["acquired", "contended", "extended", "extension_failed", "lost", "released"]
-_EventFields = tuple[
-    _EventKind, float, list[str], _Mode, int | None, float | None, _Loss | None, str | None
-]
+_EventFields = tuple[_EventKind, float, list[str], _Mode, int | None, float | None, _Loss | None, str | None]
 _Released = Literal["released", "not_held", "unknown", "ended_before"]
 
 def shutdown(timeout: float) -> None: ...
@@ -85,7 +83,9 @@ class Lease:
 
 @final
 class Manager:
-    def __new__(cls, urls: builtins.list[str], prefix: str, drift_factor: float, node_timeout: float | None) -> Manager: ...
+    def __new__(
+        cls, urls: builtins.list[str], prefix: str, drift_factor: float, node_timeout: float | None
+    ) -> Manager: ...
     def acquire(
         self,
         resource: str | builtins.list[str] | tuple[str, ...],

@@ -86,7 +86,7 @@ def _add(family: Family, metric: Metric, more: dict[str, str]) -> None:
         for index, count in enumerate(point.value.counts):
             so_far += count
             bounds = point.value.bounds
-            bound = str(bounds[index]) if index < len(bounds) else "+Inf"
+            bound = f"{bounds[index]:g}" if index < len(bounds) else "+Inf"
             family.add_sample(f"{family.name}_bucket", labels | {"le": bound}, so_far)
-        family.add_sample(f"{family.name}_count", labels, point.value.count)
+        family.add_sample(f"{family.name}_count", labels, point.value.number)
         family.add_sample(f"{family.name}_sum", labels, point.value.sum)

@@ -15,7 +15,7 @@ use tokio::{
     sync::OnceCell,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, NoTls, Row,
+    AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow,
     types::{ToSql, Type},
 };
 
@@ -156,6 +156,25 @@ impl Connection {
                 Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))))
             }
         }
+    }
+
+    /// Sends a query without parameters; gives the values of its rows, one after the other.
+    pub(super) async fn texts(&self, text: &str, expires: Instant) -> Result<Vec<String>, Failure> {
+        let answer = match until(Some(expires), self.client.simple_query(text)).await {
+            Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error))?,
+            None => {
+                self.stuck.store(true, Ordering::Relaxed);
+                return Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))));
+            }
+        };
+        let rows = answer.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let values = |row: SimpleQueryRow| {
+            (0..row.len()).map(|column| row.get(column).unwrap_or_default().to_owned()).collect::<Vec<_>>()
+        };
+        Ok(rows.flat_map(values).collect())
     }
 
     /// Whether more may be sent here.

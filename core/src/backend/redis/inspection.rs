@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Error, Holder, Resource, Result,
+    backend::Said,
     clock::Instant,
     engine::{driver::Driver, timer},
     pattern::{Part, Pattern},
@@ -173,6 +174,20 @@ impl RedisBackend {
         }
     }
 
+    /// See [`Backend::ask_each`](crate::backend::Backend::ask_each).
+    pub(super) async fn ask_servers(&self, question: &[&str], driver: &Driver) -> Vec<Said> {
+        let asks = self.nodes.iter().map(|node| async {
+            let mut command = redis::Cmd::new();
+            command.arg(question);
+            let expires = Instant::now().after(self.node_timeout(LIKE_A_TTL));
+            let answer = Arc::clone(node).command(command, driver.clone(), expires).await;
+            let mut texts = Vec::new();
+            let said = answer.map(|answer| flatten(&answer, &mut texts)).map_err(|error| error.into_error());
+            (node.config().name.clone(), said.map(|()| texts))
+        });
+        future::join_all(asks).await
+    }
+
     /// See [`Backend::break_lock`](crate::backend::Backend::break_lock). A holder has a majority; it has none any
     /// more as soon as the nodes that may still be its are too few for one.
     pub(super) async fn break_everywhere(&self, resource: &Resource, owner: &str, driver: &Driver) -> Result<bool> {
@@ -216,6 +231,22 @@ fn glob(prefix: &str, pattern: &Pattern) -> String {
     }
     glob.push('*');
     glob
+}
+
+/// All texts in an answer, whatever its shape.
+fn flatten(answer: &Value, texts: &mut Vec<String>) {
+    match answer {
+        Value::Array(parts) | Value::Set(parts) => parts.iter().for_each(|part| flatten(part, texts)),
+        Value::Map(pairs) => pairs.iter().for_each(|(key, value)| {
+            flatten(key, texts);
+            flatten(value, texts);
+        }),
+        Value::BulkString(bytes) => texts.push(String::from_utf8_lossy(bytes).into_owned()),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => texts.push(text.clone()),
+        Value::Int(number) => texts.push(number.to_string()),
+        Value::Okay => texts.push("OK".to_owned()),
+        _ => {}
+    }
 }
 
 /// The next cursor and the keys in an answer to SCAN. Keys that are not UTF-8 are not ours.

@@ -71,7 +71,7 @@ use self::{
     sentinel::SentinelServer,
     subscriber::{Locate, Subscriptions},
 };
-use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
+use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Said, Watch};
 use crate::{
     Error, Resource, Result,
     clock::Instant,
@@ -344,6 +344,10 @@ impl Backend for RedisBackend {
         driver: &'a Driver,
     ) -> Answer<'a, Result<bool>> {
         Box::pin(self.break_everywhere(resource, owner, driver))
+    }
+
+    fn ask_each<'a>(&'a self, question: &'a [&'a str], driver: &'a Driver) -> Answer<'a, Vec<Said>> {
+        Box::pin(self.ask_servers(question, driver))
     }
 
     fn watch(&self, resource: &Resource) -> Watch {

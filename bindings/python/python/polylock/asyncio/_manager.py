@@ -45,8 +45,8 @@ class Lease(LeaseBase):
     def on_lost(self, callback: Callable[[LossReason], object]) -> None:
         """Has `callback` called once, with the reason, if the lease is lost; never after a release.
 
-        It is called on the running event loop as soon as that runs, in the context of this call. An exception
-        that it raises goes to the loop's exception handler.
+        It is called on the running event loop as soon as that runs, in the context of this call.
+        An exception that it raises goes to the loop's exception handler.
 
         >>> async def main() -> None:
         ...     task = asyncio.current_task()
@@ -415,8 +415,8 @@ class LockManager(ManagerBase[Lock]):
     def on_event(self, callback: Callable[[Event], object]) -> Subscription:
         """Has `callback` called for what happens to this manager's leases from now on.
 
-        It is called in batches, within some 10 ms, on the running event loop, in the context of this call. An exception
-        that it raises goes to the loop's exception handler, and the rest of that batch is dropped.
+        It is called in batches, within some 10 ms, on the running event loop, in the context of this call.
+        An exception that it raises goes to the loop's exception handler, and the rest of that batch is dropped.
         Nobody who acquires or releases waits for it.
 
         Raises:
@@ -438,8 +438,10 @@ class LockManager(ManagerBase[Lock]):
         return Subscription(self._native.events(), bridge(), lambda event: context.run(callback, event))
 
     def log(self, logger: logging.Logger | None = None) -> Subscription:
-        """Writes what happens to `logger` (``logging.getLogger("polylock")``): losses and failed extensions as
-        warnings, the rest as debug. The event's fields are in the record's ``polylock``.
+        """Writes what happens to `logger`, which is ``logging.getLogger("polylock")`` by default.
+
+        Losses and failed extensions are warnings, the rest is debug. The event's fields are in the record's
+        ``polylock``.
 
         Raises:
             Closed: The manager was closed.

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     Error, Mode, OwnerToken, Resource, Result,
-    backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Holder, Release, Watch},
+    backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Holder, Release, Said, Watch},
     clock::Instant,
     connect::Options,
     engine::driver::Driver,
@@ -280,6 +280,17 @@ impl Backend for LeaseBackend {
         Box::pin(async move {
             // Anything else is nobody's: these mark what is shared.
             if OwnerToken::parse(owner).is_none() { Ok(false) } else { self.break_lease(resource, owner).await }
+        })
+    }
+
+    fn ask_each<'a>(&'a self, question: &'a [&'a str], _: &'a Driver) -> Answer<'a, Vec<Said>> {
+        Box::pin(async move {
+            let asked = async {
+                let connection = self.pool.get().await?;
+                let expires = Instant::now().after(self.node_timeout.unwrap_or(SLOWEST));
+                connection.texts(&question.concat(), expires).await
+            };
+            vec![("server".to_owned(), asked.await.map_err(Failure::into_error))]
         })
     }
 

@@ -1,0 +1,160 @@
+/* Listing, breaking, metrics and events. */
+#include "check.h"
+
+#include <pthread.h>
+
+/* What the callback was told, under its lock. */
+struct told {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    polylock_event events[16];
+    uint64_t tokens[16];
+    polylock_loss reasons[16];
+    size_t count;
+    int finalized;
+};
+
+static void on_event(polylock_event event, const char *const *resources, size_t count, uint64_t fencing_token,
+                     double duration_ms, polylock_loss reason, const char *error, void *userdata)
+{
+    struct told *told = userdata;
+    CHECK(count == 1 && !strcmp(resources[0], "r") && !error);
+    CHECK(event == POLYLOCK_EVENT_CONTENDED ? duration_ms < 0 : duration_ms >= 0);
+    pthread_mutex_lock(&told->lock);
+    CHECK(told->count < 16);
+    told->events[told->count] = event;
+    told->tokens[told->count] = fencing_token;
+    told->reasons[told->count++] = reason;
+    pthread_cond_signal(&told->more);
+    pthread_mutex_unlock(&told->lock);
+}
+
+static void finalized(void *userdata)
+{
+    struct told *told = userdata;
+    pthread_mutex_lock(&told->lock);
+    told->finalized++;
+    pthread_cond_signal(&told->more);
+    pthread_mutex_unlock(&told->lock);
+}
+
+static void wait_for(struct told *told, size_t count, int ended)
+{
+    pthread_mutex_lock(&told->lock);
+    while (told->count < count || told->finalized < ended)
+        pthread_cond_wait(&told->more, &told->lock);
+    pthread_mutex_unlock(&told->lock);
+}
+
+static void lists_and_breaks(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_holder holders[4] = {0, 0, 0, 0};
+    polylock_error err = 0;
+    size_t count = 99;
+    bool broken = true;
+    CHECK((polylock_capabilities(locks) & (POLYLOCK_CAN_LIST | POLYLOCK_CAN_BREAK)) ==
+          (POLYLOCK_CAN_LIST | POLYLOCK_CAN_BREAK));
+    CHECK_OK(polylock_list(locks, "*", holders, 4, &count, NULL));
+    CHECK(count == 0 && holders[0] == 0);
+    polylock_lease one = check_acquire(locks, "job:1", 60000, 1), two = check_acquire(locks, "job:2", 60000, 1);
+    CHECK_OK(polylock_list(locks, "job:*", holders, 4, &count, NULL));
+    CHECK(count == 2 && holders[2] == 0);
+    CHECK(!strcmp(polylock_holder_resource(holders[0]), "job:1") && !strcmp(polylock_holder_mode(holders[1]), "exclusive"));
+    CHECK(polylock_holder_fencing_token(holders[1]) == polylock_lease_fencing_token(two));
+    CHECK(polylock_holder_waiting(holders[0]) == 0 && polylock_holder_waiting(0) == -1);
+    CHECK(!polylock_holder_resource(0) && !polylock_holder_mode(one));
+
+    uint64_t token = polylock_lease_fencing_token(one);
+    CHECK_OK(polylock_break(locks, "job:1", token + 1000, &broken, NULL));
+    CHECK(!broken);
+    CHECK_OK(polylock_break(locks, "job:1", token, &broken, NULL));
+    CHECK(broken && polylock_lease_loss(one) == POLYLOCK_LOSS_TAKEN);
+    CHECK_OK(polylock_break_owner(locks, "job:2", polylock_holder_owner(holders[1]), &broken, NULL));
+    CHECK(broken);
+    CHECK_OK(polylock_list(locks, "job:*", holders + 2, 2, &count, NULL));
+    CHECK(count == 0);
+
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_break(locks, "job:1", 0, &broken, &err));
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "fencing_token", "positive");
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_break_owner(locks, "job:1", NULL, &broken, &err));
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "owner", "NULL");
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_list(locks, "*", holders, 0, &count, &err));
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "capacity", "100,000");
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_list(locks, "", holders, 1, &count, &err));
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "pattern", "empty");
+    CHECK_IS(POLYLOCK_ERR_INVALID_HANDLE, polylock_list(one, "*", holders, 1, &count, NULL));
+    for (int i = 0; i < 2; i++)
+        CHECK_OK(polylock_holder_free(holders[i]));
+    CHECK_OK(polylock_lease_free(one));
+    CHECK_OK(polylock_lease_free(two));
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+static void gives_metrics(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_error err = 0;
+    size_t length = 0, again = 0;
+    CHECK_OK(polylock_metrics_text(locks, NULL, 0, &length, NULL));
+    CHECK(length > 1000);
+    char *text = malloc(length + 1);
+    memset(text, 'x', length + 1);
+    CHECK_OK(polylock_metrics_text(locks, text, length, &again, NULL));
+    CHECK(again == length && text[0] == 'x' && text[length] == 'x');
+    CHECK_OK(polylock_metrics_text(locks, text, length + 1, &again, NULL));
+    CHECK(strlen(text) == length && strstr(text, "# TYPE polylock_lost_total counter\n"));
+    free(text);
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_metrics_text(locks, NULL, 0, NULL, &err));
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "length", "NULL");
+    CHECK_OK(polylock_manager_free(locks));
+    CHECK_IS(POLYLOCK_ERR_INVALID_HANDLE, polylock_metrics_text(locks, NULL, 0, &length, NULL));
+}
+
+static void tells(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    struct told told = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+    polylock_subscription subscription = 0;
+    polylock_error err = 0;
+    CHECK_OK(polylock_on_event(locks, on_event, &told, finalized, &subscription, NULL));
+    polylock_lease lease = check_acquire(locks, "r", 60000, 1), other = 0, third = 0;
+    CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(locks, "r", 0, &other, NULL));
+    CHECK_OK(polylock_extend(lease, NULL));
+    CHECK_OK(polylock_release(lease, NULL, NULL));
+    third = check_acquire(locks, "r", 50, 0);
+    static const polylock_event expected[] = {POLYLOCK_EVENT_ACQUIRED, POLYLOCK_EVENT_CONTENDED, POLYLOCK_EVENT_EXTENDED,
+                                              POLYLOCK_EVENT_RELEASED, POLYLOCK_EVENT_ACQUIRED, POLYLOCK_EVENT_LOST};
+    wait_for(&told, 6, 0);
+    for (int i = 0; i < 6; i++)
+        CHECK(told.events[i] == expected[i]);
+    CHECK(told.tokens[0] == polylock_lease_fencing_token(lease) && told.tokens[1] == 0);
+    CHECK(told.reasons[5] == POLYLOCK_LOSS_EXPIRED && told.reasons[4] == POLYLOCK_LOSS_NONE);
+    CHECK_OK(polylock_subscription_free(subscription));
+    CHECK_IS(POLYLOCK_ERR_INVALID_HANDLE, polylock_subscription_free(subscription));
+    wait_for(&told, 6, 1);
+
+    /* A subscription that cannot be made is finalized as well; one of a closed manager ends by itself. */
+    CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_on_event(locks, NULL, &told, finalized, &subscription, &err));
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "callback", "NULL");
+    wait_for(&told, 6, 2);
+    CHECK_OK(polylock_on_event(locks, on_event, &told, finalized, &subscription, NULL));
+    CHECK_OK(polylock_close(locks, NULL));
+    wait_for(&told, 6, 3);
+    CHECK_OK(polylock_subscription_free(subscription));
+    CHECK_IS(POLYLOCK_ERR_CLOSED, polylock_on_event(locks, on_event, &told, finalized, &subscription, NULL));
+    wait_for(&told, 6, 4);
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_lease_free(third));
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+int main(void)
+{
+    lists_and_breaks();
+    gives_metrics();
+    tells();
+    CHECK_OK(polylock_shutdown(2000));
+    printf("observe: 3 passed, 0 failed\n");
+    return 0;
+}

@@ -1,0 +1,396 @@
+//! `polylock` as a shell sees it: real processes, real signals, locks in files and on real servers.
+
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// What a busy machine may take for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A directory of its own, where locks and the commands' files are.
+struct Place {
+    directory: PathBuf,
+    url: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("polylock-cli-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let url = format!("file://{}/locks", directory.display());
+        Self { directory, url }
+    }
+
+    /// On the Redis of the tests, if there is one.
+    fn redis() -> Option<Self> {
+        let url = std::env::var("POLYLOCK_TEST_REDIS").ok()?;
+        let mut place = Self::new();
+        place.url = url;
+        Some(place)
+    }
+
+    /// A name that no other test uses.
+    fn name(&self, word: &str) -> String {
+        format!("{}:{word}", self.directory.file_name().unwrap().to_str().unwrap())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_polylock"));
+        command.args(arguments).env("POLYLOCK_URL", &self.url).current_dir(&self.directory);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs `script` by a shell under a lock, in the background.
+    fn run(&self, options: &[&str], script: &str) -> Running {
+        let arguments = [&["run"], options, &["--", "sh", "-c", script]].concat();
+        Running(self.command(&arguments).spawn().unwrap())
+    }
+
+    /// What a file of the command's says, as soon as it says something.
+    fn said(&self, file: &str) -> String {
+        let mut said = String::new();
+        until(&format!("{file} is written"), || {
+            said = std::fs::read_to_string(self.directory.join(file)).unwrap_or_default();
+            said.ends_with('\n')
+        });
+        said.trim().to_owned()
+    }
+
+    fn pid(&self, file: &str) -> Pid {
+        Pid::from_raw(self.said(file).parse().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Its status, and what it wrote to standard error.
+    fn ended(mut self) -> (i32, String) {
+        let mut status = None;
+        until("it ends", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut errors = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        (status.and_then(|status| status.code()).unwrap(), errors)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < limit, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_gone(pid: Pid) -> bool {
+    // Whoever adopted it may not have buried it.
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    test_kill_process(pid).is_err() || stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+#[test]
+fn ends_with_the_commands_status() {
+    let place = Place::new();
+    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + 15)] {
+        assert_eq!(code(&place.output(&["run", "--lock", "a", "--", "sh", "-c", script])), status, "{script}");
+    }
+    let missing = place.output(&["run", "--lock", "a", "no-such-command-at-all"]);
+    assert_eq!(code(&missing), 127, "{}", text(&missing.stderr));
+    std::fs::write(place.directory.join("plain"), "not a program").unwrap();
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "./plain"])), 126);
+    // Nothing of these holds it any more.
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "--no-wait", "true"])), 0);
+}
+
+#[test]
+fn refuses_what_it_does_not_understand() {
+    let place = Place::new();
+    for arguments in [
+        &["run", "--lock", "a"][..],
+        &["run", "true"],
+        &["run", "--lock", "a", "--ttl", "soon", "true"],
+        &["run", "--lock", "a", "--ttl", "1ms", "true"],
+        &["run", "--lock", "", "true"],
+        &["run", "--lock", "a", "--no-wait", "--wait", "1s", "true"],
+        &["run", "--lock", "a", "--shared", "true"],
+        &["break", "a"],
+        &["ls", ""],
+        &["nothing"],
+        &[],
+    ] {
+        assert_eq!(code(&place.output(arguments)), 64, "{arguments:?}");
+    }
+    let mut nowhere = place.command(&["ls"]);
+    assert_eq!(code(&nowhere.env("POLYLOCK_URL", "redis://127.0.0.1:1").output().unwrap()), 69);
+    assert_eq!(code(&place.output(&["--help"])), 0);
+    assert!(text(&place.output(&["--version"]).stdout).starts_with("polylock "));
+    // A password in the environment is not in the help.
+    let help = place.command(&["--help"]).env("POLYLOCK_URL", "redis://:s3cret@h").output().unwrap();
+    assert!(!text(&help.stdout).contains("s3cret"));
+}
+
+#[test]
+fn a_taken_lock_is_a_conflict() {
+    let place = Place::new();
+    let holder = place.run(&["--lock", "a"], "echo > held; while [ ! -e go ]; do sleep 0.02; done; exit 3");
+    place.said("held");
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "--no-wait", "true"])), 1);
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "--wait", "50ms", "-E", "42", "true"])), 42);
+    assert_eq!(code(&place.output(&["run", "--lock", "other", "--no-wait", "true"])), 0);
+    let waiting = place.run(&["--lock", "a", "--wait", "60s"], "echo $POLYLOCK_FENCING_TOKEN > second");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!place.directory.join("second").exists(), "two at one time");
+    std::fs::write(place.directory.join("go"), "").unwrap();
+    assert_eq!(holder.ended().0, 3);
+    assert_eq!(waiting.ended().0, 0);
+    assert!(place.said("second").parse::<u64>().unwrap() > 0);
+}
+
+#[test]
+fn the_command_has_the_token_the_name_and_standard_input() {
+    let place = Place::new();
+    let mut cat =
+        place.command(&["run", "--lock", "a", "--", "sh", "-c", "cat; echo $POLYLOCK_LOCK $POLYLOCK_FENCING_TOKEN"]);
+    let mut cat = cat.stdin(Stdio::piped()).spawn().unwrap();
+    cat.stdin.take().unwrap().write_all(b"one\ntwo\n").unwrap();
+    let output = cat.wait_with_output().unwrap();
+    let said = text(&output.stdout);
+    let token = said.strip_prefix("one\ntwo\na ").expect(&said);
+    assert!(token.parse::<u64>().unwrap() > 0);
+    // The next holder's token is greater.
+    let next = text(&place.output(&["run", "-l", "a", "--", "sh", "-c", "echo $POLYLOCK_FENCING_TOKEN"]).stdout);
+    assert!(next.parse::<u64>().unwrap() > token.parse().unwrap());
+}
+
+#[test]
+fn can_be_nested() {
+    let place = Place::new();
+    let inner = format!("{} run --lock b --no-wait -- sh -c 'exit 5'", env!("CARGO_BIN_EXE_polylock"));
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "--", "sh", "-c", &inner])), 5);
+    let same = format!("{} run --lock a --no-wait true", env!("CARGO_BIN_EXE_polylock"));
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "--", "sh", "-c", &same])), 1, "it is not re-entrant");
+}
+
+#[test]
+fn signals_are_passed_on() {
+    let place = Place::new();
+    for (signal, name) in [
+        (Signal::TERM, "TERM"),
+        (Signal::INT, "INT"),
+        (Signal::HUP, "HUP"),
+        (Signal::USR1, "USR1"),
+        (Signal::QUIT, "QUIT"),
+    ] {
+        let script =
+            format!("trap 'echo {name} > {name}.got; exit 9' {name}; echo > {name}.up; while :; do sleep 0.02; done");
+        let running = place.run(&["--lock", name], &script);
+        place.said(&format!("{name}.up"));
+        running.signal(signal);
+        // A shell started in the background by another ignores INT and QUIT; this one was not.
+        assert_eq!(running.ended().0, 9, "{name}");
+        assert_eq!(place.said(&format!("{name}.got")), name);
+    }
+}
+
+impl Running {
+    /// Until it waits for the lock: it says so.
+    fn waits(&mut self) {
+        let mut said = Vec::new();
+        let errors = self.0.stderr.as_mut().unwrap();
+        let mut byte = [0];
+        while errors.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+            said.push(byte[0]);
+        }
+        assert!(text(&said).contains("waiting"), "{}", text(&said));
+    }
+}
+
+#[test]
+fn a_signal_ends_the_waiting() {
+    let place = Place::new();
+    let holder = place.run(&["--lock", "a"], "echo > held; while :; do sleep 0.02; done");
+    place.said("held");
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut waiting = place.run(&["--lock", "a", "--verbose"], "echo > never");
+        waiting.waits();
+        waiting.signal(signal);
+        assert_eq!(waiting.ended().0, status);
+    }
+    holder.signal(Signal::TERM);
+    assert_eq!(holder.ended().0, 143);
+    assert_eq!(code(&place.output(&["run", "--lock", "a", "--wait", "20s", "true"])), 0);
+    assert!(!place.directory.join("never").exists());
+}
+
+#[test]
+fn the_command_goes_with_a_killed_parent() {
+    let place = Place::new();
+    let mut running = place.run(&["--lock", "a"], "echo $$ > child; while :; do sleep 0.02; done");
+    let child = place.pid("child");
+    running.0.kill().unwrap();
+    until("the command ends", || is_gone(child));
+    running.0.wait().unwrap();
+}
+
+#[test]
+fn everything_is_stopped_when_the_lease_is_lost() {
+    let Some(place) = Place::redis() else { return };
+    let lock = place.name("lost");
+    // A shell in a shell, and an orphan that ignores SIGTERM.
+    let script = "echo $$ > one; (trap '' TERM; while :; do sleep 0.05; done) & echo $! > orphan; \
+                  sh -c 'echo $$ > two; while :; do sleep 0.05; done'; echo > survived";
+    let running = place.run(&["--lock", &lock, "--ttl", "2s", "--kill-after", "300ms"], script);
+    let processes = ["one", "two", "orphan"].map(|file| place.pid(file));
+    let token = text(&place.output(&["show", "--json", &lock]).stdout);
+    let token =
+        token.split("\"fencing_token\":").nth(1).and_then(|rest| rest.split(',').next()).expect(&token).to_owned();
+    let wrong = place.output(&["break", &lock, "--token", "1"]);
+    assert_eq!((code(&wrong), processes.map(is_gone)), (1, [false; 3]));
+    let broken = place.output(&["break", &lock, "--token", &token]);
+    assert_eq!(code(&broken), 0, "{}", text(&broken.stderr));
+    let (status, errors) = running.ended();
+    assert_eq!(status, 75, "{errors}");
+    assert!(errors.contains("taken"), "{errors}");
+    assert_eq!(processes.map(is_gone), [true; 3]);
+    assert!(!place.directory.join("survived").exists());
+    assert_eq!(code(&place.output(&["show", &lock])), 1);
+}
+
+#[test]
+fn a_command_that_runs_too_long_is_stopped() {
+    let place = Place::new();
+    let options = ["--lock", "a", "--ttl", "300ms", "--max-hold", "300ms"];
+    let (status, errors) = place.run(&options, "while :; do sleep 0.02; done").ended();
+    assert_eq!(status, 75);
+    assert!(errors.contains("--max-hold"), "{errors}");
+}
+
+#[test]
+fn shows_who_holds_what() {
+    for place in [Some(Place::new()), Place::redis()].into_iter().flatten() {
+        let (one, two) = (place.name("one"), place.name("two"));
+        let script = "echo > held; while [ ! -e go ]; do sleep 0.02; done";
+        let running = place.run(&["--lock", &one, "--label", "night shift"], script);
+        place.said("held");
+        let pattern = place.name("*");
+        let listed = text(&place.output(&["ls", &pattern]).stdout);
+        let lines: Vec<_> = listed.lines().collect();
+        assert_eq!(lines.len(), 2, "{listed}");
+        assert!(
+            lines[0].starts_with("LOCK") && lines[1].starts_with(&one) && lines[1].contains("night shift"),
+            "{listed}"
+        );
+        let shown = place.output(&["show", &one]);
+        assert_eq!(code(&shown), 0);
+        assert!(text(&shown.stdout).contains("night shift"));
+        let free = place.output(&["show", &two]);
+        assert_eq!((code(&free), text(&free.stdout)), (1, format!("{two}: free")));
+        let watched = text(&place.output(&["watch", &pattern, "--count", "2", "--interval", "10ms"]).stdout);
+        assert_eq!(watched.matches(&*one).count(), 2, "{watched}");
+        let json = text(&place.output(&["ls", "--json", &pattern]).stdout);
+        assert!(json.starts_with('{') && json.contains(r#""label":"night shift""#) && json.contains(&one), "{json}");
+        std::fs::write(place.directory.join("go"), "").unwrap();
+        assert_eq!(running.ended().0, 0);
+        assert_eq!(text(&place.output(&["ls", &pattern]).stdout).lines().count(), 1);
+    }
+}
+
+#[test]
+fn shares_and_counts() {
+    let Some(place) = Place::redis() else { return };
+    let lock = place.name("shared");
+    let script = "echo > $0.held; while [ ! -e go ]; do sleep 0.02; done";
+    let start = |options: &[&str], word: &str| {
+        let arguments = [&["run"], options, &["--", "sh", "-c", script, word]].concat();
+        let running = Running(place.command(&arguments).spawn().unwrap());
+        place.said(&format!("{word}.held"));
+        running
+    };
+    let readers = [start(&["-l", &lock, "--shared"], "r1"), start(&["-l", &lock, "--shared"], "r2")];
+    assert_eq!(code(&place.output(&["run", "-l", &lock, "-n", "true"])), 1);
+    let permits = place.name("permits");
+    let holders =
+        [start(&["-l", &permits, "--permits", "2"], "p1"), start(&["-l", &permits, "--permits", "2"], "p2")];
+    assert_eq!(code(&place.output(&["run", "-l", &permits, "--permits", "2", "-n", "true"])), 1);
+    assert_eq!(text(&place.output(&["ls", &place.name("*")]).stdout).lines().count(), 1 + 4);
+    std::fs::write(place.directory.join("go"), "").unwrap();
+    for running in readers.into_iter().chain(holders) {
+        assert_eq!(running.ended().0, 0);
+    }
+}
+
+#[test]
+fn the_doctor_looks() {
+    let place = Place::new();
+    let healthy = place.output(&["doctor"]);
+    assert_eq!(code(&healthy), 0, "{}", text(&healthy.stdout));
+    assert!(text(&healthy.stdout).contains("acquire, extend and release take"));
+    for variable in
+        ["POLYLOCK_TEST_REDIS", "POLYLOCK_TEST_REDLOCK", "POLYLOCK_TEST_POSTGRES", "POLYLOCK_TEST_PGBOUNCER"]
+    {
+        let Ok(url) = std::env::var(variable) else { continue };
+        let said = place.command(&["doctor"]).env("POLYLOCK_URL", &url).output().unwrap();
+        let report = text(&said.stdout);
+        assert_eq!(code(&said), 0, "{variable}: {report}{}", text(&said.stderr));
+        let finding = match variable {
+            "POLYLOCK_TEST_REDIS" => "restarts (appendonly no)",
+            "POLYLOCK_TEST_REDLOCK" => "on 1 host(s)",
+            "POLYLOCK_TEST_PGBOUNCER" => "a pooler is in between",
+            _ => "PostgreSQL ",
+        };
+        assert!(report.contains(finding), "{variable}: {report}");
+    }
+    let nowhere = place.command(&["doctor"]).env("POLYLOCK_URL", "redis://127.0.0.1:1").output().unwrap();
+    assert_eq!(code(&nowhere), 1);
+    assert!(text(&nowhere.stdout).contains("does not answer"));
+}
+
+#[test]
+fn measures() {
+    let place = Place::new();
+    let output = place.output(&["bench", "--time", "50ms", "--in-flight", "4", "--json"]);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("\"pairs_per_second\":"));
+}
