@@ -24,6 +24,7 @@ test: ## Installs what is missing, checks the code and runs every test in every 
 	    lint="$(MAKE) lint" \
 	    rust="cargo test --workspace" \
 	    $(foreach language,$(LANGUAGES) $(OVER_C),$(language)="$(MAKE) $(language)-test") \
+	    monitoring="$(MAKE) monitoring-test" \
 	    together="$(MAKE) together-test" \
 	    interop="$(MAKE) interop-test" \
 	    faults="$(MAKE) faults-test"
@@ -103,8 +104,12 @@ interop-test: node-build python-build
 	PYTHONPATH=bindings/python/python $(INTEROP)/bin/python tests/interop/interop.py
 	node tests/interop/interop.mjs
 
+.PHONY: monitoring-test
+monitoring-test: python-build ## The examples of monitoring, with a real Prometheus.
+	$(VENV)/bin/python tests/monitoring/run.py $${POLYLOCK_TEST_REDIS:-memory:}
+
 # Python outside of the package.
-SCRIPTS := tests/*.py tests/*/*.py benches/*.py benches/*/*.py
+SCRIPTS := tests/*.py tests/*/*.py examples/monitoring/*.py benches/*.py benches/*/*.py
 
 .PHONY: lint
 lint: rust-lint scripts-lint $(patsubst %,%-lint,$(filter-out c,$(LANGUAGES))) ## Checks format, warnings and documentation in every language.

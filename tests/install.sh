@@ -23,6 +23,7 @@ need cmake cmake
 need valgrind valgrind
 need pkg-config pkg-config
 [ -e /usr/include/uv.h ] || packages+=(libuv1-dev)
+need promtool prometheus
 need node nodejs
 need npm npm
 # Debian splits the part of venv that installs pip from the rest.

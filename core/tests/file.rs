@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polylock::{Acquire, ErrorKind, Lease, LockManager, LossReason, Release, blocking};
+use polylock::{Acquire, ErrorKind, Lease, LockManager, LossReason, Release, Seen, blocking};
 use rustix::process::{Pid, Signal, kill_process};
 
 const NAME: &str = "r";
@@ -202,6 +202,41 @@ fn excludes_another_process() {
     assert!(holder.expires_in.is_some_and(|left| left > LONG / 2 && left <= LONG));
     assert_eq!(other.ask("release"), "released");
     assert!(is_free(&locks));
+}
+
+#[test]
+fn breaks_what_another_process_holds() {
+    let directory = Directory::new();
+    let (locks, mut other) = (directory.locks(), Other::start(&directory));
+    let breaks = |token| {
+        blocking::wait(|driver| {
+            let locks = &locks;
+            async move { locks.break_lock_by(NAME, Seen::FencingToken(token), &driver).await.unwrap() }
+        })
+    };
+    assert!(!breaks(1), "nobody holds it");
+    assert_eq!(other.ask("acquire_for 2000"), "held");
+    let token = blocking::wait(|driver| {
+        let locks = &locks;
+        async move { locks.inspect_by(NAME, &driver).await.unwrap().unwrap().fencing_token.unwrap() }
+    });
+    assert!(!breaks(token - 1));
+    let waiter = std::thread::spawn({
+        let locks = directory.locks();
+        move || soon(&locks).fencing_token()
+    });
+    // A stopped holder as well; it learns of it when it goes on.
+    other.signal(Signal::STOP);
+    assert!(breaks(token));
+    assert!(waiter.join().unwrap() > token, "whoever waits is woken, and gets a greater token");
+    assert!(!breaks(token), "a later holder is not hit");
+    other.signal(Signal::CONT);
+    let lost = other.ask("lost");
+    assert!(["taken", "expired"].contains(&&*lost), "{lost}");
+    assert_eq!(release(&soon(&locks)), Release::Released);
+    assert!(other.acquire() > token);
+    let files: Vec<_> = fs::read_dir(&directory.0).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, ["r.lock"]);
 }
 
 /// The sum of the times that ten hand-overs take, from `free` to the next holder.

@@ -10,6 +10,7 @@ use once_cell::race::OnceBox;
 use tokio::sync::watch::Receiver;
 
 use super::{
+    breaking,
     directory::{Directory, error_at},
     lock_file::LockFile,
     notices::{self, Bell},
@@ -231,24 +232,36 @@ impl Entry {
 
     /// See [`Backend::release`](crate::backend::Backend::release).
     pub(super) fn give_back(&self, claim: &Claim) -> Release {
-        let outcome = self.end(claim, LockFile::unlock);
+        let outcome = self.end(claim.owner, LockFile::unlock);
         if outcome.is_some() {
             self.ring();
         }
         outcome.unwrap_or(Release::NotHeld)
     }
 
+    /// See [`Backend::break_lock`](crate::backend::Backend::break_lock).
+    pub(super) fn break_lock(&self, owner: OwnerToken) -> Result<bool> {
+        if self.state().held.is_none() {
+            return breaking::break_lock(&self.path, &owner).map_err(|error| error_at(&self.path, error));
+        }
+        let outcome = self.end(owner, LockFile::unlock);
+        if outcome.is_some() {
+            self.ring();
+        }
+        Ok(outcome == Some(Release::Released))
+    }
+
     /// Gives back a part of what was asked for, right after it was taken, because the rest was refused. Wakes nobody:
     /// first of all it would wake whoever asked, who would at once do the same again. Who was refused for this
     /// moment looks again by itself.
     pub(super) fn put_back(&self, claim: &Claim) {
-        self.end(claim, LockFile::unlock_quietly);
+        self.end(claim.owner, LockFile::unlock_quietly);
     }
 
-    /// Ends what `claim` holds, if it does.
-    fn end(&self, claim: &Claim, unlock: fn(&LockFile)) -> Option<Release> {
+    /// Ends what `owner` holds, if it does.
+    fn end(&self, owner: OwnerToken, unlock: fn(&LockFile)) -> Option<Release> {
         let mut state = self.state();
-        let held = state.held.take_if(|held| held.owner == claim.owner)?;
+        let held = state.held.take_if(|held| held.owner == owner)?;
         let file = state.file.as_ref()?;
         let ours = file.is_at(&self.path).unwrap_or(true);
         if let Err(error) = record::write_released(file.file(), &held.owner) {

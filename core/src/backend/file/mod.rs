@@ -19,6 +19,7 @@
 //! The child shares the open files, and with them the locks. It never unlocks and never closes them by itself;
 //! see [`crate::host::inherited_fds`].
 
+mod breaking;
 mod directory;
 mod entry;
 mod lock_file;
@@ -33,7 +34,7 @@ use self::{
     entry::Entry,
 };
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
-use crate::{Resource, Result, clock::Instant, engine::driver::Driver, pattern::Pattern};
+use crate::{OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver, pattern::Pattern};
 
 /// Locks in the files of a directory.
 #[derive(Debug)]
@@ -117,7 +118,7 @@ impl Backend for FileBackend {
             several: true,
             inspection: true,
             listing: true,
-            breaking: false,
+            breaking: true,
         }
     }
 
@@ -167,6 +168,14 @@ impl Backend for FileBackend {
                 }
             }
             Ok(holders)
+        })
+    }
+
+    fn break_lock<'a>(&'a self, resource: &'a Resource, owner: &'a str, _: &'a Driver) -> Answer<'a, Result<bool>> {
+        Box::pin(async move {
+            self.0.make_ready()?;
+            // What holds without a record of ours, by flock(1) perhaps, has no owner to name.
+            OwnerToken::parse(owner).map_or(Ok(false), |owner| self.0.entry(resource).break_lock(owner))
         })
     }
 

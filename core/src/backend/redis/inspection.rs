@@ -176,16 +176,9 @@ impl RedisBackend {
 
     /// See [`Backend::ask_each`](crate::backend::Backend::ask_each).
     pub(super) async fn ask_servers(&self, question: &[&str], driver: &Driver) -> Vec<Said> {
-        let asks = self.nodes.iter().map(|node| async {
-            let mut command = redis::Cmd::new();
-            command.arg(question);
-            let expires = Instant::now().after(self.node_timeout(LIKE_A_TTL));
-            let answer = Arc::clone(node).command(command, driver.clone(), expires).await;
-            let mut texts = Vec::new();
-            let said = answer.map(|answer| flatten(&answer, &mut texts)).map_err(|error| error.into_error());
-            (node.config().name.clone(), said.map(|()| texts))
-        });
-        future::join_all(asks).await
+        let expires = Instant::now().after(self.node_timeout(LIKE_A_TTL));
+        let asks = self.nodes.iter().map(|node| ask_server(Arc::clone(node), question, driver, expires));
+        future::join_all(asks).await.concat()
     }
 
     /// See [`Backend::break_lock`](crate::backend::Backend::break_lock). A holder has a majority; it has none any
@@ -212,6 +205,24 @@ impl RedisBackend {
         let decided = self.ask(&request, driver, decide, |_, _| {}).await;
         decided.ok_or_else(|| out_of_reach(errors))
     }
+}
+
+/// What a server says, or each server of a cluster for itself.
+async fn ask_server(node: Arc<dyn Server>, question: &[&str], driver: &Driver, expires: Instant) -> Vec<Said> {
+    let parts = match Arc::clone(&node).parts(expires).await {
+        Ok(parts) => parts,
+        Err(error) => return vec![(node.name().to_owned(), Err(error.into_error()))],
+    };
+    let mut said = Vec::new();
+    for part in parts {
+        let mut command = redis::Cmd::new();
+        command.arg(question);
+        let answer = Arc::clone(&part).command(command, driver.clone(), expires).await;
+        let mut texts = Vec::new();
+        let answer = answer.map(|answer| flatten(&answer, &mut texts)).map_err(|error| error.into_error());
+        said.push((part.name().to_owned(), answer.map(|()| texts)));
+    }
+    said
 }
 
 /// The pattern of the fences' names, as the server understands it: whatever it finds is looked at again.
