@@ -126,6 +126,16 @@
 #define POLYLOCK_CAN_TAKE_SEVERAL 64
 
 /**
+ * In polylock_capabilities: polylock_list works.
+ */
+#define POLYLOCK_CAN_LIST 128
+
+/**
+ * In polylock_capabilities: polylock_break works.
+ */
+#define POLYLOCK_CAN_BREAK 256
+
+/**
  * How a call ended. The numbers are stable and the same in every language.
  */
 typedef enum polylock_status {
@@ -294,6 +304,36 @@ typedef enum polylock_loss {
 } polylock_loss;
 
 /**
+ * What happened to a lease, or on the way to one.
+ */
+typedef enum polylock_event {
+    /**
+     * A lease was granted.
+     */
+    POLYLOCK_EVENT_ACQUIRED = 1,
+    /**
+     * Somebody else holds it; once for each acquisition that meets this.
+     */
+    POLYLOCK_EVENT_CONTENDED = 2,
+    /**
+     * A lease was extended, by its holder or in the background.
+     */
+    POLYLOCK_EVENT_EXTENDED = 3,
+    /**
+     * An extension came to nothing; the lease may be held still.
+     */
+    POLYLOCK_EVENT_EXTENSION_FAILED = 4,
+    /**
+     * A lease was lost.
+     */
+    POLYLOCK_EVENT_LOST = 5,
+    /**
+     * A holder gave its lease up, or dropped it.
+     */
+    POLYLOCK_EVENT_RELEASED = 6,
+} polylock_event;
+
+/**
  * Called for each message of the log. `message` ends with the call.
  */
 typedef void (*polylock_log_callback)(enum polylock_log_level level, const char *message, void *userdata);
@@ -337,6 +377,24 @@ typedef uint64_t polylock_holder;
  * Called once if a lease is lost.
  */
 typedef void (*polylock_lost_callback)(polylock_lease lease, enum polylock_loss reason, void *userdata);
+
+/**
+ * Called for each event: what happened to the `count` resources; the fencing token of the lease, or 0; how long
+ * acquiring took or the lease has been held, or a negative number; why it was lost; why it was not extended, or NULL.
+ */
+typedef void (*polylock_event_callback)(enum polylock_event event,
+                                        const char *const *resources,
+                                        size_t count,
+                                        uint64_t fencing_token,
+                                        double duration_ms,
+                                        enum polylock_loss reason,
+                                        const char *error,
+                                        void *userdata);
+
+/**
+ * Events of one manager. Made by polylock_on_event, ended by polylock_subscription_free.
+ */
+typedef uint64_t polylock_subscription;
 
 /**
  * The operations of one event loop. Made by polylock_queue_new, ended by polylock_queue_free.
@@ -877,6 +935,21 @@ enum polylock_status polylock_lease_free(polylock_lease lease);
 const char *polylock_holder_owner(polylock_holder holder);
 
 /**
+ * What is held. Lives until the holder is freed; NULL if the handle is not valid.
+ */
+const char *polylock_holder_resource(polylock_holder holder);
+
+/**
+ * How it is held: "exclusive", "shared" or "permit". Lives until the holder is freed; NULL if the handle is not valid.
+ */
+const char *polylock_holder_mode(polylock_holder holder);
+
+/**
+ * How many managers, in all processes, have somebody waiting for the resource; -1 if the backend does not know.
+ */
+int64_t polylock_holder_waiting(polylock_holder holder);
+
+/**
  * What the holder called itself (polylock_options_set_label), or NULL. Lives until the holder is freed.
  */
 const char *polylock_holder_label(polylock_holder holder);
@@ -912,6 +985,87 @@ int64_t polylock_holder_since_unix_ms(polylock_holder holder);
  * @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
  */
 enum polylock_status polylock_holder_free(polylock_holder holder);
+
+/**
+ * Who holds the resources whose names match a pattern: an entry for each holder, in the order of the names. On Redis
+ * it goes through all keys of the server, step by step without holding it up, and finds what this library holds; a
+ * lock of another library is found by its full name alone. Blocks.
+ *
+ * @param pattern * stands for any text, ? for any one character, a backslash takes the next character as it is.
+ * @param holders out: up to `capacity` of them, each to be freed with polylock_holder_free.
+ * @param capacity for how many there is room: 1 to 100,000.
+ * @param count out: how many there are.
+ * @return POLYLOCK_ERR_UNSUPPORTED if the backend cannot tell (POLYLOCK_CAN_LIST), else as polylock_inspect.
+ */
+enum polylock_status polylock_list(polylock_manager manager,
+                                   const char *pattern,
+                                   polylock_holder *holders,
+                                   size_t capacity,
+                                   size_t *count,
+                                   polylock_error *err);
+
+/**
+ * Frees a resource though somebody holds it, if that is still the holder that was seen. The holder is told that its
+ * lease is lost no later than at its next renewal; until then it may go on: break a lock when its holder is dead or
+ * hung, or where the fencing token is checked. Blocks.
+ *
+ * @param fencing_token of the holder, as polylock_inspect or polylock_list showed it.
+ * @param broken out: whether it was that one's. If not, nothing was done.
+ * @return POLYLOCK_ERR_UNSUPPORTED if the backend cannot break a lock (POLYLOCK_CAN_BREAK), _UNAVAILABLE if it did not
+ *         answer (it may have been freed or not), else as polylock_inspect.
+ */
+enum polylock_status polylock_break(polylock_manager manager,
+                                    const char *resource,
+                                    uint64_t fencing_token,
+                                    bool *broken,
+                                    polylock_error *err);
+
+/**
+ * As polylock_break, by the owner that polylock_holder_owner gave: also of a holder without a fencing token.
+ */
+enum polylock_status polylock_break_owner(polylock_manager manager,
+                                          const char *resource,
+                                          const char *owner,
+                                          bool *broken,
+                                          polylock_error *err);
+
+/**
+ * What was done through a manager since it was made, in the text format of Prometheus (`text/plain; version=0.0.4`).
+ * Asks no server; also works when the manager is closed.
+ *
+ * @param buffer out: the text, ended by NUL, if there is room for all of it; else nothing. May be NULL if `size` is 0.
+ * @param size of the buffer in bytes.
+ * @param length out: how long the text is in bytes, without its NUL. Not smaller than `size`: ask again with more room.
+ */
+enum polylock_status polylock_metrics_text(polylock_manager manager,
+                                           char *buffer,
+                                           size_t size,
+                                           size_t *length,
+                                           polylock_error *err);
+
+/**
+ * Has `callback` called, on the callback thread and in batches, for what happens to a manager's leases from now on,
+ * until the subscription is freed or the manager is closed. Nobody who acquires or releases waits for it.
+ *
+ * @param callback called for each event; what it points at lives for the time of the call.
+ * @param userdata handed to the callback.
+ * @param finalizer called once with userdata, after the last call. Also if this fails. May be NULL.
+ * @param subscription out: to be freed with polylock_subscription_free.
+ * @return POLYLOCK_ERR_CLOSED, _FORKED, _INVALID_HANDLE, _INVALID_ARGUMENT, _INTERNAL.
+ */
+enum polylock_status polylock_on_event(polylock_manager manager,
+                                       polylock_event_callback callback,
+                                       void *userdata,
+                                       polylock_finalizer finalizer,
+                                       polylock_subscription *subscription,
+                                       polylock_error *err);
+
+/**
+ * Ends a subscription; does not wait for a callback that is under way (the finalizer says when it is over). 0 is allowed.
+ *
+ * @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
+ */
+enum polylock_status polylock_subscription_free(polylock_subscription subscription);
 
 /**
  * Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments show in the future.
