@@ -23,7 +23,6 @@ need cmake cmake
 need valgrind valgrind
 need pkg-config pkg-config
 [ -e /usr/include/uv.h ] || packages+=(libuv1-dev)
-need promtool prometheus
 need node nodejs
 need npm npm
 # Debian splits the part of venv that installs pip from the rest.
@@ -40,6 +39,19 @@ if [ ${#packages[@]} -gt 0 ]; then
     # No server may start by itself: the tests run their own, on ports of their own.
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+
+# Only its programs: the package would start a server of its own where there is an init.
+prometheus=$(dirname "$0")/../build/prometheus
+if ! command -v prometheus >/dev/null && [ ! -x "$prometheus/usr/bin/prometheus" ]; then
+    mkdir -p "$prometheus"
+    (
+        cd "$prometheus"
+        # The lists are there, unless nothing else was missing on a machine without any.
+        apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }
+        dpkg-deb -x prometheus_*.deb .
+        rm prometheus_*.deb
+    )
 fi
 
 for component in rustfmt clippy; do

@@ -373,7 +373,11 @@ fn the_doctor_looks() {
         let Ok(url) = std::env::var(variable) else { continue };
         let said = place.command(&["doctor"]).env("POLYLOCK_URL", &url).output().unwrap();
         let report = text(&said.stdout);
-        assert_eq!(code(&said), 0, "{variable}: {report}{}", text(&said.stderr));
+        // The PostgreSQL of the tests runs without fsync, which it has to say.
+        let wrong: Vec<_> = report.lines().filter(|line| line.starts_with("WRONG")).collect();
+        let known = wrong.iter().all(|line| variable != "POLYLOCK_TEST_REDIS" && line.contains("fsync is off"));
+        assert!(known, "{variable}: {report}{}", text(&said.stderr));
+        assert_eq!(code(&said), i32::from(!wrong.is_empty()), "{variable}: {report}{}", text(&said.stderr));
         let finding = match variable {
             "POLYLOCK_TEST_REDIS" => "restarts (appendonly no)",
             "POLYLOCK_TEST_REDLOCK" => "on 1 host(s)",

@@ -8,6 +8,7 @@ query of the dashboard and of the alerts is asked there.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -19,7 +20,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples" / "monitoring"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "monitoring"
+# Where tests/install.sh puts the programs if the machine has none.
+os.environ["PATH"] += f"{os.pathsep}{ROOT / 'build' / 'prometheus' / 'usr' / 'bin'}"
 PATIENCE = 60.0  # seconds; for a machine that is busy with other things
 # What an example of a few seconds has no reason to show.
 MAY_BE_EMPTY = re.compile(r"unanswered|== 0|polylock_lost_total|< 5|> 0|> 10|remaining|end=")
