@@ -106,7 +106,7 @@ interop-test: node-build python-build
 
 .PHONY: monitoring-test
 monitoring-test: python-build ## The examples of monitoring, with a real Prometheus.
-	$(VENV)/bin/python tests/monitoring/run.py $${POLYLOCK_TEST_REDIS:-memory:}
+	$(VENV)/bin/python tests/monitoring/monitoring.py $${POLYLOCK_TEST_REDIS:-memory:}
 
 # Python outside of the package.
 SCRIPTS := tests/*.py tests/*/*.py examples/monitoring/*.py benches/*.py benches/*/*.py

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Monitoring with a real Prometheus: `run.py [URL]`.
+"""Monitoring with a real Prometheus: `monitoring.py [URL]`.
 
-Rules and their tests by promtool; then Debian's Prometheus scrapes the demo of examples/monitoring, and every
+Rules and their tests by promtool; then Debian's Prometheus scrapes the exporter of examples/monitoring, and every
 query of the dashboard and of the alerts is asked there.
 """
 
@@ -61,11 +61,11 @@ def queries() -> Iterator[str]:
 
 
 def scrapes(url: str, directory: pathlib.Path) -> None:
-    demo = subprocess.Popen([sys.executable, EXAMPLES / "demo.py", url, "0"], stdout=subprocess.PIPE, text=True)
+    exporter = subprocess.Popen([sys.executable, EXAMPLES / "exporter.py", url, "0"], stdout=subprocess.PIPE, text=True)
     prometheus = None
     try:
-        assert demo.stdout is not None
-        target = urllib.parse.urlsplit(demo.stdout.readline().strip())
+        assert exporter.stdout is not None
+        target = urllib.parse.urlsplit(exporter.stdout.readline().strip())
         promtool("check", "metrics", text=get(target.geturl()))
         config = (EXAMPLES / "prometheus.yml").read_text().replace("127.0.0.1:9464", target.netloc)
         config = config.replace("5s", "1s").replace("[alerts.yml]", f"[{EXAMPLES / 'alerts.yml'}]")
@@ -96,7 +96,7 @@ def scrapes(url: str, directory: pathlib.Path) -> None:
         broken = [rule for group in rules for rule in group["rules"] if rule["health"] == "err"]
         assert rules and not broken, broken
     finally:
-        for process in (prometheus, demo):
+        for process in (prometheus, exporter):
             if process is not None:
                 process.terminate()
                 process.wait(PATIENCE)
@@ -120,7 +120,7 @@ def main(url: str) -> int:
         checks: dict[str, Callable[[], None]] = {
             "the alerts are rules": lambda: promtool("check", "rules", "alerts.yml"),
             "the alerts fire when they should": lambda: promtool("test", "rules", "alerts.test.yml"),
-            "a real Prometheus scrapes the demo": lambda: scrapes(url, pathlib.Path(directory)),
+            "a real Prometheus scrapes the exporter": lambda: scrapes(url, pathlib.Path(directory)),
         }
         failed = 0
         for name, check in checks.items():

@@ -1,4 +1,4 @@
-"""Locks that come and go, and their metrics for Prometheus: `python demo.py [URL [PORT]]`.
+"""Locks that come and go, and their metrics for Prometheus: `python exporter.py [URL [PORT]]`.
 
 Needs the packages polylock and prometheus-client.
 """
