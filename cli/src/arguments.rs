@@ -66,7 +66,7 @@ pub(crate) struct Run {
     /// What others see of the holder; the command by default
     #[arg(long)]
     pub(crate) label: Option<String>,
-    /// Stops the command when it has run for this long, so that a hung one does not hold for ever
+    /// Does not renew when it was held for this long: the rest of the ttl later a command that hangs is stopped
     #[arg(long, value_parser = duration)]
     pub(crate) max_hold: Option<Duration>,
     /// The status where the lock is taken

@@ -91,7 +91,7 @@ async fn probe(locks: &LockManager, ttl: Duration, findings: &mut Findings) {
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        let lease = match locks.acquire(&name, Acquire::ttl(ttl).wait(Duration::from_secs(10))).await {
+        let lease = match locks.acquire(&name, Acquire::ttl(ttl).wait(Duration::from_secs(2))).await {
             Ok(lease) => lease,
             Err(error) => return findings.wrong(format!("a lock cannot be taken: {error}"), "see the error"),
         };

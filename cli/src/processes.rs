@@ -1,10 +1,94 @@
-//! The command's processes: finding all of them, and ending them with this one.
+//! The command's processes: starting it, finding all of them, burying them, and ending them with this one.
 
-use rustix::process::{Pid, Signal};
-use tokio::process::Command;
+use std::{
+    io,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Command, ExitStatus},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitOptions},
+};
+use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
+
+/// The command, and the orphans that this process adopts.
+pub(crate) struct Started {
+    id: Pid,
+    changes: Listener,
+    status: Option<ExitStatus>,
+}
+
+impl Started {
+    pub(crate) fn start(mut command: Command) -> io::Result<Self> {
+        adopt_orphans();
+        end_with_parent(&mut command);
+        // Before the command can end. Whoever started this process may have it ignore these, and then there is no status.
+        let changes = signal(SignalKind::child())?;
+        let id = Pid::from_child(&command.spawn()?);
+        Ok(Self { id, changes, status: None })
+    }
+
+    /// When the command has ended. May be dropped and called again.
+    pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            self.bury()?;
+            if let Some(status) = self.status {
+                return Ok(status);
+            }
+            self.changes.recv().await;
+        }
+    }
+
+    /// Takes the status of all that have ended: orphans would stay zombies for as long as the command runs.
+    fn bury(&mut self) -> io::Result<()> {
+        while self.status.is_none() {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((id, status))) if id == self.id => self.status = Some(ExitStatus::from_raw(status.as_raw())),
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the command alone.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // Once it is buried, the number may be another's.
+        if self.status.is_none() {
+            // It may have ended just now, or have become another user.
+            let _ = rustix::process::kill_process(self.id, signal);
+        }
+    }
+
+    /// Sends a signal to the command and to all that it started; says how many of them there are that take it.
+    pub(crate) fn signal_all(&mut self, signal: Signal) -> io::Result<usize> {
+        let living = self.living()?;
+        Ok(living.into_iter().filter(|id| rustix::process::kill_process(*id, signal).is_ok()).count())
+    }
+
+    /// The command and what it started, as far as that lives.
+    pub(crate) fn living(&mut self) -> io::Result<Vec<Pid>> {
+        self.bury()?;
+        let mut living = descendants();
+        // Where there is no /proc, it is the one that is known.
+        if self.status.is_none() && !living.contains(&self.id) {
+            living.push(self.id);
+        }
+        Ok(living)
+    }
+}
+
+/// Signals that this process was started to ignore, as `nohup` does: one bit each.
+pub(crate) fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
 
 /// Orphans among what the command starts become children of this process, so that it finds them.
-pub(crate) fn adopt_orphans() {
+fn adopt_orphans() {
     #[cfg(target_os = "linux")]
     {
         // Where it is not allowed, orphans are not found; the rest works.
@@ -13,14 +97,14 @@ pub(crate) fn adopt_orphans() {
 }
 
 /// Has the kernel end the command when this process is killed.
-pub(crate) fn end_with_parent(command: &mut Command) {
+fn end_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
     {
         let parent = rustix::process::getpid();
         let prepare = move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             // It may have been killed before that.
-            if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+            if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
         };
         // SAFETY: between fork and exec it makes two system calls and allocates nothing.
         unsafe { command.pre_exec(prepare) };
@@ -36,7 +120,7 @@ pub(crate) fn in_foreground() -> bool {
 }
 
 /// The living processes that this one started, and that those started.
-pub(crate) fn descendants() -> Vec<Pid> {
+fn descendants() -> Vec<Pid> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let id = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
@@ -53,16 +137,6 @@ pub(crate) fn descendants() -> Vec<Pid> {
     }
     let alive = |id: &i32| parents.iter().any(|(other, _, state)| other == id && !matches!(state, 'Z' | 'X'));
     found.into_iter().skip(1).filter(alive).filter_map(Pid::from_raw).collect()
-}
-
-/// Sends a signal to all of them; says how many there are.
-pub(crate) fn signal_descendants(signal: Signal) -> usize {
-    let descendants = descendants();
-    for id in &descendants {
-        // It may have ended just now.
-        let _ = rustix::process::kill_process(*id, signal);
-    }
-    descendants.len()
 }
 
 /// From `/proc/ID/stat`: `ID (name) state parent …`, where the name may hold anything.

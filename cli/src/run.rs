@@ -13,24 +13,31 @@
 use std::{
     future::Future,
     os::unix::process::ExitStatusExt,
-    process::{ExitStatus, Stdio},
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
 use polylock::{Acquire, Error, ErrorKind, Lease, LockManager, LossReason, Release, Result, Target};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use tokio::{
-    process::{Child, Command},
     signal::unix::{Signal as Listener, SignalKind, signal},
+    time::{Instant, sleep},
 };
 
-use crate::{arguments::Run, exit, processes};
+use crate::{
+    arguments::Run,
+    exit,
+    processes::{self, Started},
+};
 
 /// What is passed on.
 const PASSED_ON: [Signal; 6] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
 
+fn internal(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, error.to_string())
+}
+
 pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
-    let internal = |error: std::io::Error| Error::new(ErrorKind::Internal, error.to_string());
     // Before anything can be acquired: from here on no signal ends this process by itself.
     let mut signals = Signals::listen().map_err(internal)?;
     let acquiring = locks.acquire(target(&run), options(&run));
@@ -58,7 +65,7 @@ pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
         Ok(child) => child,
         Err(error) => {
             eprintln!("polylock: {}: {error}", run.command[0].display());
-            lease.release().await?;
+            release(&run, &lease).await;
             let missing = error.kind() == std::io::ErrorKind::NotFound;
             return Ok(if missing { exit::NOT_FOUND } else { exit::CANNOT_EXECUTE });
         }
@@ -67,16 +74,16 @@ pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
         tokio::select! {
             // First what has ended: then there is nothing to stop or to signal any more.
             biased;
-            status = child.wait() => break Ended::Itself(status.map_err(internal)?),
+            status = child.ended() => break Ended::Itself(status.map_err(internal)?),
             Some(reason) = lease.lost() => break Ended::Lost(reason),
             signal = signals.next() => pass_on(&child, signal),
         }
     };
     match ended {
-        Ended::Itself(status) => finish(&run, &lease, status).await,
+        Ended::Itself(status) => Ok(finish(&run, &lease, status).await),
         Ended::Lost(reason) => {
             eprintln!("polylock: {:?}: {}; stopping the command", run.lock, why(reason));
-            stop(&mut child, run.kill_after).await;
+            stop(&mut child, run.kill_after).await.map_err(internal)?;
             Ok(exit::LOST)
         }
     }
@@ -132,64 +139,69 @@ fn shortened(text: &str) -> String {
     label
 }
 
-fn start(run: &Run, lease: &Lease) -> std::io::Result<Child> {
-    processes::adopt_orphans();
+fn start(run: &Run, lease: &Lease) -> std::io::Result<Started> {
     let mut command = Command::new(&run.command[0]);
     command
         .args(&run.command[1..])
         .env("POLYLOCK_LOCK", &run.lock)
-        .env("POLYLOCK_FENCING_TOKEN", lease.fencing_token().to_string())
-        .stdin(Stdio::inherit());
-    processes::end_with_parent(&mut command);
-    command.spawn()
+        .env("POLYLOCK_FENCING_TOKEN", lease.fencing_token().to_string());
+    Started::start(command)
 }
 
 /// The command has ended by itself.
-async fn finish(run: &Run, lease: &Lease, status: ExitStatus) -> Result<u8> {
-    let lost = lease.loss();
-    let released = lease.release().await?;
+async fn finish(run: &Run, lease: &Lease, status: ExitStatus) -> u8 {
+    let lost = lease.loss().is_some();
+    let held = release(run, lease).await;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     let code = code.unwrap_or_else(|| status.signal().map_or(exit::INTERNAL, |signal| 128 + signal as u8));
-    if lost.is_some() || released == Release::NotHeld {
-        eprintln!("polylock: {:?}: the lease was lost before the command ended", run.lock);
-        // A failure of the command's own says more.
-        return Ok(if code == 0 { exit::LOST } else { code });
+    if held && !lost {
+        return code;
     }
-    if released == Release::Unknown {
-        eprintln!("polylock: {:?}: not released for certain; it expires by its ttl", run.lock);
-    } else if run.verbose {
-        eprintln!("polylock: released {:?}", run.lock);
+    eprintln!("polylock: {:?}: the lease was lost before the command ended", run.lock);
+    // A failure of the command's own says more.
+    if code == 0 { exit::LOST } else { code }
+}
+
+/// Whether it was held until now. A failure is said and changes nothing: the lease then expires by its ttl.
+async fn release(run: &Run, lease: &Lease) -> bool {
+    let lock = &run.lock;
+    match lease.release().await {
+        Ok(Release::NotHeld) => return false,
+        Ok(Release::Unknown) => eprintln!("polylock: {lock:?}: not released for certain; it expires by its ttl"),
+        Err(error) => eprintln!("polylock: {lock:?}: not released, it expires by its ttl: {error}"),
+        Ok(_) if run.verbose => eprintln!("polylock: released {lock:?}"),
+        Ok(_) => {}
     }
-    Ok(code)
+    true
 }
 
 /// Stops the command and all that it started.
-async fn stop(child: &mut Child, kill_after: Duration) {
+async fn stop(child: &mut Started, kill_after: Duration) -> std::io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(20);
-    let signal_all = |signal| processes::signal_descendants(signal);
-    let mut left = signal_all(Signal::TERM);
-    let patience = tokio::time::sleep(kill_after);
-    tokio::pin!(patience);
-    while left > 0 {
-        tokio::select! {
-            () = &mut patience => break,
-            () = tokio::time::sleep(PAUSE) => left = processes::descendants().len(),
-        }
+    /// Dying takes long for one that is in the middle of a write to a disk.
+    const DYING: Duration = Duration::from_secs(10);
+    let began = Instant::now();
+    let mut left = child.signal_all(Signal::TERM)?;
+    while left > 0 && began.elapsed() < kill_after {
+        sleep(PAUSE).await;
+        left = child.living()?.len();
     }
     // Again and again: what is killed may have been about to start another one.
-    while left > 0 {
-        left = signal_all(Signal::KILL);
-        tokio::time::sleep(PAUSE).await;
+    let began = Instant::now();
+    while left > 0 && began.elapsed() < DYING {
+        left = child.signal_all(Signal::KILL)?;
+        sleep(PAUSE).await;
     }
-    let _ = child.wait().await;
+    let living = child.living()?.len();
+    if living > 0 {
+        eprintln!("polylock: {living} process(es) of the command cannot be stopped");
+    }
+    Ok(())
 }
 
-fn pass_on(child: &Child, signal: Signal) {
-    let from_terminal = matches!(signal, Signal::INT | Signal::QUIT) && processes::in_foreground();
-    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    if let Some(id) = id.filter(|_| !from_terminal) {
-        // It may have ended just now.
-        let _ = rustix::process::kill_process(id, signal);
+fn pass_on(child: &Started, signal: Signal) {
+    if !matches!(signal, Signal::INT | Signal::QUIT) || !processes::in_foreground() {
+        child.signal(signal);
     }
 }
 
@@ -197,13 +209,15 @@ fn ended_by(signal: Signal) -> u8 {
     u8::try_from(128 + signal.as_raw()).unwrap_or(exit::INTERNAL)
 }
 
-/// The signals that this process gets.
+/// The signals that this process gets. What it was started to ignore, it and the command go on ignoring.
 struct Signals(Vec<(Signal, Listener)>);
 
 impl Signals {
     fn listen() -> std::io::Result<Self> {
         let listen = |number: Signal| Ok((number, signal(SignalKind::from_raw(number.as_raw()))?));
-        Ok(Self(PASSED_ON.into_iter().map(listen).collect::<std::io::Result<_>>()?))
+        let ignored = processes::ignored();
+        let heard = PASSED_ON.into_iter().filter(|signal| ignored >> (signal.as_raw() - 1) & 1 == 0);
+        Ok(Self(heard.map(listen).collect::<std::io::Result<_>>()?))
     }
 
     async fn next(&mut self) -> Signal {

@@ -2,9 +2,13 @@
 
 use std::{
     io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -231,6 +235,90 @@ fn signals_are_passed_on() {
         // A shell started in the background by another ignores INT and QUIT; this one was not.
         assert_eq!(running.ended().0, 9, "{name}");
         assert_eq!(place.said(&format!("{name}.got")), name);
+    }
+}
+
+#[test]
+fn what_it_was_started_to_ignore_stays_ignored() {
+    let place = Place::new();
+    let script = "trap 'exit 9' USR1; echo > up; while :; do sleep 0.02; done";
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_polylock"), "run", "--lock", "a"]);
+    nohup.args(["--", "sh", "-c", script]).env("POLYLOCK_URL", &place.url).current_dir(&place.directory);
+    let running = Running(nohup.stderr(Stdio::piped()).spawn().unwrap());
+    place.said("up");
+    running.signal(Signal::HUP);
+    running.signal(Signal::USR1);
+    assert_eq!(running.ended().0, 9);
+}
+
+#[test]
+fn orphans_are_buried() {
+    let place = Place::new();
+    let script = "(sh -c 'echo $$ > orphan' &); while [ ! -e go ]; do sleep 0.02; done; exit 4";
+    let running = place.run(&["--lock", "a"], script);
+    let orphan = place.pid("orphan");
+    until("the orphan is no zombie", || test_kill_process(orphan).is_err());
+    std::fs::write(place.directory.join("go"), "").unwrap();
+    assert_eq!(running.ended().0, 4);
+}
+
+/// Hands the bytes of one connection after the other to a server, until it is dropped with all of them.
+struct Relay {
+    port: u16,
+    open: Arc<Mutex<Option<Vec<TcpStream>>>>,
+}
+
+impl Relay {
+    fn to(server: &str) -> Self {
+        let server = server.strip_prefix("redis://").unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = Arc::new(Mutex::new(Some(Vec::new())));
+        let shared = Arc::clone(&open);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(&server).unwrap());
+                let mut open = shared.lock().unwrap();
+                let Some(open) = &mut *open else { return };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+                open.extend([client, server]);
+            }
+        });
+        Self { port, open }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        for stream in self.open.lock().unwrap().take().unwrap_or_default() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        // The listener ends by the next connection.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+#[test]
+fn a_failed_release_leaves_the_status() {
+    let Some(mut place) = Place::redis() else { return };
+    let server = std::mem::take(&mut place.url);
+    for status in [0, 6] {
+        let relay = Relay::to(&server);
+        place.url = format!("redis://127.0.0.1:{}", relay.port);
+        let script = format!("echo > held; while [ ! -e go ]; do sleep 0.02; done; exit {status}");
+        let running = place.run(&["--lock", &place.name(&status.to_string())], &script);
+        place.said("held");
+        drop(relay);
+        std::fs::write(place.directory.join("go"), "").unwrap();
+        let (code, errors) = running.ended();
+        assert_eq!(code, status, "{errors}");
+        assert!(errors.contains("by its ttl"), "{errors}");
+        std::fs::remove_file(place.directory.join("go")).unwrap();
+        std::fs::remove_file(place.directory.join("held")).unwrap();
     }
 }
 
