@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) struct Arguments {
     /// Where locks are kept: redis://host, several of them for Redlock (or separated by commas), postgres://…,
     /// zookeeper://…, file:///directory
-    #[arg(long, short, env = "POLYLOCK_URL", hide_env_values = true, required = true, global = false)]
+    #[arg(long, short, env = "POLYLOCK_URL", hide_env_values = true, global = true)]
     pub(crate) url: Vec<String>,
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -9,7 +9,7 @@ mod run;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind as Usage};
 use polylock::{Error, ErrorKind, LockManager};
 
 use self::arguments::{Arguments, Command};
@@ -27,7 +27,7 @@ pub(crate) mod exit {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::try_parse().and_then(with_url) {
         Ok(arguments) => arguments,
         Err(error) => {
             // Where help and version go to standard output, errors do not; there is nobody to tell of a broken pipe.
@@ -46,6 +46,15 @@ fn main() -> ExitCode {
     let code = runtime.block_on(dispatch(arguments));
     polylock::shutdown(std::time::Duration::from_secs(2));
     ExitCode::from(code)
+}
+
+/// An argument of all commands cannot be required by itself.
+fn with_url(arguments: Arguments) -> Result<Arguments, clap::Error> {
+    if arguments.url.is_empty() {
+        let missing = "where are the locks? Give --url, or POLYLOCK_URL in the environment";
+        return Err(Arguments::command().error(Usage::MissingRequiredArgument, missing));
+    }
+    Ok(arguments)
 }
 
 async fn dispatch(arguments: Arguments) -> u8 {

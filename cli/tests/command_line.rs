@@ -168,6 +168,10 @@ fn refuses_what_it_does_not_understand() {
     ] {
         assert_eq!(code(&place.output(arguments)), 64, "{arguments:?}");
     }
+    let mut anywhere = place.command(&["ls"]);
+    let anywhere = anywhere.env_remove("POLYLOCK_URL").output().unwrap();
+    assert_eq!(code(&anywhere), 64);
+    assert!(text(&anywhere.stderr).contains("--url"), "{}", text(&anywhere.stderr));
     let mut nowhere = place.command(&["ls"]);
     assert_eq!(code(&nowhere.env("POLYLOCK_URL", "redis://127.0.0.1:1").output().unwrap()), 69);
     assert_eq!(code(&place.output(&["--help"])), 0);
@@ -208,6 +212,37 @@ fn the_command_has_the_token_the_name_and_standard_input() {
     // The next holder's token is greater.
     let next = text(&place.output(&["run", "-l", "a", "--", "sh", "-c", "echo $POLYLOCK_FENCING_TOKEN"]).stdout);
     assert!(next.parse::<u64>().unwrap() > token.parse().unwrap());
+}
+
+#[test]
+fn the_url_may_be_anywhere_before_the_command() {
+    let place = Place::new();
+    for arguments in [
+        &["--url", &place.url, "run", "--lock", "a", "--", "echo", "--url"][..],
+        &["run", "--url", &place.url, "--lock", "a", "echo", "--url"],
+    ] {
+        let mut command = place.command(arguments);
+        let output = command.env_remove("POLYLOCK_URL").output().unwrap();
+        assert_eq!(text(&output.stdout), "--url", "{}", text(&output.stderr));
+    }
+    // What is said here is stronger than the environment.
+    let mut there = place.command(&["ls", "--url", &place.url]);
+    assert_eq!(code(&there.env("POLYLOCK_URL", "redis://127.0.0.1:1").output().unwrap()), 0);
+}
+
+#[test]
+fn a_pause_longer_than_the_lease_ends_the_command() {
+    let Some(place) = Place::redis() else { return };
+    let lock = place.name("pause");
+    let running = place.run(&["--lock", &lock, "--ttl", "500ms"], "echo $$ > child; while :; do sleep 0.02; done");
+    let child = place.pid("child");
+    running.signal(Signal::STOP);
+    // Held as far as others can tell, until the ttl is over.
+    assert_eq!(code(&place.output(&["run", "--lock", &lock, "--wait", "30s", "true"])), 0);
+    running.signal(Signal::CONT);
+    let (status, errors) = running.ended();
+    assert_eq!(status, 75, "{errors}");
+    assert!(is_gone(child));
 }
 
 #[test]
