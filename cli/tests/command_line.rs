@@ -405,7 +405,7 @@ fn everything_is_stopped_when_the_lease_is_lost() {
     // A shell in a shell, and an orphan that ignores SIGTERM.
     let script = "echo $$ > one; (trap '' TERM; while :; do sleep 0.05; done) & echo $! > orphan; \
                   sh -c 'echo $$ > two; while :; do sleep 0.05; done'; echo > survived";
-    let running = place.run(&["--lock", &lock, "--ttl", "2s", "--kill-after", "300ms"], script);
+    let running = place.run(&["--lock", &lock, "--ttl", "5s", "--kill-after", "300ms"], script);
     let processes = ["one", "two", "orphan"].map(|file| place.pid(file));
     let token = text(&place.output(&["show", "--json", &lock]).stdout);
     let token =
