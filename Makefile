@@ -5,6 +5,8 @@ SHELL := bash
 PYTHON ?= python3
 PREFIX ?= /usr/local
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
+# A download that hangs is tried again after a minute, not after five.
+export npm_config_fetch_timeout ?= 60000
 SERVERS := $(CURDIR)/tests/servers/with_servers.py
 
 # Each language brings LANGUAGE-build and LANGUAGE-test, C also install-c, the others LANGUAGE-lint.
