@@ -30,7 +30,7 @@ pub(super) enum Obstacle {
 
 /// Whether the numbers do not say who came first.
 pub(super) fn is_ambiguous(contenders: &[Contender<'_>]) -> bool {
-    contenders.iter().filter(|contender| contender.is_last()).count() > 1
+    contenders.len() > 1 && contenders.iter().any(Contender::is_at_the_end)
 }
 
 /// How the contender called `own` stands.
@@ -147,14 +147,18 @@ mod tests {
         assert_eq!(["", "x", "xxs", "s", "sssxs", "p", "ppp"].map(held), [0, 1, 1, 1, 3, 1, 2]);
     }
 
+    /// The last number for all, or the first ones for some of them that were made at the same time.
     #[test]
-    fn where_all_have_the_last_number_the_transactions_decide() {
-        let names: Vec<_> = (0..3).map(|owner| format!("x-{owner:040}-{}", i32::MAX)).collect();
-        let mut contenders = read(&names);
-        assert!(is_ambiguous(&contenders) && !is_ambiguous(&contenders[..1]));
-        contenders.iter_mut().zip([7, 5, 6]).for_each(|(contender, zxid)| contender.created = Some(zxid));
-        let first: Vec<_> =
-            names.iter().map(|name| standing(&contenders, name, Mode::Exclusive) == Standing::First).collect();
-        assert_eq!(first, [false, true, false]);
+    fn at_the_end_of_the_numbers_the_transactions_decide() {
+        for numbers in [[i32::MAX; 3], [i32::MAX, i32::MIN, i32::MAX], [i32::MIN + 1, i32::MIN, i32::MIN + 1]] {
+            let names = (0..3).zip(numbers).map(|(owner, number)| format!("x-{owner:040}-{number:010}"));
+            let names: Vec<_> = names.collect();
+            let mut contenders = read(&names);
+            assert!(is_ambiguous(&contenders) && !is_ambiguous(&contenders[..1]));
+            contenders.iter_mut().zip([7, 5, 6]).for_each(|(contender, zxid)| contender.created = Some(zxid));
+            let first: Vec<_> =
+                names.iter().map(|name| standing(&contenders, name, Mode::Exclusive) == Standing::First).collect();
+            assert_eq!(first, [false, true, false]);
+        }
     }
 }

@@ -92,9 +92,12 @@ impl<'a> Contender<'a> {
         (self.created.unwrap_or(0), self.sequence.wrapping_sub(any.sequence))
     }
 
-    /// Whether the counter has come to its end: ZooKeeper 3.6 and later then give the same number to all.
-    pub(super) fn is_last(&self) -> bool {
-        self.sequence == i32::MAX
+    /// Whether the counter has come to its end. ZooKeeper 3.6 and later then give the last number to all; but to what is made
+    /// while another creation is on its way they give the numbers from -2^31 on, and then the last one again.
+    pub(super) fn is_at_the_end(&self) -> bool {
+        // More than a server ever has on their way.
+        const ON_THEIR_WAY: i32 = 1 << 20;
+        self.sequence == i32::MAX || self.sequence < i32::MIN + ON_THEIR_WAY
     }
 
     pub(super) fn is_like(&self, mode: Mode) -> bool {
