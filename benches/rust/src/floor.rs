@@ -7,7 +7,7 @@ use std::{
 };
 
 const TTL_MS: u128 = 30_000;
-const FENCE_TTL_MS: u128 = 30 * 86_400_000;
+const FENCE_TTL_MS: u128 = 86_400_000;
 
 pub struct Floor {
     socket: TcpStream,
@@ -36,7 +36,7 @@ impl Floor {
         let (fence, writer) = (format!("polylock:fence:{{{name}}}"), format!("polylock:writer:{{{name}}}"));
         let (ttl, token, limit, fence_ttl) =
             (TTL_MS.to_string(), us.to_string(), (ms + TTL_MS).to_string(), FENCE_TTL_MS.to_string());
-        let (sha, record) = (self.acquire.clone(), format!("{us:016} {owner} {ms}\n1\nhost\n"));
+        let (sha, record) = (self.acquire.clone(), format!("{ms}\n1\nhost\n"));
         self.call(&["EVALSHA", &sha, "3", &name, &fence, &writer, &owner, &ttl, &token, &limit, &record, &fence_ttl])?;
         let (sha, channel) = (self.release.clone(), format!("polylock:wake:{{{name}}}"));
         self.call(&["EVALSHA", &sha, "1", &name, &owner, &channel]).map(drop)

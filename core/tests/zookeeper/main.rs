@@ -33,8 +33,9 @@ fn name() -> String {
     format!("polylock-zookeeper-{}-{now}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+// An ensemble that loses its leader may take a minute to agree on another.
 async fn acquire(locks: &LockManager, name: &str) -> Lease {
-    locks.acquire(name, Acquire::ttl(LONG).wait(Duration::from_secs(50))).await.expect("not acquired")
+    locks.acquire(name, Acquire::ttl(LONG).wait(Duration::from_secs(200))).await.expect("not acquired")
 }
 
 /// Who holds or wants `name`, as the server has it.

@@ -3,16 +3,15 @@
 use std::sync::{Arc, atomic::Ordering};
 use std::time::Duration;
 
-use redis::Value;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::{
     RedisBackend,
     keys::Keys,
-    number, numbers, out_of_reach,
+    numbers, out_of_reach,
     quorum::{Ballot, Refusal, Standing, Verdict, Vote, majority},
     request::{self, Request},
     restart,
-    round::Answers,
 };
 use crate::{
     Error,
@@ -106,7 +105,7 @@ impl RedisBackend {
     /// Writes `token` back to the nodes that hold, until a majority has it; see [`quorum`].
     async fn raise(
         &self,
-        keys: &Keys<'_>,
+        keys: &Keys,
         claim: &Claim,
         mut token: u64,
         holders: &[usize],
@@ -115,15 +114,15 @@ impl RedisBackend {
     ) -> Option<u64> {
         while Instant::now() < expires {
             let request = Request::raise(keys, claim, token, expires);
-            let to = holders.iter().map(|index| (*index, &self.nodes[*index]));
-            let mut raises = Answers::ask(to, &request, driver);
+            let mut raises: FuturesUnordered<_> = holders
+                .iter()
+                .map(|index| Arc::clone(&self.nodes[*index]).run(Arc::clone(&request), driver.clone()))
+                .collect();
             let (mut confirmed, mut higher) = (0, token);
-            for _ in holders {
-                // Not held up by one that has just fallen silent.
-                if confirmed >= majority(self.nodes.len()) {
-                    break;
-                }
-                let (_, answer) = raises.next().await;
+            // Not held up by one that has just fallen silent.
+            while confirmed < majority(self.nodes.len())
+                && let Some(answer) = raises.next().await
+            {
                 match answer.as_ref().map(|answered| numbers(&answered.value)).ok().flatten().as_deref() {
                     Some([1, _]) => confirmed += 1,
                     Some([-1, above]) => higher = higher.max(u64::try_from(*above).unwrap_or(0)),
@@ -164,13 +163,13 @@ impl RedisBackend {
 fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: bool) {
     match answer {
         Ok(answered) => {
-            let granted = granted(&answered.value).is_some();
+            let numbers = numbers(&answered.value);
+            let granted = matches!(numbers.as_deref(), Some([1, ..]));
             if granted && counts {
                 progress.add_holder(index);
             }
             // A grant that does not count, or of what was given up meanwhile, is in doubt until the release has found it.
-            let understood = granted || numbers(&answered.value).is_some();
-            if !answered.repeated && understood && !(granted && (progress.is_over() || !counts)) {
+            if !answered.repeated && numbers.is_some() && !(granted && (progress.is_over() || !counts)) {
                 progress.resolve(index);
             }
         }
@@ -181,24 +180,17 @@ fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: boo
 
 /// What a node's answer to an attempt means.
 fn vote(node: &str, answer: request::Answer) -> Vote {
-    let value = match answer {
-        Ok(answered) => answered.value,
+    let numbers = match answer {
+        Ok(answered) => numbers(&answered.value),
         Err(error) if error.is_ambiguous() => return Vote::Unknown(error.into_error()),
         Err(error) => return Vote::Failed(error.into_error()),
     };
-    if let Some(counter) = granted(&value) {
-        return Vote::Granted { counter };
-    }
     let ttl = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
-    match numbers(&value).as_deref() {
-        Some([0, left]) => Vote::Busy { free_in: ttl(*left), foreign: false },
-        Some([-3, left]) => Vote::Busy { free_in: ttl(*left), foreign: true },
+    match numbers.as_deref() {
+        Some([1, counter, _]) => Vote::Granted { counter: u64::try_from(*counter).unwrap_or(0) },
+        Some([0, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: false },
+        Some([-3, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: true },
         Some([-2, ..]) => Vote::Failed(Error::unavailable(format!("{node}: too late"))),
         _ => Vote::Unknown(Error::unavailable(format!("{node}: an answer of another kind"))),
     }
-}
-
-/// The node's counter, if the answer is a grant.
-fn granted(value: &Value) -> Option<u64> {
-    number(value).and_then(|token| u64::try_from(token).ok()).filter(|token| *token > 0)
 }

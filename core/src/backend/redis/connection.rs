@@ -31,9 +31,7 @@ use tokio::{
 
 use super::{
     call::{CallError, Reply},
-    link::{Link, Received, To},
-    request::{Name, Request},
-    round::Ticket,
+    link::{Link, Received},
 };
 use crate::{
     clock::Instant,
@@ -47,9 +45,6 @@ use crate::{
 
 /// A connection that has not been used for this long is looked at before it is.
 const STALE_AFTER: Duration = Duration::from_millis(500);
-
-/// Output of this length is written before the turn ends, so that the server begins while we go on.
-const CHUNK: usize = 4 * 1024;
 
 /// What a connection does with messages that nobody asked for.
 pub(super) type OnPush = Box<dyn Fn(Value) + Send + Sync>;
@@ -69,12 +64,8 @@ struct State {
     socket: Option<Arc<Socket>>,
     tls: Option<Box<rustls::ClientConnection>>,
     link: Link,
-    /// What was read last; kept for its memory.
-    input: Vec<u8>,
     /// The socket took less than there was: it is watched for becoming writable.
     blocked: bool,
-    /// Several answers came at once: so many callers are at work, and so will write at once.
-    crowded: bool,
     /// A flush has been asked for.
     flush_due: bool,
     broken: Option<String>,
@@ -105,9 +96,7 @@ impl Connection {
                 socket: Some(Arc::new(socket)),
                 tls,
                 link: Link::default(),
-                input: Vec::new(),
                 blocked: false,
-                crowded: false,
                 flush_due: false,
                 broken: None,
                 on_broken: None,
@@ -148,68 +137,52 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a command and waits for its answer. Dropping the future drops the answer, not the command.
-    pub(super) async fn call(self: &Arc<Self>, command: &[u8], expires: Instant) -> Reply {
-        self.answer_to(false, |output| output.extend_from_slice(command), expires).await
+    /// Sends a request and waits for its answer. Dropping the future drops the answer, not the request.
+    pub(super) async fn call(self: &Arc<Self>, request: &[u8], expires: Instant) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        self.send(request, reply, expires);
+        match answer.await {
+            Ok(reply) => reply.and_then(|value| CallError::check(&self.peer, value)),
+            Err(_) => Err(CallError::unanswered(&self.peer, "the connection went away")),
+        }
     }
 
-    /// As [`call`](Self::call), for a script; `asks` is for a server of a cluster that is only about to get the keys.
-    pub(super) async fn run(self: &Arc<Self>, request: &Request, name: Name, asks: bool) -> Reply {
-        let server_time = self.server_time(request.expires);
-        self.answer_to(asks, |output| request.encode(name, server_time, output), request.expires).await
-    }
-
-    async fn answer_to(self: &Arc<Self>, asks: bool, encode: impl FnOnce(&mut Vec<u8>), expires: Instant) -> Reply {
-        let (caller, answer) = oneshot::channel();
+    /// As [`call`](Self::call); `asks` is for a server of a cluster that is only about to get the keys: then nothing
+    /// may come between the word and the request that it is for.
+    pub(super) async fn call_as(self: &Arc<Self>, asks: bool, request: &[u8], expires: Instant) -> Reply {
+        if !asks {
+            return self.call(request, expires).await;
+        }
+        let (reply, answer) = oneshot::channel();
         {
             let mut state = self.state();
             if let Some(why) = &state.broken {
                 return Err(CallError::not_sent(&self.peer, why));
             }
-            if asks {
-                // Nothing may come between the word and the request that it is for.
-                let (nobody, _) = oneshot::channel();
-                let word = |output: &mut Vec<u8>| output.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
-                state.link.request(word, To::Caller(nobody), expires);
-            }
-            self.send(state, encode, To::Caller(caller), expires);
+            let (asked, _) = oneshot::channel();
+            state.link.request(b"*1\r\n$6\r\nASKING\r\n", asked, expires);
+            state.link.request(request, reply, expires);
+            self.watch_for(&mut state, expires);
+            self.write(state);
         }
         match answer.await {
-            Ok(reply) => reply,
+            Ok(reply) => reply.and_then(|value| CallError::check(&self.peer, value)),
             Err(_) => Err(CallError::unanswered(&self.peer, "the connection went away")),
         }
     }
 
-    /// Sends what a ticket is for, unless the connection is broken: then it gives the ticket back.
-    pub(super) fn take(self: &Arc<Self>, ticket: Ticket) -> Result<(), Ticket> {
+    fn send(self: &Arc<Self>, request: &[u8], reply: oneshot::Sender<Reply>, expires: Instant) {
         let mut state = self.state();
-        if state.is_stale() {
+        if let Some(why) = &state.broken {
+            let error = CallError::not_sent(&self.peer, why);
             drop(state);
-            self.read();
-            state = self.state();
+            let _ = reply.send(Err(error));
+            return;
         }
-        if state.broken.is_some() {
-            return Err(ticket);
-        }
-        let request = Arc::clone(ticket.request());
-        let server_time = self.server_time(request.expires);
-        let encode = |output: &mut Vec<u8>| request.encode(Name::Sha, server_time, output);
-        self.send(state, encode, To::Round(ticket), request.expires);
-        Ok(())
-    }
-
-    fn send(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        encode: impl FnOnce(&mut Vec<u8>),
-        to: To,
-        expires: Instant,
-    ) {
         let idle = state.link.is_idle();
-        state.link.request(encode, to, expires);
+        state.link.request(request, reply, expires);
         self.watch_for(&mut state, expires);
-        let now = (idle && !state.crowded) || state.link.output().len() >= CHUNK;
-        self.write_soon(state, now);
+        self.write_soon(state, idle);
     }
 
     /// Sends a request whose answers come as pushes.
@@ -285,9 +258,6 @@ impl Connection {
         let mut received = Vec::new();
         let outcome = state.read(&mut received);
         state.last_used = Instant::now();
-        if !received.is_empty() {
-            state.crowded = received.len() > 1;
-        }
         match outcome {
             Ok(()) if state.link.is_idle() && state.tls.is_none() => drop(state),
             Ok(()) => self.write(state), // TLS may have something to say; requests may have been left
@@ -295,7 +265,7 @@ impl Connection {
         }
         for message in received {
             match message {
-                Received::Reply(to, value) => to.reply(CallError::check(&self.peer, value)),
+                Received::Reply(reply, value) => drop(reply.send(Ok(value))),
                 Received::Push(value) => match &self.on_push {
                     Some(on_push) => on_push(value),
                     None => tracing::debug!(peer = self.peer, "an unexpected message"),
@@ -319,14 +289,15 @@ impl Connection {
         {
             let _ = SockRef::from(&**socket).set_linger(Some(Duration::ZERO));
         }
-        let failed = state.link.fail();
+        let mut failed = Vec::new();
+        state.link.fail(&CallError::unanswered(&self.peer, why), &mut failed);
         drop(state);
         drop(socket);
         if let Some(Attached::Task(notify)) = self.attached.get() {
             notify.notify_one(); // it holds the socket, too
         }
-        for to in failed {
-            to.reply(Err(CallError::unanswered(&self.peer, why)));
+        for (reply, error) in failed {
+            let _ = reply.send(error);
         }
     }
 
@@ -356,7 +327,7 @@ impl Connection {
         if state.broken.is_some() {
             return false;
         }
-        let stale = state.is_stale();
+        let stale = state.link.is_idle() && Instant::now().since(state.last_used) > STALE_AFTER;
         drop(state);
         if stale {
             // The server may have closed it while nobody was looking.
@@ -432,11 +403,6 @@ impl Connection {
 }
 
 impl State {
-    /// Not used for so long that the server may have closed it while nobody was looking.
-    fn is_stale(&self) -> bool {
-        self.link.is_idle() && Instant::now().since(self.last_used) > STALE_AFTER
-    }
-
     fn wants_write(&self) -> bool {
         !self.link.output().is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
@@ -474,54 +440,41 @@ impl State {
     }
 
     fn read(&mut self, received: &mut Vec<Received>) -> Result<(), String> {
-        const BUFFER: usize = 16 * 1024;
-        let Some(socket) = &self.socket else { return Err("the connection is closed".into()) };
-        if let Some(tls) = &mut self.tls {
-            return read_tls(tls, socket, &mut self.link, received);
-        }
+        let mut buffer = [0; 8 * 1024];
         loop {
-            self.input.clear();
-            self.input.reserve(BUFFER);
-            match rustix::io::read(&**socket, rustix::buffer::spare_capacity(&mut self.input)) {
+            let Some(socket) = &self.socket else { return Err("the connection is closed".into()) };
+            let mut socket: &Socket = socket;
+            let read = match &mut self.tls {
+                None => socket.read(&mut buffer),
+                Some(tls) => match tls.read_tls(&mut socket) {
+                    Ok(0) => Ok(0),
+                    Ok(_) => {
+                        tls.process_new_packets().map_err(|error| format!("TLS: {error}"))?;
+                        loop {
+                            match tls.reader().read(&mut buffer) {
+                                Ok(0) => return Err("the server closed the connection".into()),
+                                Ok(read) => self.link.receive(&buffer[..read], received)?,
+                                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                                Err(error) => return Err(format!("TLS: {error}")),
+                            }
+                        }
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match read {
                 Ok(0) => return Err("the server closed the connection".into()),
-                Ok(_) => {
-                    self.link.receive(&self.input, received)?;
-                    if self.input.len() < self.input.capacity() {
+                Ok(read) => {
+                    self.link.receive(&buffer[..read], received)?;
+                    if read < buffer.len() {
                         return Ok(());
                     }
                 }
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("reading failed: {error}")),
             }
-        }
-    }
-}
-
-fn read_tls(
-    tls: &mut rustls::ClientConnection,
-    mut socket: &Socket,
-    link: &mut Link,
-    received: &mut Vec<Received>,
-) -> Result<(), String> {
-    let mut buffer = [0; 8 * 1024];
-    loop {
-        match tls.read_tls(&mut socket) {
-            Ok(0) => return Err("the server closed the connection".into()),
-            Ok(_) => {
-                tls.process_new_packets().map_err(|error| format!("TLS: {error}"))?;
-                loop {
-                    match tls.reader().read(&mut buffer) {
-                        Ok(0) => return Err("the server closed the connection".into()),
-                        Ok(read) => link.receive(&buffer[..read], received)?,
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) => return Err(format!("TLS: {error}")),
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(format!("reading failed: {error}")),
         }
     }
 }

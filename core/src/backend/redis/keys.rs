@@ -1,56 +1,28 @@
 //! Which keys of a server belong to a resource.
 
-use std::borrow::Cow;
-
 use crate::Resource;
 
-/// The keys of one resource. Beside the lock, each has the lock's name in it and is in the same cluster slot.
-pub(super) struct Key<'a> {
-    lock: Cow<'a, str>,
-    /// The lock's name has a hash tag of its own, which decides on the slot.
-    tagged: bool,
-}
-
-/// A key other than the lock itself.
-#[derive(Clone, Copy)]
-pub(super) enum Side {
+/// The keys of one resource.
+pub(super) struct Key {
+    pub(super) lock: String,
     /// The fencing counter, and who had the lock last.
-    Fence,
+    pub(super) fence: String,
     /// There while somebody waits to hold exclusively what is held shared.
-    Writer,
-    /// The channel on which a release is published.
-    Wake,
+    pub(super) writer: String,
+    /// Where a release is published.
+    pub(super) channel: String,
 }
 
-impl<'a> Key<'a> {
-    pub(super) fn of(prefix: &str, resource: &'a Resource) -> Self {
-        let lock = match prefix {
-            "" => Cow::Borrowed(resource.as_str()),
-            prefix => Cow::Owned(format!("{prefix}{resource}")),
+impl Key {
+    pub(super) fn of(prefix: &str, resource: &Resource) -> Self {
+        let lock = format!("{prefix}{resource}");
+        // The same cluster slot as the lock: its own hash tag if it has one, else all of it.
+        let tagged = match lock.split_once('{').and_then(|(_, rest)| rest.split_once('}')) {
+            Some((tag, _)) if !tag.is_empty() => lock.clone(),
+            _ => format!("{{{lock}}}"),
         };
-        let tag = lock.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
-        let tagged = tag.is_some_and(|(tag, _)| !tag.is_empty());
-        Self { lock, tagged }
-    }
-
-    pub(super) fn lock(&self) -> &str {
-        &self.lock
-    }
-
-    /// The name of a side key, in parts.
-    pub(super) fn parts(&self, side: Side) -> [&str; 4] {
-        let kind = match side {
-            Side::Fence => FENCES,
-            Side::Writer => "polylock:writer:",
-            Side::Wake => "polylock:wake:",
-        };
-        let (open, close) = if self.tagged { ("", "") } else { ("{", "}") };
-        [kind, open, &self.lock, close]
-    }
-
-    /// The name of a side key.
-    pub(super) fn side(&self, side: Side) -> String {
-        self.parts(side).concat()
+        let side = |what| format!("polylock:{what}:{tagged}");
+        Self { fence: side("fence"), writer: side("writer"), channel: side("wake"), lock }
     }
 }
 
@@ -65,24 +37,31 @@ pub(super) fn locks_of(fence: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The keys of all resources of a claim.
-#[derive(Clone, Copy)]
-pub(super) struct Keys<'a> {
-    prefix: &'a str,
-    resources: &'a [Resource],
-}
+pub(super) struct Keys(Vec<Key>);
 
-impl<'a> Keys<'a> {
-    pub(super) fn of(prefix: &'a str, resources: &'a [Resource]) -> Self {
-        Self { prefix, resources }
+impl Keys {
+    pub(super) fn of(prefix: &str, resources: &[Resource]) -> Self {
+        Self(resources.iter().map(|resource| Key::of(prefix, resource)).collect())
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.resources.len()
+    fn collect<'a>(&'a self, parts: &[fn(&'a Key) -> &'a String]) -> Vec<String> {
+        parts.iter().flat_map(|part| self.0.iter().map(|key| part(key).clone())).collect()
     }
 
-    pub(super) fn each(&self) -> impl Iterator<Item = Key<'a>> {
-        let prefix = self.prefix;
-        self.resources.iter().map(move |resource| Key::of(prefix, resource))
+    pub(super) fn locks(&self) -> Vec<String> {
+        self.collect(&[|key| &key.lock])
+    }
+
+    pub(super) fn locks_and_fences(&self) -> Vec<String> {
+        self.collect(&[|key| &key.lock, |key| &key.fence])
+    }
+
+    pub(super) fn locks_fences_and_writers(&self) -> Vec<String> {
+        self.collect(&[|key| &key.lock, |key| &key.fence, |key| &key.writer])
+    }
+
+    pub(super) fn channels(&self) -> Vec<String> {
+        self.collect(&[|key| &key.channel])
     }
 }
 
@@ -92,14 +71,13 @@ mod tests {
 
     #[test]
     fn side_keys_share_the_slot_of_the_lock() {
-        let resource = |name| Resource::new(name).unwrap();
-        let side = |name, side| Key::of("app:", &resource(name)).side(side);
-        assert_eq!(Key::of("app:", &resource("r")).lock(), "app:r");
-        assert_eq!(side("r", Side::Fence), "polylock:fence:{app:r}");
-        assert_eq!(side("{order}:1", Side::Writer), "polylock:writer:app:{order}:1");
+        let key = |name| Key::of("app:", &Resource::new(name).unwrap());
+        assert_eq!(key("r").lock, "app:r");
+        assert_eq!(key("r").fence, "polylock:fence:{app:r}");
+        assert_eq!(key("{order}:1").fence, "polylock:fence:app:{order}:1");
         for (name, lock) in [("r", "app:r"), ("{order}:1", "app:{order}:1")] {
-            assert!(locks_of(&side(name, Side::Fence)).any(|other| other == lock), "{name}");
+            assert!(locks_of(&key(name).fence).any(|other| other == lock), "{name}");
         }
-        assert_eq!(side("{}:1", Side::Wake), "polylock:wake:{app:{}:1}");
+        assert_eq!(key("{}:1").channel, "polylock:wake:{app:{}:1}");
     }
 }

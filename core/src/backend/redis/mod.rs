@@ -39,7 +39,6 @@ mod quorum;
 mod release;
 mod request;
 mod restart;
-mod round;
 mod script;
 mod sentinel;
 #[cfg(test)]
@@ -56,24 +55,31 @@ use std::{
     time::Duration,
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{
+    future::FutureExt,
+    stream::{FuturesUnordered, StreamExt},
+};
 use redis::Value;
 
 use self::{
     cluster::Cluster,
     config::{Config, NodeConfig, Place},
-    keys::{Key, Side},
+    keys::Key,
     node::Node,
     quorum::{Verdict, verdict},
     request::{Request, Server},
-    round::Answers,
     sentinel::SentinelServer,
     subscriber::{Locate, Subscriptions},
 };
 use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Said, Watch};
 use crate::{
-    Error, Resource, Result, clock::Instant, connect::Options, engine::driver::Driver, metrics::NodeStats,
-    mutant::mutant, pattern::Pattern,
+    Error, Resource, Result,
+    clock::Instant,
+    connect::Options,
+    engine::{driver::Driver, runtime},
+    metrics::NodeStats,
+    mutant::mutant,
+    pattern::Pattern,
 };
 
 pub(crate) struct RedisBackend {
@@ -148,7 +154,7 @@ impl RedisBackend {
 
     /// The error of resources that no one server of a cluster has.
     fn in_several_slots(&self, resources: &[Resource]) -> Option<Error> {
-        let slot = |resource: &Resource| slot::of(Key::of(&self.prefix, resource).lock());
+        let slot = |resource: &Resource| slot::of(&Key::of(&self.prefix, resource).lock);
         let apart = |pair: &&[Resource]| slot(&pair[0]) != slot(&pair[1]);
         let pair = resources.windows(2).filter(|_| self.slots).find(apart)?;
         let (one, two) = (&pair[0], &pair[1]);
@@ -189,25 +195,31 @@ impl RedisBackend {
     }
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes
-    /// that have not answered by then are not waited for: `late` sees their answers wherever they are read.
+    /// that have not answered by then are left to the background, where `late` sees their answers.
     async fn ask<D>(
         &self,
         request: &Arc<Request>,
         driver: &Driver,
         mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
-        late: impl Fn(usize, request::Answer) + Send + Sync + 'static,
+        late: impl Fn(usize, request::Answer) + Send + 'static,
     ) -> Option<D> {
-        let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
-        for left in (0..self.nodes.len()).rev() {
-            let (index, answer) = answers.next().await;
+        let ask = |(index, node): (usize, &Arc<dyn Server>)| {
+            let answer = Arc::clone(node).run(Arc::clone(request), driver.clone());
+            answer.map(move |answer| (index, answer))
+        };
+        let mut answers: FuturesUnordered<_> = self.nodes.iter().enumerate().map(ask).collect();
+        while let Some((index, answer)) = answers.next().await {
             if let Some(decision) = decide(index, answer) {
                 if mutant!("D16") {
-                    for _ in 0..left {
-                        let (index, answer) = answers.next().await;
+                    while let Some((index, answer)) = answers.next().await {
                         late(index, answer);
                     }
-                } else if left > 0 {
-                    answers.leave(late);
+                }
+                if !answers.is_empty() {
+                    runtime::spawn(answers.for_each(move |(index, answer)| {
+                        late(index, answer);
+                        std::future::ready(())
+                    }));
                 }
                 return Some(decision);
             }
@@ -228,7 +240,7 @@ fn out_of_reach(mut errors: Vec<Error>) -> Error {
 /// What a server's clock shows that took a request to be too late.
 fn clock_was_set(answer: &Value) -> Option<i64> {
     match numbers(answer).as_deref() {
-        Some([-2, now]) => Some(*now),
+        Some([-2, now, _]) => Some(*now),
         _ => None,
     }
 }
@@ -339,7 +351,7 @@ impl Backend for RedisBackend {
     }
 
     fn watch(&self, resource: &Resource) -> Watch {
-        self.subscriptions.watch(Key::of(&self.prefix, resource).side(Side::Wake))
+        self.subscriptions.watch(Key::of(&self.prefix, resource).channel)
     }
 
     fn close(&self) {

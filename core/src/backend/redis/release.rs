@@ -22,11 +22,8 @@ impl RedisBackend {
         let expires = Instant::now().after(self.node_timeout(claim.ttl));
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::release(&keys, claim, expires);
-        let pursuit = Arc::new(Pursuit {
-            claim: claim.clone(),
-            request: Arc::clone(&request),
-            settles_within: self.settles_within(claim.ttl),
-        });
+        let pursuit =
+            Arc::new(Pursuit { claim: claim.clone(), keys, settles_within: self.settles_within(claim.ttl) });
         let nodes = self.nodes.len();
         let (mut released, mut not_held, mut unknown) = (0, 0, 0);
         let mut unsettled = Vec::new();
@@ -97,7 +94,7 @@ impl Freed {
 /// Sees to it that nothing is left on single nodes of what a majority has freed.
 struct Pursuit {
     claim: Claim,
-    request: Arc<Request>,
+    keys: Keys,
     settles_within: Duration,
 }
 
@@ -128,7 +125,7 @@ impl Pursuit {
                 if node.is_closed() || asked >= expired || !pursuit.is_unsettled(index, freed) {
                     return;
                 }
-                let request = pursuit.request.until(asked.after(pursuit.settles_within));
+                let request = Request::release(&pursuit.keys, claim, asked.after(pursuit.settles_within));
                 let answer = Arc::clone(&node).run(request, Driver::engine()).await;
                 freed = Freed::of(&claim.progress, index, answer);
                 if freed != Freed::Unanswered && asked >= settles {
