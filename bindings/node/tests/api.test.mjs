@@ -17,7 +17,7 @@ import {
   UnavailableError,
 } from 'polylock'
 
-import { backends, redisUrl, shared, unique, withRedis } from './support.mjs'
+import { backends, closedPort, redisUrl, shared, unique, withRedis } from './support.mjs'
 
 for (const { name, url } of backends) {
   test(`a lease tells of itself on ${name}`, async () => {
@@ -268,16 +268,6 @@ async function keepAlive(promise) {
   } finally {
     clearInterval(timer)
   }
-}
-
-/** A port of the loopback where nobody listens. */
-async function closedPort() {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address()
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 for (const { name, url } of backends) {

@@ -4,7 +4,6 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -12,23 +11,14 @@ import { test } from 'node:test'
 import { Cluster, Redis } from 'ioredis'
 import Redlock from 'polylock/redlock'
 
-import { eventually, redisUrl, unique } from './support.mjs'
+import { closedPort, eventually, redisUrl, unique } from './support.mjs'
 
 const skip = redisUrl === undefined
-
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address()
-  server.close()
-  await once(server, 'close')
-  return port
-}
 
 /** Runs `body` with a redis-server of its own: its port, and a client of it. */
 async function withServer(options, body) {
   const directory = await mkdtemp(join(tmpdir(), 'polylock-node-'))
-  const port = await freePort()
+  const port = await closedPort()
   const lines = [`port ${port}`, 'bind 127.0.0.1', `dir ${directory}`, 'save ""', ...options]
   await writeFile(join(directory, 'conf'), lines.join('\n'))
   const sentinel = options.some((line) => line.startsWith('sentinel ')) ? ['--sentinel'] : []

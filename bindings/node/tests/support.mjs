@@ -2,6 +2,8 @@
 
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
@@ -67,4 +69,14 @@ export function runNode(source, { args = [], flags = [], limit = 30_000, type = 
       resolve({ status, signal, output, errors, took: Date.now() - began })
     })
   })
+}
+
+/** A port of the loopback where nobody listens. */
+export async function closedPort() {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address()
+  server.close()
+  await once(server, 'close')
+  return port
 }

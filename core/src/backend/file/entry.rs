@@ -232,11 +232,7 @@ impl Entry {
 
     /// See [`Backend::release`](crate::backend::Backend::release).
     pub(super) fn give_back(&self, claim: &Claim) -> Release {
-        let outcome = self.end(claim.owner, LockFile::unlock);
-        if outcome.is_some() {
-            self.ring();
-        }
-        outcome.unwrap_or(Release::NotHeld)
+        self.free(claim.owner)
     }
 
     /// See [`Backend::break_lock`](crate::backend::Backend::break_lock).
@@ -244,11 +240,16 @@ impl Entry {
         if self.state().held.is_none() {
             return breaking::break_lock(&self.path, &owner).map_err(|error| error_at(&self.path, error));
         }
+        Ok(self.free(owner) == Release::Released)
+    }
+
+    /// Ends what `owner` holds here, and wakes who waits for it.
+    fn free(&self, owner: OwnerToken) -> Release {
         let outcome = self.end(owner, LockFile::unlock);
         if outcome.is_some() {
             self.ring();
         }
-        Ok(outcome == Some(Release::Released))
+        outcome.unwrap_or(Release::NotHeld)
     }
 
     /// Gives back a part of what was asked for, right after it was taken, because the rest was refused. Wakes nobody:
