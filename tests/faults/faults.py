@@ -235,6 +235,7 @@ def main() -> int:
     names = options.only or list(STAGES)
     print(f"seed {options.seed}", flush=True)
     network, table, passed, failed, invalid = Network(), [], 0, 0, 0
+    violations: list[str] = []
     for name in names:
         with contextlib.ExitStack() as stack:
             top = options.keep or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
@@ -260,14 +261,15 @@ def main() -> int:
             f"{store.accepted} writes, {store.refused} refused as stale, {len(run.found)} violations",
             flush=True,
         )
-        for violation in run.found[:20]:
-            print(f"    {violation.what}")
+        violations += [f"{stage.name}: {violation.what}" for violation in run.found[:20]]
         failed += bool(run.found)
         invalid += not met
         passed += met and not run.found
     print(f"\n{markdown(table)}\n")
     if options.table:
         options.table.write_text(markdown(table) + "\n")
+    if violations:
+        print(f"seed {options.seed}", *violations, sep="\n")
     if invalid:
         print("a run in which no acquisition met a fault shows nothing")
     print(f"faults: {passed} passed, {failed + invalid} failed")

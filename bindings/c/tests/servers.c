@@ -3,6 +3,7 @@
 #include "check.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <time.h>
 
@@ -24,6 +25,7 @@ static void refused(const char *url, polylock_status expected, const char *passw
     polylock_future future = 0;
     double began = now_ms();
     CHECK_OK(polylock_options_set_wait_ms(options, 500, NULL));
+    CHECK_OK(polylock_options_set_ttl_ms(options, 2000, NULL)); /* closing waits for no longer, whoever is silent */
     CHECK_IS(expected, polylock_acquire(locks, "c-servers", options, &lease, &err));
     CHECK(!strstr(polylock_error_message(err), password) && strlen(polylock_error_message(err)) > 10);
     CHECK(!strcmp(polylock_error_resource(err), "c-servers"));
@@ -69,6 +71,38 @@ static void a_silent_server_is_unavailable(void)
     int listener = bound(url, sizeof url);
     CHECK(!listen(listener, 16)); /* takes connections, and never answers */
     refused(url, POLYLOCK_ERR_UNAVAILABLE, "hidden");
+    close(listener);
+}
+
+/* A server with no place for another client: says so, and hangs up. */
+static void *turn_away(void *listener)
+{
+    static const char full[] = "-ERR max number of clients reached\r\n";
+    int connection;
+    while ((connection = accept(*(int *)listener, NULL, NULL)) >= 0) {
+        CHECK(write(connection, full, sizeof full - 1) == sizeof full - 1);
+        close(connection);
+    }
+    return NULL;
+}
+
+/* What we write then raises no SIGPIPE, which by default ends a program. */
+static void a_server_that_hangs_up_ends_no_program(void)
+{
+    char url[64];
+    int listener = bound(url, sizeof url), i;
+    pthread_t server;
+    polylock_manager locks;
+    polylock_lease lease = 77;
+    memmove(strstr(url, ":hidden@"), strchr(url, '@') + 1, strlen(strchr(url, '@')));
+    locks = check_connect(url);
+    CHECK(!listen(listener, 16) && !pthread_create(&server, NULL, turn_away, &listener));
+    for (i = 0; i < 200; i++)
+        CHECK_IS(POLYLOCK_ERR_UNAVAILABLE, polylock_try_acquire(locks, "c-servers", 0, &lease, NULL));
+    CHECK(lease == 77);
+    CHECK_OK(polylock_manager_free(locks));
+    shutdown(listener, SHUT_RDWR);
+    CHECK(!pthread_join(server, NULL));
     close(listener);
 }
 
@@ -127,6 +161,7 @@ int main(void)
     static const struct check_case cases[] = {
         CASE(a_dead_server_is_unavailable),
         CASE(a_silent_server_is_unavailable),
+        CASE(a_server_that_hangs_up_ends_no_program),
         CASE(a_wrong_password_is_told_and_not_shown),
         CASE(a_password_opens_the_server),
         CASE(many_servers_are_one_lock),

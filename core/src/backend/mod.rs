@@ -7,6 +7,7 @@
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod postgres;
+mod quiet;
 pub(crate) mod redis;
 mod tls;
 pub(crate) mod zookeeper;

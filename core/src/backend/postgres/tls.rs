@@ -15,7 +15,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::config::{Config, Tls};
-use crate::Error;
+use crate::{Error, backend::quiet::Quiet};
 
 /// A connection of either kind.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -41,7 +41,7 @@ pub(super) async fn secure(mut socket: TcpStream, host: &str, config: &Config) -
     }
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::new(client_config(config)?));
-    Ok(Box::new(connector.connect(name, socket).await?))
+    Ok(Box::new(connector.connect(name, Quiet(socket)).await?))
 }
 
 /// Why there is no TLS.

@@ -34,6 +34,7 @@ use super::{
     link::{Link, Received},
 };
 use crate::{
+    backend::quiet::Quiet,
     clock::Instant,
     engine::{
         driver::{Driver, Kind},
@@ -409,7 +410,8 @@ impl State {
 
     fn write(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
-        let mut socket: &Socket = socket;
+        let socket: &Socket = socket;
+        let mut socket = Quiet(socket);
         if let Some(tls) = &mut self.tls {
             while !self.link.output().is_empty() {
                 let written = tls.writer().write(self.link.output())?;

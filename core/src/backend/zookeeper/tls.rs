@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::backend::tls::Tls;
+use crate::backend::{quiet::Quiet, tls::Tls};
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
@@ -18,5 +18,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 pub(super) async fn secure(socket: TcpStream, host: &str, tls: &Tls) -> io::Result<Box<dyn Stream>> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connector = TlsConnector::from(tls.config().map_err(io::Error::other)?);
-    Ok(Box::new(connector.connect(name, socket).await?))
+    Ok(Box::new(connector.connect(name, Quiet(socket)).await?))
 }
