@@ -25,6 +25,7 @@ use crate::{
     },
     events::{Event, EventKind},
     lease::{Grant, state::LeaseState},
+    line::InLine,
     manager::Manager,
     metrics::{Acquired, Acquiring, Said},
     mutant::mutant,
@@ -65,7 +66,7 @@ pub(crate) async fn acquire(
 ) -> Result<Lease> {
     options.check()?;
     let (resources, mode) = (target.resources()?, target.mode());
-    manager.check_can(&resources, mode)?;
+    manager.check_can(&resources, mode, options.fair)?;
     let began = Instant::now();
     let series = manager.counters.series(options.template.as_ref());
     let mut waiting = Waiting {
@@ -82,6 +83,11 @@ pub(crate) async fn acquire(
         first_in_line: None,
         clashes: 0,
         met: false,
+        line: if options.fair {
+            Some(InLine::come(manager, &resources[0], began, options.wait != Wait::No)?)
+        } else {
+            None
+        },
     };
     let result = match options.wait {
         Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
@@ -127,6 +133,8 @@ struct Waiting<'a> {
     clashes: u32,
     /// Somebody else held it, and subscribers have been told.
     met: bool,
+    /// It is to be served in order.
+    line: Option<InLine>,
 }
 
 impl Waiting<'_> {
@@ -186,6 +194,8 @@ impl Waiting<'_> {
             owner,
             ttl: options.ttl,
             label: options.label.clone(),
+            // Whoever has just been given a part of it is as good as first.
+            turn: self.line.as_ref().map(|line| line.turn(self.clashes > 0)),
             waits: options.wait != Wait::No,
             progress: Arc::default(),
         };
@@ -203,6 +213,9 @@ impl Waiting<'_> {
                     let grant = Grant { fencing_token, since, series: Arc::clone(series) };
                     let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), grant, state);
                     pending.settled();
+                    if let Some(line) = &mut self.line {
+                        line.served();
+                    }
                     self.measured.granted(since, now);
                     manager.subscribers.tell(|| Event {
                         fencing_token: Some(fencing_token),
@@ -316,8 +329,15 @@ async fn sleep_while_busy(free_in: Option<Duration>, watches: &mut [Watch], plac
 
 impl Manager {
     /// Whether the backend can do this at all; asked before anything is sent.
-    fn check_can(&self, resources: &[Resource], mode: Mode) -> Result<()> {
+    fn check_can(&self, resources: &[Resource], mode: Mode, fair: bool) -> Result<()> {
         let can = self.backend.capabilities();
+        if fair && (mode != Mode::Exclusive || resources.len() > 1) {
+            let why = "fair is for exclusive locks on one resource";
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        if fair && !can.fair {
+            return Err(Error::new(ErrorKind::Unsupported, "this backend cannot serve in order (fair)"));
+        }
         let (possible, what) = match mode {
             Mode::Exclusive => (can.several || resources.len() == 1, "take several resources at once"),
             Mode::Shared => (can.shared, "share a resource"),

@@ -32,6 +32,7 @@ mod error;
 mod events;
 mod inspection;
 mod lease;
+mod line;
 mod manager;
 mod metrics;
 mod mutant;

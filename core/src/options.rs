@@ -20,6 +20,7 @@ pub struct Acquire {
     pub(crate) wait: Wait,
     pub(crate) auto_extend: bool,
     pub(crate) max_hold: Option<Duration>,
+    pub(crate) fair: bool,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) template: Option<Arc<str>>,
 }
@@ -42,6 +43,7 @@ impl Default for Acquire {
             wait: Wait::Forever,
             auto_extend: true,
             max_hold: None,
+            fair: false,
             label: None,
             template: None,
         }
@@ -83,6 +85,15 @@ impl Acquire {
     /// then ends within one ttl. Default: no bound.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = Some(max_hold);
+        self
+    }
+
+    /// Whether those who ask for this are served in the order in which they came, also those of different processes.
+    /// They let nobody pass who came later and asks for it as well; who does not ask for it, or has another library, may
+    /// still come first. A waiter that died is passed over a second later. For exclusive locks on one resource, where
+    /// [`Capabilities::fair`](crate::Capabilities::fair) says so; else `Unsupported`. Default: no.
+    pub fn fair(mut self, fair: bool) -> Self {
+        self.fair = fair;
         self
     }
 

@@ -71,6 +71,8 @@ backends! {
         shares
         a_waiting_writer_is_not_starved
         counts_permits
+        serves_processes_in_order
+        passes_over_who_left
         leaves_nothing_behind
     }
 }

@@ -99,6 +99,11 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
         Box::pin(async { Vec::new() })
     }
 
+    /// Gives up the place of `turn` in the line for `resource`, if it has one, and wakes the next.
+    fn leave<'a>(&'a self, _resource: &'a Resource, _turn: &'a Turn, _driver: &'a Driver) -> Answer<'a, ()> {
+        Box::pin(async {})
+    }
+
     /// Reports, from now on, what may have freed `resource`.
     fn watch(&self, resource: &Resource) -> Watch;
 
@@ -133,6 +138,8 @@ pub struct Capabilities {
     pub semaphore: bool,
     /// Several resources can be taken at once.
     pub several: bool,
+    /// [`Acquire::fair`](crate::Acquire::fair) works.
+    pub fair: bool,
     /// [`inspect`](crate::LockManager::inspect) works.
     pub inspection: bool,
     /// [`list`](crate::LockManager::list) works.
@@ -162,6 +169,8 @@ pub(crate) struct Claim {
     pub(crate) ttl: Duration,
     /// What [`Holder::label`] will say.
     pub(crate) label: Option<Arc<str>>,
+    /// Its place in the line, if it is to be served in order.
+    pub(crate) turn: Option<Turn>,
     /// Should it be busy, another attempt of the same caller follows soon.
     pub(crate) waits: bool,
     /// For backends of several nodes.
@@ -173,6 +182,26 @@ impl Claim {
     pub(crate) fn resource(&self) -> &Resource {
         &self.resources[0]
     }
+}
+
+/// A waiter's place in the line of all processes.
+///
+/// The line is in the order in which waiters came. They tell how long ago that was, so that it does not matter when they come up in
+/// the line of their own process, nor whether their place was lost meanwhile. Exclusion never rests on the line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// The same for all attempts of one acquisition.
+    pub(crate) number: OwnerToken,
+    /// How long it has waited.
+    pub(crate) waited: Duration,
+    /// Not to be held up by the line: the nodes do not agree on who is first.
+    pub(crate) insists: bool,
+}
+
+impl Turn {
+    /// How long a place is kept for somebody who does not ask: long against the pauses of a waiter, who asks
+    /// several times a second. Who comes back later than that gets the place again.
+    pub(crate) const STAYS: Duration = Duration::from_secs(1);
 }
 
 /// What is known of one claim on several nodes; clones of the claim share it.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polylock::{Acquire, ErrorKind, LockManager, Target};
 
-use super::{LONG, Store, long};
+use super::{LONG, Store, long, ms, soon};
 
 /// Long enough to be refused, and to be refused again.
 const SHORT_WAIT: Duration = Duration::from_millis(300);
@@ -121,4 +121,85 @@ pub async fn counts_permits(store: Store) {
     two.acquire(permit(), expiring).await.unwrap().lost().await.expect("it expires");
     two.acquire(permit(), long().wait(LONG)).await.expect("the permit has expired");
     assert!(first.is_held());
+}
+
+/// Waits until `count` managers wait for `name`: each is where a release is heard, so its place in line is known.
+async fn until_heard(locks: &LockManager, name: &str, count: u32) {
+    let waiting = async || locks.inspect(name).await.unwrap().and_then(|holder| holder.waiting);
+    while waiting().await != Some(count) {
+        tokio::time::sleep(ms(2)).await;
+    }
+}
+
+/// Whether `store` can; if not, it must say so.
+async fn serves_in_turn(store: &Store, name: &str) -> bool {
+    let locks = store.manager();
+    for sharing in [Target::shared(name), Target::permit(name, 2)] {
+        let error = locks.acquire(sharing, long().fair(true)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+    if !locks.capabilities().fair {
+        let error = locks.acquire(name, long().fair(true)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+    locks.capabilities().fair
+}
+
+pub async fn serves_processes_in_order(store: Store) {
+    const WAITERS: u32 = 5;
+    let (locks, name) = (store.manager(), store.name("r"));
+    if !serves_in_turn(&store, &name).await {
+        return;
+    }
+    let holder = soon(&locks, &name).await;
+    let (order, mut served) = tokio::sync::mpsc::unbounded_channel();
+    for number in 0..WAITERS {
+        let (other, its, order) = (store.manager(), name.clone(), order.clone());
+        tokio::spawn(async move {
+            let lease = other.acquire(&its, long().fair(true)).await.unwrap();
+            order.send(number).unwrap();
+            lease.release().await.unwrap();
+        });
+        until_heard(&locks, &name, number + 1).await;
+    }
+    drop(order);
+    // Who tries once is in order as well: it comes before nobody.
+    let late = store.manager();
+    holder.release().await.unwrap();
+    if let Some(lease) = late.try_acquire(&name, long().fair(true)).await.unwrap() {
+        assert_eq!(served.len(), WAITERS as usize);
+        lease.release().await.unwrap();
+    }
+    for number in 0..WAITERS {
+        assert_eq!(served.recv().await, Some(number));
+    }
+    assert_eq!(served.recv().await, None);
+    // Where it was not needed for the majority, a place in line is given up in the background.
+    while !store.leftovers().is_empty() {
+        tokio::time::sleep(ms(20)).await;
+    }
+}
+
+pub async fn passes_over_who_left(store: Store) {
+    let (locks, name) = (store.manager(), store.name("r"));
+    if !serves_in_turn(&store, &name).await {
+        return;
+    }
+    let holder = soon(&locks, &name).await;
+    let others = [store.manager(), store.manager(), store.manager()];
+    let [one, two, three] = others.clone().map(|other| {
+        let its = name.clone();
+        async move { other.acquire(&its, long().fair(true)).await.unwrap() }
+    });
+    let one = tokio::spawn(one);
+    until_heard(&locks, &name, 1).await;
+    let two = tokio::spawn(two);
+    until_heard(&locks, &name, 2).await;
+    let three = tokio::spawn(three);
+    until_heard(&locks, &name, 3).await;
+    one.abort();
+    holder.release().await.unwrap();
+    let lease = two.await.unwrap();
+    lease.release().await.unwrap();
+    three.await.unwrap().release().await.unwrap();
 }

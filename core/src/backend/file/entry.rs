@@ -394,6 +394,7 @@ mod tests {
                 owner: OwnerToken::draw().unwrap(),
                 ttl: Duration::from_secs(30),
                 label: None,
+                turn: None,
                 waits: false,
                 progress: Arc::default(),
             }

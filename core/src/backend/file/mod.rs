@@ -116,6 +116,7 @@ impl Backend for FileBackend {
             shared: false,
             semaphore: false,
             several: true,
+            fair: false,
             inspection: true,
             listing: true,
             breaking: true,

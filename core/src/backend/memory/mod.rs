@@ -4,6 +4,8 @@
 //! answer is certain. A lease that expired is taken over by the next attempt. Fencing tokens come from one
 //! counter for the whole store, seeded with the wall clock's microseconds, so that entries need not be kept.
 
+mod queue;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -12,7 +14,8 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Watch};
+use self::queue::Queue;
+use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Turn, Watch};
 use crate::{
     Mode, OwnerToken, Resource, Result,
     clock::{self, Instant},
@@ -30,6 +33,8 @@ struct Store(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     locks: HashMap<Resource, Lock>,
+    /// Those who wait to be served in order; there while somebody does.
+    queues: HashMap<Resource, Queue>,
     watched: HashMap<Resource, watch::Sender<u64>>,
     last_token: u64,
 }
@@ -122,6 +127,33 @@ impl Lock {
 }
 
 impl State {
+    /// Takes it, if it is this waiter's turn.
+    fn take_in_turn(&mut self, claim: &Claim, turn: &Turn) -> Attempt {
+        let (now, resource) = (Instant::now(), claim.resource());
+        let first = self.queues.get_mut(resource).and_then(|queue| queue.is_before(turn, now));
+        let is_held = self.locks.get(resource).is_some_and(|lock| lock.holders.iter().any(|held| held.expires > now));
+        let attempt = match first {
+            Some(until) if !is_held => Attempt::held_for(Some(until.since(now))),
+            _ => self.take(claim),
+        };
+        if matches!(attempt, Attempt::Granted { .. }) {
+            self.leave(resource, turn);
+        } else if claim.waits {
+            self.queues.entry(resource.clone()).or_default().stay(turn, now);
+        }
+        attempt
+    }
+
+    /// Says whether it was there.
+    fn leave(&mut self, resource: &Resource, turn: &Turn) -> bool {
+        let Some(queue) = self.queues.get_mut(resource) else { return false };
+        let left = queue.leave(turn);
+        if queue.is_empty() {
+            self.queues.remove(resource);
+        }
+        left
+    }
+
     fn take(&mut self, claim: &Claim) -> Attempt {
         let now = Instant::now();
         for resource in claim.resources.iter() {
@@ -182,10 +214,14 @@ impl State {
         if self.locks.get(resource).is_some_and(|lock| lock.holders.is_empty() && lock.writer_until <= now) {
             self.locks.remove(resource);
         }
+        self.wake(resource);
+        held.is_some_and(|held| held.expires > now)
+    }
+
+    fn wake(&self, resource: &Resource) {
         if let Some(watched) = self.watched.get(resource) {
             watched.send_modify(|changes| *changes += 1);
         }
-        held.is_some_and(|held| held.expires > now)
     }
 
     /// Who holds `resource` now.
@@ -221,6 +257,7 @@ impl Backend for MemoryBackend {
             shared: true,
             semaphore: true,
             several: true,
+            fair: true,
             inspection: true,
             listing: true,
             breaking: true,
@@ -236,7 +273,13 @@ impl Backend for MemoryBackend {
     }
 
     fn try_acquire<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Attempt> {
-        Box::pin(async { self.0.state().take(claim) })
+        Box::pin(async {
+            let mut state = self.0.state();
+            match &claim.turn {
+                Some(turn) => state.take_in_turn(claim, turn),
+                None => state.take(claim),
+            }
+        })
     }
 
     fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, _: &'a Driver) -> Answer<'a, Extension> {
@@ -263,6 +306,15 @@ impl Backend for MemoryBackend {
         Box::pin(async move {
             let owner = OwnerToken::parse(owner);
             Ok(owner.is_some_and(|owner| self.0.state().free(resource, owner, Instant::now())))
+        })
+    }
+
+    fn leave<'a>(&'a self, resource: &'a Resource, turn: &'a Turn, _: &'a Driver) -> Answer<'a, ()> {
+        Box::pin(async {
+            let mut state = self.0.state();
+            if state.leave(resource, turn) {
+                state.wake(resource);
+            }
         })
     }
 

@@ -43,6 +43,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     shared: true,
     semaphore: true,
     several: true,
+    fair: false,
     inspection: true,
     listing: true,
     breaking: true,

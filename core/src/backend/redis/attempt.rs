@@ -61,6 +61,7 @@ impl RedisBackend {
         };
         match token {
             Some(fencing_token) => {
+                self.leave_elsewhere(claim);
                 claim.progress.fencing_token.store(fencing_token, Ordering::Relaxed);
                 Attempt::Granted { fencing_token, since: if mutant!("D5") { Instant::now() } else { since } }
             }

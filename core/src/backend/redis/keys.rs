@@ -16,13 +16,21 @@ pub(super) struct Key {
 impl Key {
     pub(super) fn of(prefix: &str, resource: &Resource) -> Self {
         let lock = format!("{prefix}{resource}");
-        // The same cluster slot as the lock: its own hash tag if it has one, else all of it.
-        let tagged = match lock.split_once('{').and_then(|(_, rest)| rest.split_once('}')) {
-            Some((tag, _)) if !tag.is_empty() => lock.clone(),
-            _ => format!("{{{lock}}}"),
-        };
-        let side = |what| format!("polylock:{what}:{tagged}");
+        let side = |what| side(what, &lock);
         Self { fence: side("fence"), writer: side("writer"), channel: side("wake"), lock }
+    }
+
+    /// Who waits to be served in order, and when each is forgotten.
+    fn queue(&self) -> [String; 2] {
+        ["queue", "queue-until"].map(|what| side(what, &self.lock))
+    }
+}
+
+/// A key in the same cluster slot as the lock: with its own hash tag if it has one, else all of it as one.
+fn side(what: &str, lock: &str) -> String {
+    match lock.split_once('{').and_then(|(_, rest)| rest.split_once('}')) {
+        Some((tag, _)) if !tag.is_empty() => format!("polylock:{what}:{lock}"),
+        _ => format!("polylock:{what}:{{{lock}}}"),
     }
 }
 
@@ -58,6 +66,10 @@ impl Keys {
 
     pub(super) fn locks_fences_and_writers(&self) -> Vec<String> {
         self.collect(&[|key| &key.lock, |key| &key.fence, |key| &key.writer])
+    }
+
+    pub(super) fn queues(&self) -> Vec<String> {
+        self.0.iter().flat_map(Key::queue).collect()
     }
 
     pub(super) fn channels(&self) -> Vec<String> {

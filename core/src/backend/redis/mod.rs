@@ -32,6 +32,7 @@ mod extension;
 mod holder;
 mod inspection;
 mod keys;
+mod leave;
 mod link;
 mod node;
 mod open;
@@ -71,7 +72,9 @@ use self::{
     sentinel::SentinelServer,
     subscriber::{Locate, Subscriptions},
 };
-use super::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Said, Watch};
+use super::{
+    Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Said, Turn, Watch,
+};
 use crate::{
     Error, Resource, Result,
     clock::Instant,
@@ -277,6 +280,7 @@ impl Backend for RedisBackend {
             shared: true,
             semaphore: true,
             several: true,
+            fair: true,
             inspection: true,
             listing: true,
             breaking: true,
@@ -348,6 +352,10 @@ impl Backend for RedisBackend {
 
     fn ask_each<'a>(&'a self, question: &'a [&'a str], driver: &'a Driver) -> Answer<'a, Vec<Said>> {
         Box::pin(self.ask_servers(question, driver))
+    }
+
+    fn leave<'a>(&'a self, resource: &'a Resource, turn: &'a Turn, driver: &'a Driver) -> Answer<'a, ()> {
+        Box::pin(self.leave_line(resource, turn, driver))
     }
 
     fn watch(&self, resource: &Resource) -> Watch {

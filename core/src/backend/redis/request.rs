@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Mode, Resource,
-    backend::{Claim, Progress},
+    backend::{Claim, Progress, Turn},
     clock::{self, Instant},
     engine::driver::Driver,
     metrics::{NodeStats, Sample},
@@ -119,10 +119,20 @@ impl Request {
             Arg::text(holder::record(claim.label.as_deref())),
             Arg::text(millis(outlives(claim.ttl))),
         ];
-        let (script, keys) = match (sharing(claim.mode), claim.resources.len()) {
-            (None, 1) => (&script::ACQUIRE, keys.locks_fences_and_writers()),
-            (None, _) => (&script::ACQUIRE_ALL, keys.locks_and_fences()),
-            (Some((kind, limit)), _) => {
+        let (script, keys) = match (sharing(claim.mode), claim.resources.len(), &claim.turn) {
+            (None, 1, None) => (&script::ACQUIRE, keys.locks_fences_and_writers()),
+            (None, 1, Some(turn)) => {
+                let remember = if claim.waits { Turn::STAYS } else { Duration::ZERO };
+                args.extend([
+                    Arg::text(turn.number),
+                    Arg::text(turn.waited.as_micros()),
+                    Arg::text(millis(remember)),
+                ]);
+                args.push(Arg::text(u8::from(turn.insists)));
+                (&script::ACQUIRE_IN_TURN, [keys.locks_fences_and_writers(), keys.queues()].concat())
+            }
+            (None, ..) => (&script::ACQUIRE_ALL, keys.locks_and_fences()),
+            (Some((kind, limit)), ..) => {
                 args.extend([Arg::text(kind), Arg::text(limit)]);
                 (&script::SHARE, keys.locks_fences_and_writers())
             }
@@ -176,6 +186,14 @@ impl Request {
         Self::new(script, keys.locks(), args, claim, expires)
     }
 
+    /// Gives up a place in the line.
+    pub(super) fn leave(prefix: &str, resource: &Resource, turn: &Turn, expires: Instant) -> Arc<Self> {
+        let keys = Keys::of(prefix, std::slice::from_ref(resource));
+        let args = [turn.number.to_string()].into_iter().chain(keys.channels()).map(Arg::Text).collect();
+        let keys = [keys.locks(), keys.queues()].concat();
+        Arc::new(Self { script: &script::LEAVE, keys, args, expires, progress: Arc::default() })
+    }
+
     /// Looks at a lock.
     pub(super) fn inspect(prefix: &str, resource: &Resource, expires: Instant) -> Arc<Self> {
         let keys = Keys::of(prefix, std::slice::from_ref(resource));
@@ -193,7 +211,14 @@ impl Request {
 
     /// Whether `answer` says that something was granted, or goes on.
     pub(super) fn is_granted(&self, answer: &Value) -> bool {
-        let grants = [&script::ACQUIRE, &script::ACQUIRE_ALL, &script::SHARE, &script::EXTEND, &script::SHARE_EXTEND];
+        let grants = [
+            &script::ACQUIRE,
+            &script::ACQUIRE_IN_TURN,
+            &script::ACQUIRE_ALL,
+            &script::SHARE,
+            &script::EXTEND,
+            &script::SHARE_EXTEND,
+        ];
         let granted = match answer {
             Value::Array(parts) => matches!(parts[..], [Value::Int(1), ..]),
             answer => *answer == Value::Int(1),

@@ -15,6 +15,17 @@ macro_rules! script {
 }
 
 script!(ACQUIRE, "scripts/acquire.lua");
+/// [`ACQUIRE`], in the order in which waiters came.
+pub(super) static ACQUIRE_IN_TURN: Script = Script {
+    source: concat!(
+        "local function take()\n",
+        include_str!("scripts/acquire.lua"),
+        "end\n",
+        include_str!("scripts/queue.lua")
+    ),
+    sha: OnceBox::new(),
+};
+script!(LEAVE, "scripts/leave.lua");
 script!(ACQUIRE_ALL, "scripts/acquire_all.lua");
 script!(SHARE, "scripts/share.lua");
 script!(SHARE_EXTEND, "scripts/share_extend.lua");

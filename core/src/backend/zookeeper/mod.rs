@@ -187,6 +187,7 @@ impl Backend for ZookeeperBackend {
             shared: true,
             semaphore: true,
             several: true,
+            fair: true,
             inspection: true,
             listing: true,
             breaking: true,

@@ -87,6 +87,7 @@ mod tests {
             owner: OwnerToken::draw().unwrap(),
             ttl: Duration::from_secs(30),
             label: Some("two\nlines: pid 0".into()),
+            turn: None,
             waits: false,
             progress: Arc::default(),
         };
