@@ -54,6 +54,11 @@ demo: ## Four languages add to one number, without and with locks; URL= says whe
 .PHONY: together-test
 together-test: build ## What crosses languages; needs the servers' URLs in the environment.
 	tests/together/run.py $(COUNTERS)
+	$(call cli_test,$(VENV)/bin/python -m polylock)
+	$(call cli_test,node $(CURDIR)/$(NODE_DIR)/dist/cli.js)
+
+# The tests of the command line, on one that a package brings.
+cli_test = POLYLOCK_TEST_COMMAND="$(1)" cargo test --quiet -p polylock-cli --test command_line
 
 # The programs that tests/faults/faults.py runs.
 FAULT_WORKERS = rust="$(CARGO_TARGET_DIR)/debug/fault-worker" c="$(CURDIR)/build/c/fault-worker" \

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use polylock::{Acquire, LockManager, Result};
 use serde_json::json;
 
-use crate::arguments::Bench;
+use crate::{arguments::Bench, say};
 
 pub(crate) async fn bench(locks: &LockManager, bench: &Bench) -> Result<u8> {
     let unique = format!("polylock-bench-{}", std::process::id());
@@ -22,11 +22,11 @@ pub(crate) async fn bench(locks: &LockManager, bench: &Bench) -> Result<u8> {
             "pairs_per_second": many.per_second,
             "hand_over_p50_ms": millis(hand_over_p50),
         });
-        println!("{report}");
+        say(report);
     } else {
-        println!("one acquire and release         p50 {:.3} ms, p99 {:.3} ms", millis(p50), millis(p99));
-        println!("{:<4} at a time                  {:.0} pairs/s", bench.in_flight, many.per_second);
-        println!("hand-over to a waiter           p50 {:.3} ms", millis(hand_over_p50));
+        say(format_args!("one acquire and release         p50 {:.3} ms, p99 {:.3} ms", millis(p50), millis(p99)));
+        say(format_args!("{:<4} at a time                  {:.0} pairs/s", bench.in_flight, many.per_second));
+        say(format_args!("hand-over to a waiter           p50 {:.3} ms", millis(hand_over_p50)));
     }
     Ok(0)
 }

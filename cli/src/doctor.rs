@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use polylock::{Acquire, Guarantee, LockManager, Release, Result};
 
-use crate::arguments::Doctor;
+use crate::{arguments::Doctor, say};
 
 /// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,9 +43,9 @@ impl Findings {
             Grade::Warning => "warn ",
             Grade::Wrong => "WRONG",
         };
-        println!("{word} {what}");
+        say(format_args!("{word} {what}"));
         if !change.is_empty() {
-            println!("      → {change}");
+            say(format_args!("      → {change}"));
         }
         self.worst = self.worst.max(grade);
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    io::Errno,
+    io::{Errno, FdFlags, fcntl_setfd},
     process::{Pid, Signal, WaitOptions},
 };
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
@@ -22,6 +22,7 @@ pub(crate) struct Started {
 impl Started {
     pub(crate) fn start(mut command: Command) -> io::Result<Self> {
         adopt_orphans();
+        hand_on_stdio();
         end_with_parent(&mut command);
         // Before the command can end. Whoever started this process may have it ignore these, and then there is no status.
         let changes = signal(SignalKind::child())?;
@@ -94,6 +95,14 @@ fn adopt_orphans() {
         // Where it is not allowed, orphans are not found; the rest works.
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
+}
+
+/// Node, if this is a part of it, has marked the standard descriptors to be closed in what it starts.
+fn hand_on_stdio() {
+    // One that is closed is closed for the command, too.
+    let _ = fcntl_setfd(io::stdin(), FdFlags::empty());
+    let _ = fcntl_setfd(io::stdout(), FdFlags::empty());
+    let _ = fcntl_setfd(io::stderr(), FdFlags::empty());
 }
 
 /// Has the kernel end the command when this process is killed.

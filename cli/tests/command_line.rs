@@ -1,4 +1,6 @@
 //! `polylock` as a shell sees it: real processes, real signals, locks in files and on real servers.
+//!
+//! `POLYLOCK_TEST_COMMAND` names another program to be tested in its place, as in `python -m polylock`.
 
 use std::{
     io::{Read, Write},
@@ -49,7 +51,9 @@ impl Place {
     fn command(&self, arguments: &[&str]) -> Command {
         // A shell's background jobs, which the tests may be among, ignore some signals.
         let mut command = Command::new("env");
-        command.args(["--default-signal=HUP,INT,QUIT", env!("CARGO_BIN_EXE_polylock")]);
+        let program = std::env::var("POLYLOCK_TEST_COMMAND");
+        let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_polylock"));
+        command.arg("--default-signal=HUP,INT,QUIT").args(program.split(' '));
         command.args(arguments).env("POLYLOCK_URL", &self.url).current_dir(&self.directory);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -286,6 +290,19 @@ fn what_it_was_started_to_ignore_stays_ignored() {
     running.signal(Signal::HUP);
     running.signal(Signal::USR1);
     assert_eq!(running.ended().0, 9);
+}
+
+#[test]
+fn nobody_has_to_read_what_it_says() {
+    let place = Place::new();
+    for arguments in [vec!["ls"], vec!["doctor"], vec!["show", "a"], vec!["--help"]] {
+        let mut command = place.command(&arguments);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command.stdout(writer).output().unwrap();
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+        assert_eq!(code(&output), i32::from(arguments[0] == "show"), "{arguments:?}");
+    }
 }
 
 #[test]

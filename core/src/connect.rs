@@ -110,8 +110,11 @@ impl Connect {
         let [url, more @ ..] = &self.urls[..] else {
             return Err(Error::invalid("url", "must be given: at least one"));
         };
-        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        let scheme = scheme_of(url);
         match scheme {
+            _ if is_redis(scheme) && !more.iter().all(|url| is_redis(scheme_of(url))) => {
+                Err(Error::invalid("url", "may be a list for Redis servers only"))
+            }
             _ if is_redis(scheme) => Ok(Box::new(RedisBackend::new(&self.urls, &self.options)?)),
             _ if !more.is_empty() => Err(Error::invalid("url", "may be a list for Redis servers only")),
             "memory" => Ok(Box::new(MemoryBackend::new(&url["memory:".len()..]))),
@@ -121,7 +124,8 @@ impl Connect {
             "" => Err(Error::invalid("url", "must start with a scheme, as in redis://localhost:6379")),
             other => {
                 let why = format!(
-                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, postgres, zookeeper, zookeeper+tls, file, memory"
+                    "has the unknown scheme {other:?}; known are redis, rediss, redis+unix, redis+sentinel, redis+cluster, \
+                     postgres, zookeeper, zookeeper+tls, file, memory"
                 );
                 Err(Error::invalid("url", why))
             }
@@ -149,6 +153,16 @@ impl fmt::Debug for Connect {
     }
 }
 
+/// What stands before the colon, if that can be a scheme: what cannot may be a log-in, and is not to be repeated.
+fn scheme_of(url: &str) -> &str {
+    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+    if is_scheme(scheme) { scheme } else { "" }
+}
+
+fn is_scheme(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+}
+
 fn is_redis(scheme: &str) -> bool {
     let (base, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
     let known = matches!(base, "redis" | "rediss" | "valkey" | "valkeys");
@@ -160,9 +174,7 @@ fn split(list: &str) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for part in list.split(',') {
         // A comma that no scheme follows is a part of the URL, say of its password.
-        let starts = part.split_once("://").is_some_and(|(scheme, _)| {
-            !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
-        });
+        let starts = part.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme));
         match urls.last_mut() {
             Some(last) if !starts => {
                 last.push(',');
@@ -232,6 +244,11 @@ mod tests {
         for url in ["", "localhost", "nosuch://x", "redis://h:notaport", ":"] {
             let error = connect_error(vec![url]);
             assert_eq!(error.argument(), Some("url"), "{url}: {error}");
+        }
+        // Where the scheme is missing, what stands in its place may be a password.
+        assert!(!connect_error(vec!["se/cret:more@host:1"]).to_string().contains("cret"));
+        for several in [vec!["redis://a,b"], vec!["redis://:secret@a:1,b:2"], vec!["redis://a", "postgres://b"]] {
+            assert!(connect_error(several).to_string().contains("list"));
         }
         assert_eq!(connect_error(Vec::<String>::new()).argument(), Some("url"));
         assert_eq!(connect_error(vec!["redis://a", "redis://a:6379"]).to_string(), "url lists a:6379 twice");

@@ -6,7 +6,7 @@
 // POLYLOCK_PROFILE=dev builds the addon faster and slower to run; the default is release.
 
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, renameSync, rmSync } from 'node:fs'
+import { chmodSync, copyFileSync, existsSync, renameSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -52,6 +52,8 @@ function buildTypeScript() {
   }
   rmSync(join(here, 'dist'), { recursive: true, force: true })
   run(process.execPath, [join(here, 'node_modules/typescript/bin/tsc'), '-p', here])
+  // Where npm links this directory, it links this file.
+  chmodSync(join(here, 'dist/cli.js'), 0o755)
 }
 
 function run(command, args) {

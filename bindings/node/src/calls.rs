@@ -329,6 +329,12 @@ pub fn shutdown(env: Env, ms: u32) {
     polylock::shutdown(Duration::from_millis(u64::from(ms)));
 }
 
+/// Does what the command line `polylock` is told; the first argument is the program's name. Returns the status.
+#[napi(catch_unwind)]
+pub fn command_line(arguments: Vec<String>) -> u32 {
+    polylock_cli::command_line(arguments.into_iter().map(Into::into)).into()
+}
+
 /// Starts an operation of a manager.
 fn with_manager<F: Future<Output = Outcome> + Send + 'static>(
     env: Env,

@@ -57,6 +57,7 @@ test('installed as npm does it, it loads both ways and locks', () => {
       await connect('memory:').using('r', (lease) => console.log(lease.isHeld))
     })`
   assert.equal(execFileSync(process.execPath, ['-e', source], { cwd: app, encoding: 'utf8' }), 'true\n')
+  assert.match(npm(app, 'exec', '--offline', '--', 'polylock', '--version'), /^polylock \d/)
 })
 
 test('without its addon it says what is missing where', () => {

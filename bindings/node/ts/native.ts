@@ -141,6 +141,7 @@ interface Native {
   isHeld(lease: number): boolean
   loss(lease: number): LossReason | null
   shutdown(ms: number): void
+  commandLine(words: string[]): number
 }
 
 export interface CapabilitiesRecord {

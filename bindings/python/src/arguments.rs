@@ -9,7 +9,7 @@ use polylock::{Acquire, Error, Target};
 use pyo3::{
     exceptions::{PyOverflowError, PyTypeError},
     prelude::*,
-    types::{PyList, PyString, PyTuple},
+    types::{PyBool, PyList, PyString, PyTuple},
 };
 
 use crate::boundary::to_python;
@@ -38,6 +38,7 @@ pub(crate) fn optional_seconds(argument: &'static str, value: &Bound<'_, PyAny>)
 
 /// A float or an int.
 pub(crate) fn number(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    no_flag(argument, "a number", value)?;
     value.extract::<f64>().map_err(|error| {
         if error.is_instance_of::<PyOverflowError>(value.py()) {
             to_python(Error::invalid(argument, "is too large"))
@@ -49,11 +50,17 @@ pub(crate) fn number(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResu
 
 /// An `int`; one that is negative or too large becomes 0, which the engine refuses by name.
 pub(crate) fn count(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    no_flag(argument, "int", value)?;
     match value.extract::<i64>() {
         Ok(number) => Ok(usize::try_from(number).unwrap_or(0)),
         Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Ok(0),
         Err(_) => Err(wrong_type(argument, "int", value)),
     }
+}
+
+/// To Python a `bool` is an `int`: `acquire("name", True)` would be a lock of one second.
+pub(crate) fn no_flag(argument: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    if value.is_instance_of::<PyBool>() { Err(wrong_type(argument, wanted, value)) } else { Ok(()) }
 }
 
 fn flag(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -87,7 +94,7 @@ pub(crate) fn target(resource: &Bound<'_, PyAny>, mode: &Bound<'_, PyAny>) -> Py
     }
 }
 
-/// How to acquire, from Python's arguments. `wait`: `None` waits for ever, 0 tries once.
+/// How to acquire, from Python's arguments. `wait`: `None` and infinity wait for ever, 0 tries once.
 pub(crate) fn options(
     ttl: &Bound<'_, PyAny>,
     wait: &Bound<'_, PyAny>,
@@ -96,10 +103,11 @@ pub(crate) fn options(
     label: &Bound<'_, PyAny>,
 ) -> PyResult<Acquire> {
     let mut options = Acquire::ttl(seconds("ttl", ttl)?).auto_extend(flag("auto_extend", auto_extend)?);
-    match optional_seconds("wait", wait)? {
-        Some(Duration::ZERO) => options = options.no_wait(),
-        Some(wait) => options = options.wait(wait),
-        None => {}
+    if !wait.is_none() && number("wait", wait)? != f64::INFINITY {
+        options = match seconds("wait", wait)? {
+            Duration::ZERO => options.no_wait(),
+            wait => options.wait(wait),
+        };
     }
     if let Some(max_hold) = optional_seconds("max_hold", max_hold)? {
         options = options.max_hold(max_hold);

@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 // Not declared free of the GIL: that is not tested on a free-threaded Python.
 #[pymodule(gil_used = true)]
 mod _native {
-    use std::time::Duration;
+    use std::{ffi::OsString, time::Duration};
 
     use pyo3::prelude::*;
 
@@ -42,6 +42,12 @@ mod _native {
     #[pyfunction]
     fn error_kinds() -> Vec<(u32, &'static str)> {
         polylock::ErrorKind::ALL.into_iter().map(|kind| (kind.code(), kind.name())).collect()
+    }
+
+    /// Does what the command line `polylock` is told; the first argument is the program's name. Returns the status.
+    #[pyfunction]
+    fn command_line(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<u8> {
+        py.detach(|| boundary::guard(|| polylock_cli::command_line(arguments)))
     }
 
     /// The parent's lock files, which the child of a fork has to close.

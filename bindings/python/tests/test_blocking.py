@@ -255,6 +255,8 @@ BAD = [
     ({"ttl": 10**400}, polylock.InvalidArgument, "ttl"),
     ({"ttl": float("inf")}, polylock.InvalidArgument, "ttl"),
     ({"ttl": 0.002}, polylock.InvalidArgument, "ttl"),
+    ({"ttl": True}, TypeError, None),
+    ({"wait": False}, TypeError, None),
     ({"wait": "soon"}, TypeError, None),
     ({"wait": -0.001}, polylock.InvalidArgument, "wait"),
     ({"max_hold": object()}, TypeError, None),
@@ -280,6 +282,15 @@ def test_bad_arguments(memory: str, arguments: dict[str, Any], error: type[Excep
     assert locks.inspect("r") is None
 
 
+def test_truth_is_no_number_and_infinity_no_bound(memory: str) -> None:
+    locks = polylock.connect(memory)
+    with pytest.raises(TypeError, match="limit"):
+        locks.list("*", True)
+    with pytest.raises(TypeError, match="fencing_token"):
+        locks.break_("r", True)
+    locks.acquire("r", wait=float("inf")).release()
+
+
 @pytest.mark.parametrize(
     ("arguments", "argument"),
     [
@@ -288,6 +299,7 @@ def test_bad_arguments(memory: str, arguments: dict[str, Any], error: type[Excep
         ({"url": "http://localhost"}, "url"),
         ({"url": []}, "url"),
         ({"url": "redis://localhost:notaport"}, "url"),
+        ({"url": "redis://one,two"}, "url"),
         ({"url": "memory:", "drift_factor": -1}, "drift_factor"),
         ({"url": "memory:", "drift_factor": float("nan")}, "drift_factor"),
         ({"url": "memory:", "node_timeout": 0}, "node_timeout"),

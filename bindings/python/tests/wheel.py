@@ -61,6 +61,7 @@ def check(wheel: Path, python: str) -> None:
         own = Path(directory, "bin", "python")
         run(own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[redis]")
         assert run(own, "-W", "error", "-c", SMOKE).split() == ["released", "True"]
+        assert run(own.with_name("polylock"), "--version").startswith("polylock ")
         readme = "\n".join(re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL))
         assert "charging under" in run(own, "-W", "error", "-c", readme)
         took = min(import_time(own) for _ in range(10))

@@ -276,7 +276,7 @@ class ManagerBase(Generic[AnyLock]):
         Args:
             name: What to lock: UTF-8, 1 to 1,024 bytes, no NUL.
             ttl: Seconds that the lease lasts without renewal, and so the time after which a dead holder frees it.
-            wait: Seconds that acquiring may take; `None`: as long as somebody holds it; 0: one try.
+            wait: Seconds that acquiring may take; `None` or infinity: as long as somebody holds it; 0: one try.
             auto_extend: Whether the engine renews the lease until it is released.
             max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
             label: What `Holder.label` will say: at most 256 bytes.

@@ -114,6 +114,10 @@ impl Config {
                 let login = parameters.unix.join("&");
                 Place::One(parameters.node(&format!("redis+unix:{rest}?{login}"), false)?)
             }
+            _ if split(rest).1.len() > 1 => {
+                let why = "names several hosts: give a list of URLs for Redlock, or redis+cluster or redis+sentinel";
+                return Err(Error::invalid("url", why));
+            }
             _ => Place::One(parameters.node(&format!("redis:{rest}"), tls)?),
         };
         Ok(Self { place, longest_ttl: parameters.longest_ttl.unwrap_or(LONGEST_TTL) })
@@ -206,9 +210,12 @@ impl Parameters {
 
     /// One server; `url` has no options but those that the parser reads.
     fn node(&mut self, url: &str, tls: bool) -> Result<NodeConfig> {
-        let info = url
-            .into_connection_info()
-            .map_err(|error| Error::invalid("url", format!("is not a Redis URL: {}", error.category())))?;
+        // What the parser says of it says no more, and could repeat a password.
+        let info = url.into_connection_info().map_err(|_| {
+            let why = "is not a Redis URL, as in redis://user:password@localhost:6379/0 (in a password, % and the \
+                       like are written as %25)";
+            Error::invalid("url", why)
+        })?;
         let address = match info.addr() {
             ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
