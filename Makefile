@@ -150,9 +150,12 @@ bench: ## Compares with the usual libraries; prints a table and writes target/be
 	cd benches/node && npm install --no-package-lock --no-audit --no-fund --silent
 	$(SERVERS) bash -c 'address=$${POLYLOCK_TEST_REDIS#redis://}; benches/compare.py $(CURDIR)/target/bench/results.json \
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench $$POLYLOCK_TEST_REDIS" \
+	    "$(CARGO_TARGET_DIR)/release/polylock-bench-postgres $$POLYLOCK_TEST_POSTGRES" \
 	    "$(BENCH)/c $${address%:*} $${address#*:} core/src/backend/redis/scripts" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS $$POLYLOCK_TEST_REDLOCK" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/zookeeper.py $$POLYLOCK_TEST_ZOOKEEPER" \
+	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/postgres.py $$POLYLOCK_TEST_POSTGRES" \
+	    "node benches/node/postgres.mjs $$POLYLOCK_TEST_POSTGRES" \
 	    "node benches/node/bench.mjs $$POLYLOCK_TEST_REDIS"'
 
 .PHONY: zookeeper-long

@@ -121,8 +121,8 @@ impl Acquire {
                 return Err(Error::invalid("max_hold", "must be positive"));
             }
         }
-        if self.label.as_ref().is_some_and(|label| label.len() > 256) {
-            return Err(Error::invalid("label", "must have at most 256 bytes"));
+        if self.label.as_ref().is_some_and(|label| label.len() > 256 || label.contains("\0")) {
+            return Err(Error::invalid("label", "must have at most 256 bytes and no NUL"));
         }
         if self.template.as_ref().is_some_and(|template| template.is_empty() || template.len() > 256) {
             return Err(Error::invalid("template", "must have 1 to 256 bytes"));

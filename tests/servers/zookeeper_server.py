@@ -193,9 +193,12 @@ class ZookeeperServer:
     def ready(self) -> ZookeeperServer:
         """Waits until it answers."""
         limit = time.monotonic() + START_LIMIT
+        # One that has just begun to listen may lose a session that is asked for: then it says nothing.
+        patience = 0.25
         while time.monotonic() < limit and self._server is not None and self._server.runs():
             try:
-                client = ZookeeperClient(self.url)
+                patience = min(patience * 2, 10.0)
+                client = ZookeeperClient(self.url, patience)
                 client.children("/")
                 client.close()
                 return self

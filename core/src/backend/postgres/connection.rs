@@ -1,9 +1,12 @@
-//! One connection: opened, greeted and driven on the engine; its answers may be awaited anywhere.
+//! One connection: opened, greeted and [driven](super::driving) on the engine; its answers may be awaited anywhere.
 
 use std::{
     fmt,
-    future::poll_fn,
-    sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+    future::{Future, poll_fn},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use tokio_postgres::{
 
 use super::{
     config::{Config, Server},
+    driving::Driving,
     failure::{Failure, chain},
     tls::{self, Stream, Trouble},
 };
@@ -56,10 +60,11 @@ pub(super) struct Connection {
     /// Something was not answered in time: nothing more is to be sent here.
     stuck: AtomicBool,
     users: AtomicUsize,
-    driving: tokio::task::AbortHandle,
+    driving: Arc<Driving>,
+    on_engine: tokio::task::AbortHandle,
 }
 
-type Driven = tokio_postgres::Connection<Box<dyn Stream>, tokio_postgres::tls::NoTlsStream>;
+pub(super) type Driven = tokio_postgres::Connection<Box<dyn Stream>, tokio_postgres::tls::NoTlsStream>;
 
 impl Connection {
     /// Opens one to the first server of the list that is no replica. To be awaited on the engine.
@@ -67,12 +72,12 @@ impl Connection {
     /// `on_message` is told what comes without being asked for, `on_end` that the connection has ended.
     pub(super) async fn open(
         config: &Config,
-        mut on_message: OnMessage,
+        on_message: OnMessage,
         on_end: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Failure> {
         let mut failures = Vec::new();
         for server in &config.servers {
-            let (client, mut driven, greeting) =
+            let (client, driven, greeting) =
                 match tokio::time::timeout(config.connect_timeout(), open_at(config, server)).await {
                     Ok(Ok(opened)) => opened,
                     Ok(Err(failure)) => {
@@ -84,11 +89,10 @@ impl Connection {
                         continue;
                     }
                 };
-            let driving = runtime::engine().map_err(Failure::NotSent)?.handle().spawn(async move {
-                while let Some(Ok(message)) = poll_fn(|cx| driven.poll_message(cx)).await {
-                    on_message(message);
-                }
-                drop(driven);
+            let driving = Driving::new(driven, on_message);
+            let engines = Arc::clone(&driving);
+            let on_engine = runtime::engine().map_err(Failure::NotSent)?.handle().spawn(async move {
+                engines.until_ended().await;
                 on_end();
             });
             return Ok(Self {
@@ -99,7 +103,8 @@ impl Connection {
                 prepared: Default::default(),
                 stuck: AtomicBool::new(false),
                 users: AtomicUsize::new(0),
-                driving: driving.abort_handle(),
+                driving,
+                on_engine: on_engine.abort_handle(),
             });
         }
         Err(worst(failures))
@@ -138,6 +143,12 @@ impl Connection {
             let typed: Vec<_> = params.iter().copied().zip(statement.types.iter().cloned()).collect();
             self.client.query_typed(&statement.text, &typed).await
         };
+        let mut answer = std::pin::pin!(answer);
+        let mut sent = false;
+        let answer = poll_fn(|cx| match std::mem::replace(&mut sent, true) {
+            false => self.driving.send(answer.as_mut(), cx),
+            true => answer.as_mut().poll(cx),
+        });
         match until(Some(expires), answer).await {
             Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error)),
             None => {
@@ -201,7 +212,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // Also where the server does not take our goodbye.
-        self.driving.abort();
+        self.on_engine.abort();
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod config;
 mod connection;
+mod driving;
 mod failure;
 mod holders;
 mod lease;
