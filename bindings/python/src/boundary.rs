@@ -1,9 +1,28 @@
-//! What crosses from Rust to Python when something fails: errors, and panics as errors.
+//! What crosses from Rust to Python when something fails: errors, and panics as errors. And who may cross at all.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicI64, Ordering},
+};
 
 use polylock::{Error, ErrorKind};
-use pyo3::{prelude::*, sync::PyOnceLock};
+use pyo3::{exceptions::PyImportError, ffi, prelude::*, sync::PyOnceLock};
+
+/// Refuses a second interpreter in this process: what is kept here (types, the errors' classes) is of the first.
+pub(crate) fn only_interpreter(_: Python<'_>) -> PyResult<()> {
+    const NONE: i64 = -1;
+    static FIRST: AtomicI64 = AtomicI64::new(NONE);
+    // SAFETY: both want an attached thread, which the argument is the proof of.
+    let current = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    match FIRST.compare_exchange(NONE, current, Ordering::SeqCst, Ordering::SeqCst) {
+        Err(first) if first != current => {
+            let why = "polylock is in use by another interpreter of this process, and does not support several of \
+                       them (mod_wsgi: use WSGIApplicationGroup %{GLOBAL})";
+            Err(PyImportError::new_err(why))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Runs `call`; a panic becomes `InternalError`, which `except Exception` catches, unlike PyO3's own exception.
 pub(crate) fn guard<T>(call: impl FnOnce() -> T) -> PyResult<T> {

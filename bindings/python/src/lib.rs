@@ -64,6 +64,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        boundary::only_interpreter(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // The longest slice of a wait before Ctrl-C is looked for.
         module.add("SIGNAL_TICK", waiting::TICK.as_secs_f64())?;

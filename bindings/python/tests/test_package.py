@@ -158,3 +158,27 @@ def test_the_readme_runs() -> None:
 
 def test_the_version_is_the_crates() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", polylock.__version__)
+
+
+def test_a_second_interpreter_is_refused() -> None:
+    code = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import polylock
+other = interpreters.create()
+try:
+    failed = interpreters.run_string(other, "import polylock")
+except interpreters.RunFailedError as error:
+    failed = error
+print(failed)
+interpreters.destroy(other)
+try:
+    polylock.connect("memory:").acquire("r", ttl=-1)
+except polylock.InvalidArgument:
+    print("still works")
+"""
+    said = python(code, "-W", "error").stdout
+    assert "ImportError" in said
+    assert "still works" in said
