@@ -151,6 +151,7 @@ bench: ## Compares with the usual libraries; prints a table and writes target/be
 	$(SERVERS) bash -c 'address=$${POLYLOCK_TEST_REDIS#redis://}; benches/compare.py $(CURDIR)/target/bench/results.json \
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench $$POLYLOCK_TEST_REDIS" \
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench-postgres $$POLYLOCK_TEST_POSTGRES" \
+	    "$(CARGO_TARGET_DIR)/release/polylock-bench-abi $(CURDIR)/build/c/lib/libpolylock.so $$POLYLOCK_TEST_REDIS" \
 	    "$(BENCH)/c $${address%:*} $${address#*:} core/src/backend/redis/scripts" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS $$POLYLOCK_TEST_REDLOCK" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/zookeeper.py $$POLYLOCK_TEST_ZOOKEEPER" \

@@ -1,5 +1,5 @@
 //! What the C library adds to the engine: a pair through `libpolylock.so` and through this language, side by side in one
-//! process: `abi LIBRARY REDIS_URL`. Prints a line of JSON per comparison.
+//! process: `polylock-bench-abi LIBRARY REDIS_URL`. Prints a line of JSON per comparison.
 
 use std::{
     error::Error,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use libloading::{Library, Symbol};
-use polylock::{Acquire, LockManager};
+use polylock::{Acquire, LockManager, blocking};
 
 const ROUNDS: usize = 200;
 const WARM_UP: usize = 20;
@@ -60,13 +60,12 @@ fn ok(status: i32) -> Result<(), String> {
 }
 
 /// What the blocking calls of the bindings do.
-fn pair(locks: &LockManager) -> Result<(), String> {
+fn pair(locks: &LockManager) -> polylock::Result<()> {
     let locks = locks.clone();
-    let pair = |driver| async move {
-        let lease = locks.acquire_by("bench:rust", Acquire::ttl(TTL), &driver).await?;
-        lease.release_by(&driver).await
-    };
-    polylock::blocking::wait(pair).map(drop).map_err(|error: polylock::Error| error.to_string())
+    let lease =
+        blocking::wait(|driver| async move { locks.acquire_by("bench:rust", Acquire::ttl(TTL), &driver).await })?;
+    blocking::wait(|driver| async move { lease.release_by(&driver).await })?;
+    Ok(())
 }
 
 fn compare(abi: &Abi<'_>, locks: &LockManager, pairs: u32) -> Result<[f64; 2], Box<dyn Error>> {
@@ -91,11 +90,12 @@ fn compare(abi: &Abi<'_>, locks: &LockManager, pairs: u32) -> Result<[f64; 2], B
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(library), Some(redis)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: abi LIBRARY REDIS_URL".into());
+        return Err("usage: polylock-bench-abi LIBRARY REDIS_URL".into());
     };
     // SAFETY: it is our own library.
     let library = unsafe { Library::new(library)? };
-    for (backend, url, pairs, unit, scale) in [("memory", "memory:", 1000, "ns", 1e9), ("redis", &redis, 25, "us", 1e6)]
+    for (backend, url, pairs, unit, scale) in
+        [("memory", "memory:", 1000, "ns", 1e9), ("redis", &redis, 25, "us", 1e6)]
     {
         let abi = Abi::connect(&library, url)?;
         let locks = polylock::connect(url).lazy()?;
