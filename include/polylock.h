@@ -136,6 +136,11 @@
 #define POLYLOCK_CAN_BREAK 256
 
 /**
+ * In polylock_capabilities: polylock_options_set_fair works.
+ */
+#define POLYLOCK_CAN_SERVE_IN_ORDER 512
+
+/**
  * How a call ended. The numbers are stable and the same in every language.
  */
 typedef enum polylock_status {
@@ -652,6 +657,15 @@ enum polylock_status polylock_options_set_max_hold_ms(polylock_options options,
  * What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes.
  */
 enum polylock_status polylock_options_set_label(polylock_options options, const char *label, polylock_error *err);
+
+/**
+ * Whether those who ask for this are served in the order in which they came, also those of other processes. Whoever
+ * does not ask for it may still come first. A waiter that died is passed over a second later. Default: false.
+ *
+ * For exclusive locks on one resource, where the backend can (POLYLOCK_CAN_SERVE_IN_ORDER); else acquiring gives
+ * POLYLOCK_ERR_UNSUPPORTED.
+ */
+enum polylock_status polylock_options_set_fair(polylock_options options, bool fair, polylock_error *err);
 
 /**
  * Holds the resource together with others that hold it shared; nobody holds it exclusively meanwhile.

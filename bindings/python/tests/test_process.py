@@ -165,6 +165,28 @@ def test_a_child_disowns_what_its_parent_holds(url: str, name: str, ending: str)
     assert run(url, name, FORKED.replace("{ending}", ending)) == "released\n"
 
 
+def test_a_child_draws_other_owner_tokens_than_its_parent(url: str, name: str) -> None:
+    code = """
+locks = polylock.connect(url)
+locks.acquire(name).release()
+reading, writing = os.pipe()
+child = os.fork()
+if child == 0:
+    with polylock.connect(url) as own:
+        for n in range(5):
+            with own.lock(name + f":child{n}") as lease: os.write(writing, lease.owner_token.encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+theirs = os.read(reading, 200).decode()
+ours = ""
+for n in range(5):
+    with locks.lock(name + f":parent{n}") as lease: ours += lease.owner_token
+tokens = [text[at:at + 40] for text in (ours, theirs) for at in range(0, 200, 40)]
+os.write(1, f"{len(set(tokens))}\\n".encode())
+"""
+    assert run(url, name, code) == "10\n"
+
+
 def test_a_fork_while_threads_wait(url: str, name: str) -> None:
     code = """
 locks = polylock.connect(url)
