@@ -134,6 +134,7 @@ scripts-lint: python-build
 	$(VENV)/bin/ruff check --config tests/ruff.toml $(SCRIPTS)
 	$(VENV)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
 	MYPYPATH=tests/servers:tests/faults:benches/python $(VENV)/bin/mypy --strict $(SCRIPTS)
+	tests/deviations.py
 
 # Everything is built for speed, apart from what the tests use.
 BENCH := $(CARGO_TARGET_DIR)/bench

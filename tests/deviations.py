@@ -20,7 +20,11 @@ BEGINNINGS = {".rs": "fn {}(", ".py": "def {}(", ".c": "static void {}("}
 def missing() -> list[str]:
     """What the page promises and is not there."""
     rows = ROW.findall(PAGE.read_text())
-    wrong = [f"D{number} is not in the table once" for number in range(1, 31) if [r[0] for r in rows].count(f"D{number}") != 1]
+    wrong = [
+        f"D{number} is not in the table once"
+        for number in range(1, 31)
+        if [r[0] for r in rows].count(f"D{number}") != 1
+    ]
     for name, _, tests, mutant in rows:
         named = TEST.findall(tests)
         if not named:
