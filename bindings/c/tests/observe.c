@@ -149,12 +149,21 @@ static void tells(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+static void claims_are_told(void)
+{
+    CHECK(strstr(polylock_claim_redis(), "redis.call('HGET', KEYS[1], 'token')"));
+    CHECK(strstr(polylock_claim_postgres(), "INSERT INTO polylock_claim"));
+    CHECK(strstr(polylock_claim_postgres_table(), "CREATE TABLE IF NOT EXISTS polylock_claim"));
+    CHECK(polylock_claim_redis() == polylock_claim_redis());
+}
+
 int main(void)
 {
     lists_and_breaks();
     gives_metrics();
     tells();
+    claims_are_told();
     CHECK_OK(polylock_shutdown(2000));
-    printf("observe: 3 passed, 0 failed\n");
+    printf("observe: 4 passed, 0 failed\n");
     return 0;
 }

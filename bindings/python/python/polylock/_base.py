@@ -285,8 +285,8 @@ class ManagerBase(Generic[AnyLock]):
             max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
             label: What `Holder.label` will say: at most 256 bytes.
             fair: Whether those who ask for this are served in the order in which they came, also those of other
-                processes. Whoever does not ask for it may still come first. A waiter that died is passed over a second
-                later. Where the backend cannot (`Capabilities.fair`), acquiring raises `Unsupported`.
+                processes. Whoever does not ask for it may still come first. A waiter that died is passed over a
+                second later. Where the backend cannot (`Capabilities.fair`), acquiring raises `Unsupported`.
 
         >>> with locks.lock("invoice:43", ttl=10, wait=5) as lease:
         ...     lease.is_held

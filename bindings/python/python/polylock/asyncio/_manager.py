@@ -161,7 +161,15 @@ class Lock(LockBase[Lease]):
         """
         on = bridge()
         answer: object = self._native.acquire_start(
-            on.queue, self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label, self._fair
+            on.queue,
+            self.name,
+            self._mode,
+            self._ttl,
+            self._wait,
+            self._auto_extend,
+            self._max_hold,
+            self._label,
+            self._fair,
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
@@ -258,7 +266,9 @@ class LockManager(ManagerBase[Lock]):
         Released.RELEASED
         """
         on = bridge()
-        answer: object = self._native.acquire_start(on.queue, name, None, ttl, wait, auto_extend, max_hold, label, fair)
+        answer: object = self._native.acquire_start(
+            on.queue, name, None, ttl, wait, auto_extend, max_hold, label, fair
+        )
         if isinstance(answer, int):
             answer = await on.finish(answer)
         return Lease(cast("_native.Lease", answer))
