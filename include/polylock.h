@@ -475,6 +475,25 @@ enum polylock_status polylock_shutdown(double timeout_ms);
 void polylock_fork_child(void);
 
 /**
+ * A script for Redis that claims a hash with a fencing token, and writes its value: KEYS[1] is the hash, with the fields
+ * "token" and "value"; ARGV[1] the fencing token; ARGV[2] the value, or nothing to claim only. It answers 1, or 0 for a
+ * holder that came too late. The string lives for ever.
+ */
+const char *polylock_claim_redis(void);
+
+/**
+ * SQL for a transaction of yours in PostgreSQL that claims the resource $1 (text) for the holder with the fencing token $2
+ * (bigint). It is an error (SQLSTATE 22P02), after which the transaction cannot commit, if a holder with a greater token
+ * has claimed it. Needs polylock_claim_postgres_table. The string lives for ever.
+ */
+const char *polylock_claim_postgres(void);
+
+/**
+ * SQL that makes the table of the claims in PostgreSQL, if it is missing. The string lives for ever.
+ */
+const char *polylock_claim_postgres_table(void);
+
+/**
  * Has `callback` called for each message of the library's log, on its callback thread, in the order in which
  * they were written. Replaces the callback that was set before. When 10,000 messages wait for the callback, further ones
  * are dropped. Messages never hold a password.
