@@ -120,6 +120,31 @@ pub extern "C" fn polylock_fork_child() {
     });
 }
 
+/// A script for Redis that claims a hash with a fencing token, and writes its value: KEYS[1] is the hash, with the fields
+/// "token" and "value"; ARGV[1] the fencing token; ARGV[2] the value, or nothing to claim only. It answers 1, or 0 for a
+/// holder that came too late. The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_claim_redis() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::fencing::REDIS_CLAIM));
+    TEXT.as_ptr()
+}
+
+/// SQL for a transaction of yours in PostgreSQL that claims the resource $1 (text) for the holder with the fencing token $2
+/// (bigint). It is an error (SQLSTATE 22P02), after which the transaction cannot commit, if a holder with a greater token
+/// has claimed it. Needs polylock_claim_postgres_table. The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_claim_postgres() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::postgres::CLAIM));
+    TEXT.as_ptr()
+}
+
+/// SQL that makes the table of the claims in PostgreSQL, if it is missing. The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_claim_postgres_table() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::postgres::CLAIM_TABLE));
+    TEXT.as_ptr()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,29 +174,4 @@ mod tests {
             assert_eq!(text(polylock_mode_name(number)), mode.name());
         }
     }
-}
-
-/// A script for Redis that claims a hash with a fencing token, and writes its value: KEYS[1] is the hash, with the fields
-/// "token" and "value"; ARGV[1] the fencing token; ARGV[2] the value, or nothing to claim only. It answers 1, or 0 for a
-/// holder that came too late. The string lives for ever.
-#[unsafe(no_mangle)]
-pub extern "C" fn polylock_claim_redis() -> *const c_char {
-    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::fencing::REDIS_CLAIM));
-    TEXT.as_ptr()
-}
-
-/// SQL for a transaction of yours in PostgreSQL that claims the resource $1 (text) for the holder with the fencing token $2
-/// (bigint). It is an error (SQLSTATE 22P02), after which the transaction cannot commit, if a holder with a greater token
-/// has claimed it. Needs polylock_claim_postgres_table. The string lives for ever.
-#[unsafe(no_mangle)]
-pub extern "C" fn polylock_claim_postgres() -> *const c_char {
-    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::postgres::CLAIM));
-    TEXT.as_ptr()
-}
-
-/// SQL that makes the table of the claims in PostgreSQL, if it is missing. The string lives for ever.
-#[unsafe(no_mangle)]
-pub extern "C" fn polylock_claim_postgres_table() -> *const c_char {
-    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::postgres::CLAIM_TABLE));
-    TEXT.as_ptr()
 }
