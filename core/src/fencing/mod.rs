@@ -29,7 +29,7 @@ pub const REDIS_CLAIM: &str = include_str!("claim.lua");
 /// use std::cell::Cell;
 /// let locks = polylock::connect("memory:").await.unwrap();
 /// let seen = Cell::new(0);
-/// let write = async |token| if token < seen.get() { Err("too late") } else { Ok(seen.set(token)) };
+/// let write = async |token| (token >= seen.get()).then(|| seen.set(token)).ok_or("too late");
 /// polylock::fencing::check_refuses_zombies(&locks, "r", write).await.unwrap();
 /// # }
 /// ```
@@ -66,13 +66,13 @@ mod tests {
     async fn finds_out_who_takes_or_refuses_too_much() {
         let locks = crate::connect("memory:").lazy().unwrap();
         let last = Cell::new(0);
-        let careless = async |token| Ok::<_, &str>(last.set(token));
+        let careless = async |token| true.then(|| last.set(token)).ok_or("too late");
         let error = check_refuses_zombies(&locks, "r", careless).await.unwrap_err();
         assert!(error.to_string().contains("was taken"), "{error}");
-        let strict = async |token| if token <= last.get() { Err("too late") } else { Ok(last.set(token)) };
+        let strict = async |token| (token > last.get()).then(|| last.set(token)).ok_or("too late");
         let error = check_refuses_zombies(&locks, "s", strict).await.unwrap_err();
         assert!(error.to_string().contains("refused by itself"), "{error}");
-        let right = async |token| if token < last.get() { Err("too late") } else { Ok(last.set(token)) };
+        let right = async |token| (token >= last.get()).then(|| last.set(token)).ok_or("too late");
         check_refuses_zombies(&locks, "t", right).await.unwrap();
     }
 }
