@@ -21,6 +21,20 @@ async fn ten_that_start_at_once_make_one_table() {
     let count: i64 = sql.query_one("SELECT count(*) FROM made_at_once", &[]).await.unwrap().get(0);
     assert_eq!(count, 10);
 
+    // In no schema that is there: told at once, however long one would wait.
+    sql.batch_execute("CREATE ROLE nowhere LOGIN PASSWORD 'nowhere'; ALTER ROLE nowhere SET search_path = ''")
+        .await
+        .unwrap();
+    let (_, address) = server.url.rsplit_once('@').unwrap();
+    for url in [format!("{}?table=nosuch.locks", server.url), format!("postgres://nowhere:nowhere@{address}")] {
+        for mode in ["lease", "session"] {
+            let locks = manager(&format!("{url}{}mode={mode}", if url.contains('?') { '&' } else { '?' }));
+            let error = locks.acquire("r", long()).await.unwrap_err();
+            assert_eq!(error.argument(), Some("url"), "{error}");
+            assert!(error.to_string().contains("schema"), "{error}");
+        }
+    }
+
     // Who may not make it is told what to do.
     sql.batch_execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER SCHEMA public OWNER TO admin")
         .await
