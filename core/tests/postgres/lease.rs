@@ -21,6 +21,13 @@ async fn ten_that_start_at_once_make_one_table() {
     let count: i64 = sql.query_one("SELECT count(*) FROM made_at_once", &[]).await.unwrap().get(0);
     assert_eq!(count, 10);
 
+    // So is one that is not ours.
+    sql.batch_execute("CREATE TABLE of_others (key text); GRANT ALL ON of_others TO app").await.unwrap();
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("{}?table=of_others&mode={mode}", server.url));
+        let error = locks.acquire("r", long()).await.unwrap_err();
+        assert_eq!(error.argument(), Some("url"), "{error}");
+    }
     // In no schema that is there: told at once, however long one would wait.
     sql.batch_execute("CREATE ROLE nowhere LOGIN PASSWORD 'nowhere'; ALTER ROLE nowhere SET search_path = ''")
         .await
