@@ -1,5 +1,7 @@
 //! Lease mode.
 
+use polylock::postgres::{LEASE_TABLE, SESSION_TABLE};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,5 +187,29 @@ async fn waiters_hold_up_neither_vacuum_nor_an_index() {
         for waiter in waiters {
             tokio::time::timeout(LIMIT, waiter).await.unwrap().unwrap();
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_made_by_hand_needs_three_rights() {
+    let server = Server::start(&[]);
+    let sql = server.sql().await;
+    let by_hand = format!(
+        "CREATE SCHEMA ops; SET search_path = ops; {LEASE_TABLE} {SESSION_TABLE}
+         CREATE ROLE plain LOGIN PASSWORD 'plain'; GRANT USAGE ON SCHEMA ops TO plain;
+         GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ops TO plain"
+    );
+    sql.batch_execute(&by_hand).await.unwrap();
+    let (_, address) = server.url.rsplit_once('@').unwrap();
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("postgres://plain:plain@{address}?mode={mode}&table=ops.polylock_{mode}"));
+        for target in [Target::from("r"), Target::shared("r"), Target::permit("p", 1), Target::from(["r", "s"])] {
+            let lease = locks.acquire(target, long().wait(LIMIT)).await.unwrap();
+            lease.extend(None).await.unwrap();
+            assert!(!locks.list("*", 10).await.unwrap().is_empty());
+            assert_eq!(lease.release().await.unwrap(), Release::Released, "{mode}");
+        }
+        let held = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+        assert!(locks.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
     }
 }

@@ -61,8 +61,10 @@ async fn make_table(connection: &Connection, sql: &str, table: &str) -> std::res
     let sql = format!("SELECT pg_advisory_xact_lock({ONE_AT_A_TIME});\n{sql}");
     match connection.execute(&sql, Instant::now().after(LONGEST)).await {
         Err(Failure::Refused { code, error }) if error.kind() == ErrorKind::Auth => {
-            let why =
-                format!("the table {table} is missing and may not be made: make it by the table.sql of this mode");
+            let why = format!(
+                "the table {table} is missing and may not be made: make it by the table.sql of this mode, which is \
+                         LEASE_TABLE or SESSION_TABLE in polylock's module postgres"
+            );
             Err(Failure::Refused { code, error: Error::new(ErrorKind::Auth, why).caused_by(error) })
         }
         Err(Failure::Refused { code, error }) if code == SqlState::INVALID_SCHEMA_NAME => {
