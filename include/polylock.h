@@ -466,8 +466,8 @@ enum polylock_status polylock_shutdown(double timeout_ms);
 
 /**
  * Tells the library that this process is the child of a fork; best registered with pthread_atfork. Every call finds
- * that out by itself. What this does beyond that is to close the parent's lock files (of file: locks), which would
- * stay locked for as long as the child lives if the parent were killed. No effect in any other process.
+ * that out by itself. What this does beyond that is to close the parent's lock files (of file: locks) and sockets to
+ * PostgreSQL, whose locks would stay for as long as the child lives if the parent were killed. No effect in any other process.
  *
  * In the child, managers, leases, futures and queues of the parent answer POLYLOCK_ERR_FORKED, send nothing and
  * stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import polylock
-from conftest import assert_free
+from conftest import URLS, assert_free
 
 RUNS = int(os.environ.get("POLYLOCK_TEST_RUNS", "3"))
 """How often each ending is played: what goes wrong here goes wrong now and then."""
@@ -254,23 +254,27 @@ def test_multiprocessing(url: str, name: str, method: str, tmp_path: object) -> 
     assert (done.stdout, done.stderr) == ("30\n3\n", "")
 
 
-def test_a_child_does_not_keep_the_file_lock_of_a_killed_parent(tmp_path: Path) -> None:
+SESSIONS = [f"{url}&connections=dedicated" for url in URLS if "mode=session" in url]
+
+
+@pytest.mark.parametrize("place", ["file", *SESSIONS, *(url.partition("&")[0] for url in SESSIONS)])
+def test_a_child_does_not_keep_the_lock_of_a_killed_parent(place: str, name: str, tmp_path: Path) -> None:
     code = """
 import os, signal, sys, time
 import polylock
 
-lease = polylock.connect(sys.argv[1]).acquire("r", ttl=60)
+lease = polylock.connect(sys.argv[1]).acquire(sys.argv[2], ttl=60)
 child = os.fork()
 if child:
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 sys.stdin.read()
 """
-    url = f"file://{tmp_path}/locks"
-    command = [sys.executable, "-c", code, url]
+    url = f"file://{tmp_path}/locks" if place == "file" else place
+    command = [sys.executable, "-c", code, url, name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert parent.wait(60) == -signal.SIGKILL
-        with polylock.connect(url).acquire("r", wait=30):
+        with polylock.connect(url).acquire(name, wait=30):
             os.kill(child, 0)  # it lives, and waits for the end of its input

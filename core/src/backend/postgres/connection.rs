@@ -3,17 +3,20 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
+    io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::future::{Either, join3, select};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
     sync::OnceCell,
 };
@@ -32,7 +35,7 @@ use super::{
 use crate::{
     Error, ErrorKind,
     clock::Instant,
-    engine::{runtime, timer::until},
+    engine::{process::SharedSocket, runtime, timer::until},
 };
 
 /// A statement, and its number among those that a connection prepares.
@@ -318,7 +321,10 @@ async fn backend_pid(client: &Client) -> Option<i32> {
 
 async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Trouble> {
     match server {
-        Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Server::Unix(path) => {
+            let socket = UnixStream::connect(path).await?;
+            Ok(Box::new(Closing { _shared: SharedSocket::new(&socket), stream: Box::new(socket) }))
+        }
         Server::Tcp { host, address, port } => {
             let socket = TcpStream::connect((address.as_str(), *port)).await?;
             socket.set_nodelay(true)?;
@@ -329,8 +335,37 @@ async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Tr
             #[cfg(target_os = "linux")]
             options.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
             options.set_tcp_keepalive(&keepalive)?;
-            tls::secure(socket, host, config).await
+            let shared = SharedSocket::new(&socket);
+            Ok(Box::new(Closing { _shared: shared, stream: tls::secure(socket, host, config).await? }))
         }
+    }
+}
+
+/// A stream that a child of a fork closes: a session that was left open there would keep its locks for as long as the child
+/// lives, though the parent were killed.
+struct Closing {
+    /// Before the stream, so that it ends first.
+    _shared: SharedSocket,
+    stream: Box<dyn Stream>,
+}
+
+impl AsyncRead for Closing {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Closing {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
