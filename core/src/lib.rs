@@ -30,7 +30,6 @@ mod connect;
 mod engine;
 mod error;
 mod events;
-pub mod fencing;
 mod inspection;
 mod lease;
 mod line;

@@ -8,7 +8,7 @@ use super::{
     soon,
 };
 
-/// Data that refuses tokens older than one that it has seen, by the script that comes with the library.
+/// Data that refuses tokens older than one that it has seen, by the script of `docs/fencing.md`.
 struct Guarded {
     server: Server,
     script: &'static str,
@@ -16,7 +16,9 @@ struct Guarded {
 
 impl Guarded {
     fn start() -> Self {
-        Self { server: Server::start(), script: polylock::fencing::REDIS_CLAIM }
+        let page = include_str!("../../../docs/fencing.md");
+        let script = page.split_once("```lua\n").and_then(|(_, rest)| rest.split_once("```")).expect("no script").0;
+        Self { server: Server::start(), script }
     }
 
     fn claim(&self, lease: &Lease) -> bool {

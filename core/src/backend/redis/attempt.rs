@@ -17,7 +17,7 @@ use crate::{
     Error,
     backend::{Attempt, Claim, Progress},
     clock::Instant,
-    engine::driver::Driver,
+    engine::{driver::Driver, timer},
     mutant::mutant,
 };
 
@@ -46,7 +46,12 @@ impl RedisBackend {
         }
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
-            return self.refused(ballot, &claim.progress);
+            let is_split = ballot.is_split();
+            let attempt = self.refused(ballot, &claim.progress);
+            if is_split && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
+                self.step_back(claim, driver).await;
+            }
+            return attempt;
         }
         if let Some(error) = self.named_twice() {
             return Attempt::Unknown(error);
@@ -101,6 +106,13 @@ impl RedisBackend {
             note(&progress, index, &answer, counts);
         };
         self.ask(request, driver, decide, late).await
+    }
+
+    /// Gives back a part that would be in the way of the caller's next attempt, which comes when he likes. The release goes
+    /// by the connections of the attempt, so no node can get it first. The undoing in the background sees to the rest.
+    async fn step_back(&self, claim: &Claim, driver: &Driver) {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        timer::until(Some(Instant::now().after(PATIENCE)), self.release_all(claim, driver)).await;
     }
 
     /// Writes `token` back to the nodes that hold, until a majority has it; see [`quorum`].

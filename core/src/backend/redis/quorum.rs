@@ -167,6 +167,12 @@ impl Ballot {
             || self.votes.iter().any(|(_, vote, _)| matches!(vote, Vote::Granted { .. } | Vote::Unknown(_)))
     }
 
+    /// Whether nobody else is known to have a majority.
+    pub(super) fn is_split(&self) -> bool {
+        let busy = self.votes.iter().filter(|(_, vote, _)| matches!(vote, Vote::Busy { .. }));
+        busy.count() < majority(self.nodes)
+    }
+
     /// Why a lost attempt was lost. `name` is what errors call a node.
     pub(super) fn refusal<'a>(self, name: impl Fn(usize) -> &'a str) -> Refusal {
         let (nodes, majority) = (self.nodes, majority(self.nodes));
