@@ -1,6 +1,7 @@
 //! The floor: our two scripts over one blocking socket, with nothing around them.
 
 use std::{
+    fmt::Display,
     io::{Read, Result, Write},
     net::TcpStream,
     time::{SystemTime, UNIX_EPOCH},
@@ -12,48 +13,101 @@ const FENCE_TTL_MS: u128 = 86_400_000;
 pub struct Floor {
     socket: TcpStream,
     name: String,
+    scripts: Scripts,
+    pairs: u64,
+}
+
+/// The names that the server knows our scripts by.
+#[derive(Clone, Default)]
+pub struct Scripts {
     acquire: String,
     release: String,
-    pairs: u64,
+}
+
+impl Scripts {
+    /// A command that takes the lock, with an owner of its own.
+    pub fn acquire(&self, name: &str) -> Vec<String> {
+        self.acquire_as(name, &"0".repeat(40))
+    }
+
+    /// A command that frees it.
+    pub fn release(&self, name: &str) -> Vec<String> {
+        self.release_as(name, &"0".repeat(40))
+    }
+
+    fn acquire_as(&self, name: &str, owner: &str) -> Vec<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (ms, us) = (now.as_millis(), now.as_micros());
+        let words: [&dyn Display; 12] = [
+            &"EVALSHA",
+            &self.acquire,
+            &3,
+            &name,
+            &format!("polylock:fence:{{{name}}}"),
+            &format!("polylock:writer:{{{name}}}"),
+            &owner,
+            &TTL_MS,
+            &us,
+            &(ms + TTL_MS),
+            &format!("{ms}\n1\nhost\n"),
+            &FENCE_TTL_MS,
+        ];
+        words.iter().map(|word| word.to_string()).collect()
+    }
+
+    fn release_as(&self, name: &str, owner: &str) -> Vec<String> {
+        let words: [&dyn Display; 6] =
+            [&"EVALSHA", &self.release, &1, &name, &owner, &format!("polylock:wake:{{{name}}}")];
+        words.iter().map(|word| word.to_string()).collect()
+    }
 }
 
 impl Floor {
     pub fn open(address: &str, name: &str) -> Result<Self> {
         let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
-        let mut floor =
-            Self { socket, name: name.to_owned(), acquire: String::new(), release: String::new(), pairs: 0 };
-        floor.acquire = floor.load(include_str!("../../../core/src/backend/redis/scripts/acquire.lua"))?;
-        floor.release = floor.load(include_str!("../../../core/src/backend/redis/scripts/release.lua"))?;
+        let mut floor = Self { socket, name: name.to_owned(), scripts: Scripts::default(), pairs: 0 };
+        let acquire = floor.load(include_str!("../../../core/src/backend/redis/scripts/acquire.lua"))?;
+        let release = floor.load(include_str!("../../../core/src/backend/redis/scripts/release.lua"))?;
+        floor.scripts = Scripts { acquire, release };
         Ok(floor)
     }
 
+    pub fn scripts(&self) -> Scripts {
+        self.scripts.clone()
+    }
+
     pub fn pair(&mut self) -> Result<()> {
+        self.ask_to_acquire()?;
+        self.answer()?;
+        self.ask_to_release()?;
+        self.answer().map(drop)
+    }
+
+    pub fn ask_to_acquire(&mut self) -> Result<()> {
         self.pairs += 1;
-        let (name, owner) = (self.name.clone(), format!("{:040x}", self.pairs));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (ms, us) = (now.as_millis(), now.as_micros());
-        let (fence, writer) = (format!("polylock:fence:{{{name}}}"), format!("polylock:writer:{{{name}}}"));
-        let (ttl, token, limit, fence_ttl) =
-            (TTL_MS.to_string(), us.to_string(), (ms + TTL_MS).to_string(), FENCE_TTL_MS.to_string());
-        let (sha, record) = (self.acquire.clone(), format!("{ms}\n1\nhost\n"));
-        self.call(&["EVALSHA", &sha, "3", &name, &fence, &writer, &owner, &ttl, &token, &limit, &record, &fence_ttl])?;
-        let (sha, channel) = (self.release.clone(), format!("polylock:wake:{{{name}}}"));
-        self.call(&["EVALSHA", &sha, "1", &name, &owner, &channel]).map(drop)
+        self.ask(&self.scripts.acquire_as(&self.name, &format!("{:040x}", self.pairs)))
+    }
+
+    pub fn ask_to_release(&mut self) -> Result<()> {
+        self.ask(&self.scripts.release_as(&self.name, &format!("{:040x}", self.pairs)))
     }
 
     fn load(&mut self, script: &str) -> Result<String> {
-        let reply = self.call(&["SCRIPT", "LOAD", script])?;
-        Ok(reply.split("\r\n").nth(1).unwrap_or_default().to_owned())
+        self.ask(&["SCRIPT", "LOAD", script].map(str::to_owned))?;
+        Ok(self.answer()?.split("\r\n").nth(1).unwrap_or_default().to_owned())
     }
 
-    fn call(&mut self, words: &[&str]) -> Result<String> {
+    fn ask(&self, words: &[String]) -> Result<()> {
         let mut request = format!("*{}\r\n", words.len());
         for word in words {
             request += &format!("${}\r\n{word}\r\n", word.len());
         }
-        self.socket.write_all(request.as_bytes())?;
-        // The replies are small: they come in one piece.
+        (&self.socket).write_all(request.as_bytes())
+    }
+
+    /// The replies are small: they come in one piece.
+    pub fn answer(&mut self) -> Result<String> {
         let mut reply = [0; 4096];
         let length = self.socket.read(&mut reply)?;
         let reply = String::from_utf8_lossy(&reply[..length]).into_owned();

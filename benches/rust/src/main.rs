@@ -1,13 +1,15 @@
-//! polylock and rslock on one Redis, side by side: `polylock-bench URL`. Prints a line of JSON per comparison.
+//! polylock beside rslock, a raw socket and redis-benchmark: `polylock-bench URL URL,URL,…`, one Redis and those of a
+//! Redlock. Prints a line of JSON per comparison.
 
 mod floor;
 
 use std::{
     error::Error,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use floor::Floor;
+use floor::{Floor, Scripts};
 use polylock::{Acquire, LockManager};
 use rslock::LockManager as Rslock;
 
@@ -20,6 +22,14 @@ const TTL: Duration = Duration::from_secs(30);
 fn row(what: &str, unit: &str, ours: f64, peer: f64, name: &str) {
     let row = serde_json::json!({
         "language": "rust", "what": what, "unit": unit, "ours": ours, "peer": peer, "peer_name": name
+    });
+    println!("{row}");
+}
+
+fn row_of_five(what: &str, ours: f64, peer: f64, name: &str) {
+    let row = serde_json::json!({
+        "language": "rust", "backend": "redlock", "what": what, "unit": "us", "ours": ours, "peer": peer,
+        "peer_name": name
     });
     println!("{row}");
 }
@@ -42,40 +52,35 @@ async fn theirs(locks: &Rslock, name: &str) -> Result<(), Box<dyn Error>> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let url = std::env::args().nth(1).ok_or("usage: polylock-bench URL")?;
+    let mut args = std::env::args().skip(1);
+    let (Some(url), Some(nodes)) = (args.next(), args.next()) else {
+        return Err("usage: polylock-bench URL URLS".into());
+    };
     let locks = polylock::connect(url.as_str()).await?;
     let peer = Rslock::new(vec![url.as_str()]);
-    let mut floor = Floor::open(url.trim_start_matches("redis://"), "bench:floor")?;
+    let address = url.trim_start_matches("redis://");
+    let mut floor = Floor::open(address, "bench:floor")?;
+    let scripts = floor.scripts();
 
-    // They take turns, so that all see the same machine.
-    let mut samples: [Vec<f64>; 3] = Default::default();
-    for round in 0..WARM_UP + ROUNDS {
-        for (contender, samples) in samples.iter_mut().enumerate() {
-            for _ in 0..PAIRS {
-                let began = Instant::now();
-                match contender {
-                    0 => ours(&locks, "bench:ours").await?,
-                    1 => theirs(&peer, "bench:peer").await?,
-                    _ => floor.pair()?,
-                }
-                if round >= WARM_UP {
-                    samples.push(began.elapsed().as_secs_f64() * 1e6);
-                }
-            }
-        }
-    }
-    let [of_us, of_peer, of_floor] = samples.map(median);
+    let [of_us, of_peer, of_floor] = turns(&locks, &peer, || floor.pair()).await?;
     row("acquire + release", "us", of_us, of_peer, "rslock");
     row("acquire + release", "us", of_us, of_floor, "raw socket");
 
+    five(nodes.split(',').collect()).await?;
     blocking(&url, floor)?;
 
-    let (mut our_rates, mut peer_rates) = (Vec::new(), Vec::new());
+    let mut rates: [Vec<f64>; 4] = Default::default();
     for _ in 0..7 {
-        our_rates.push(many(|name| ours(&locks, name)).await?);
-        peer_rates.push(many(|name| theirs(&peer, name)).await?);
+        rates[0].push(many(|name| ours(&locks, name)).await?);
+        rates[1].push(many(|name| theirs(&peer, name)).await?);
+        rates[2].push(redis_benchmark(address, &scripts, ["-c", "64", "-P", "1"])?);
+        rates[3].push(redis_benchmark(address, &scripts, ["-c", "1", "-P", "64"])?);
     }
-    row(&format!("{IN_FLIGHT} in flight"), "pairs/s", median(our_rates), median(peer_rates), "rslock");
+    let [of_us, of_peer, apart, pipelined] = rates.map(median);
+    let what = format!("{IN_FLIGHT} in flight");
+    row(&what, "pairs/s", of_us, of_peer, "rslock");
+    row(&what, "pairs/s", of_us, apart, "redis-benchmark, 64 connections");
+    row(&what, "pairs/s", of_us, pipelined, "redis-benchmark, one connection");
 
     // What counting costs: more rounds, as the difference is small.
     let quiet = polylock::connect(url.as_str()).metrics(false).await?;
@@ -88,6 +93,70 @@ async fn main() -> Result<(), Box<dyn Error>> {
     quiet.close().await;
     locks.close().await;
     Ok(())
+}
+
+/// Medians of ours, of rslock's and of the floor's. They take turns, so that all see the same machine.
+async fn turns(
+    locks: &LockManager,
+    peer: &Rslock,
+    mut floor: impl FnMut() -> std::io::Result<()>,
+) -> Result<[f64; 3], Box<dyn Error>> {
+    let mut samples: [Vec<f64>; 3] = Default::default();
+    for round in 0..WARM_UP + ROUNDS {
+        for (contender, samples) in samples.iter_mut().enumerate() {
+            for _ in 0..PAIRS {
+                let began = Instant::now();
+                match contender {
+                    0 => ours(locks, "bench:ours").await?,
+                    1 => theirs(peer, "bench:peer").await?,
+                    _ => floor()?,
+                }
+                if round >= WARM_UP {
+                    samples.push(began.elapsed().as_secs_f64() * 1e6);
+                }
+            }
+        }
+    }
+    Ok(samples.map(median))
+}
+
+/// On several servers. Their floor writes to all and reads from all, in order.
+async fn five(urls: Vec<&str>) -> Result<(), Box<dyn Error>> {
+    let locks = polylock::connect(urls.as_slice()).await?;
+    let peer = Rslock::new(urls.clone());
+    let mut floors = Vec::new();
+    for url in &urls {
+        floors.push(Floor::open(url.trim_start_matches("redis://"), "bench:floor")?);
+    }
+    let floor = || {
+        floors.iter_mut().try_for_each(Floor::ask_to_acquire)?;
+        floors.iter_mut().try_for_each(|floor| floor.answer().map(drop))?;
+        floors.iter_mut().try_for_each(Floor::ask_to_release)?;
+        floors.iter_mut().try_for_each(|floor| floor.answer().map(drop))
+    };
+    let [of_us, of_peer, of_floor] = turns(&locks, &peer, floor).await?;
+    let what = format!("acquire + release, {} nodes", urls.len());
+    row_of_five(&what, of_us, of_peer, "rslock");
+    row_of_five(&what, of_us, of_floor, "raw sockets");
+    locks.close().await;
+    Ok(())
+}
+
+/// Pairs per second of our scripts by redis-benchmark, which runs one command at a time: so many acquisitions, each of a
+/// fresh name, and then so many releases. (Of names that are not held, mostly, which costs the server less.)
+fn redis_benchmark(address: &str, scripts: &Scripts, how: [&str; 4]) -> Result<f64, Box<dyn Error>> {
+    let (host, port) = address.rsplit_once(':').ok_or("no port")?;
+    let mut seconds_a_pair = 0.0;
+    for words in [scripts.acquire("bench:__rand_int__"), scripts.release("bench:__rand_int__")] {
+        let mut command = Command::new("redis-benchmark");
+        command.args(["-h", host, "-p", port, "--csv", "-n", "30000", "-r", "1000000000"]).args(how).args(words);
+        let output = command.output()?;
+        let text = String::from_utf8(output.stdout)?;
+        // Each line ends with the rate, and six figures on latency.
+        let rate = text.trim_end().rsplit("\",\"").nth(6).and_then(|rate| rate.parse::<f64>().ok());
+        seconds_a_pair += 1.0 / rate.filter(|rate| *rate > 0.0).ok_or("redis-benchmark said nothing")?;
+    }
+    Ok(1.0 / seconds_a_pair)
 }
 
 /// The same on a thread that blocks.

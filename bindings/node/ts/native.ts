@@ -83,7 +83,6 @@ export const enum How {
   Once = 2,
   /** The end of the process, or of the worker, leaves the lease to its ttl. */
   Stays = 4,
-  Fair = 8,
 }
 
 export type FailedReply = [id: number, Kind.Failed, ErrorRecord, unknown]
@@ -156,7 +155,6 @@ export interface CapabilitiesRecord {
   inspection: boolean
   listing: boolean
   breaking: boolean
-  fair: boolean
 }
 
 export const native: Native = load()

@@ -153,7 +153,8 @@ def test_spans_on_a_loop(url: str, name: str, spans: Spans) -> None:
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await asyncio.wait_for(one(), 60)
+        async with asyncio.timeout(60):
+            await one()
         await locks.close()
 
     asyncio.run(main())

@@ -1,3 +1,0 @@
-// The same for `import`.
-
-export { REDIS_CLAIM, checkRefusesZombies } from './fencing.js'
