@@ -134,6 +134,7 @@ scripts-lint: python-build
 	$(VENV)/bin/ruff check --config tests/ruff.toml $(SCRIPTS)
 	$(VENV)/bin/ruff format --config tests/ruff.toml --check --quiet $(SCRIPTS)
 	MYPYPATH=tests/servers:tests/faults:benches/python $(VENV)/bin/mypy --strict $(SCRIPTS)
+	tests/deviations.py
 
 # Everything is built for speed, apart from what the tests use.
 BENCH := $(CARGO_TARGET_DIR)/bench
@@ -151,6 +152,7 @@ bench: ## Compares with the usual libraries; prints a table and writes target/be
 	$(SERVERS) bash -c 'address=$${POLYLOCK_TEST_REDIS#redis://}; benches/compare.py $(CURDIR)/target/bench/results.json \
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench $$POLYLOCK_TEST_REDIS $$POLYLOCK_TEST_REDLOCK" \
 	    "$(CARGO_TARGET_DIR)/release/polylock-bench-postgres $$POLYLOCK_TEST_POSTGRES" \
+	    "$(CARGO_TARGET_DIR)/release/polylock-bench-abi $(CURDIR)/build/c/lib/libpolylock.so $$POLYLOCK_TEST_REDIS" \
 	    "$(BENCH)/c $${address%:*} $${address#*:} core/src/backend/redis/scripts" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/bench.py $$POLYLOCK_TEST_REDIS $$POLYLOCK_TEST_REDLOCK" \
 	    "env PYTHONPATH=bindings/python/python $(BENCH)/python/bin/python benches/python/zookeeper.py $$POLYLOCK_TEST_ZOOKEEPER" \

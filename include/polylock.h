@@ -136,6 +136,11 @@
 #define POLYLOCK_CAN_BREAK 256
 
 /**
+ * In polylock_capabilities: polylock_options_set_fair works.
+ */
+#define POLYLOCK_CAN_SERVE_IN_ORDER 512
+
+/**
  * How a call ended. The numbers are stable and the same in every language.
  */
 typedef enum polylock_status {
@@ -461,13 +466,32 @@ enum polylock_status polylock_shutdown(double timeout_ms);
 
 /**
  * Tells the library that this process is the child of a fork; best registered with pthread_atfork. Every call finds
- * that out by itself. What this does beyond that is to close the parent's lock files (of file: locks), which would
- * stay locked for as long as the child lives if the parent were killed. No effect in any other process.
+ * that out by itself. What this does beyond that is to close the parent's lock files (of file: locks) and sockets to
+ * PostgreSQL, whose locks would stay for as long as the child lives if the parent were killed. No effect in any other process.
  *
  * In the child, managers, leases, futures and queues of the parent answer POLYLOCK_ERR_FORKED, send nothing and
  * stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.
  */
 void polylock_fork_child(void);
+
+/**
+ * A script for Redis that claims a hash with a fencing token, and writes its value: KEYS[1] is the hash, with the fields
+ * "token" and "value"; ARGV[1] the fencing token; ARGV[2] the value, or nothing to claim only. It answers 1, or 0 for a
+ * holder that came too late. The string lives for ever.
+ */
+const char *polylock_claim_redis(void);
+
+/**
+ * SQL for a transaction of yours in PostgreSQL that claims the resource $1 (text) for the holder with the fencing token $2
+ * (bigint). It is an error (SQLSTATE 22P02), after which the transaction cannot commit, if a holder with a greater token
+ * has claimed it. Needs polylock_claim_postgres_table. The string lives for ever.
+ */
+const char *polylock_claim_postgres(void);
+
+/**
+ * SQL that makes the table of the claims in PostgreSQL, if it is missing. The string lives for ever.
+ */
+const char *polylock_claim_postgres_table(void);
 
 /**
  * Has `callback` called for each message of the library's log, on its callback thread, in the order in which
@@ -652,6 +676,15 @@ enum polylock_status polylock_options_set_max_hold_ms(polylock_options options,
  * What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes.
  */
 enum polylock_status polylock_options_set_label(polylock_options options, const char *label, polylock_error *err);
+
+/**
+ * Whether those who ask for this are served in the order in which they came, also those of other processes. Whoever
+ * does not ask for it may still come first. A waiter that died is passed over a second later. Default: false.
+ *
+ * For exclusive locks on one resource, where the backend can (POLYLOCK_CAN_SERVE_IN_ORDER); else acquiring gives
+ * POLYLOCK_ERR_UNSUPPORTED.
+ */
+enum polylock_status polylock_options_set_fair(polylock_options options, bool fair, polylock_error *err);
 
 /**
  * Holds the resource together with others that hold it shared; nobody holds it exclusively meanwhile.

@@ -134,6 +134,8 @@ public:
     options &&auto_extend(bool yes) && { return set(polylock_options_set_auto_extend, yes); }
     /** No renewal begins later than this after the grant. Default: no bound. */
     options &&max_hold(milliseconds most) && { return set(polylock_options_set_max_hold_ms, most.count()); }
+    /** Whether those who ask for this are served in the order in which they came. Default: no. */
+    options &&fair(bool yes) && { return set(polylock_options_set_fair, yes); }
     /** What holder::label will say. */
     options &&label(const std::string &label) && { return set(polylock_options_set_label, label.c_str()); }
 

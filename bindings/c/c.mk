@@ -58,6 +58,15 @@ c-fuzz: c-library $(C_BUILD)/tests/fuzz ## Fuzzes the whole C API: FUZZ=600 seco
 c-test: c-build $(C_TESTS) ## Tests the C library.
 	CC="$(CC)" CXX="$(CXX)" MAKE="$(MAKE)" $(C)/tests/run.sh $(C_BUILD)
 
+# These take a nightly toolchain with the components miri and rust-src.
+.PHONY: c-miri
+c-miri: ## Runs the unit tests of the C library, which are those of its unsafe code, under Miri.
+	cargo +nightly miri test -p polylock-c --lib
+
+.PHONY: c-tsan
+c-tsan: ## Runs tests of the C library under ThreadSanitizer, with a Redis.
+	$(CURDIR)/tests/servers/with_servers.py $(C)/tsan.sh $(C)/tests $(C_BUILD)/tsan
+
 .PHONY: install-c
 install-c: ## Installs the C library with its headers, for pkg-config and CMake, below PREFIX (and DESTDIR).
 	$(MAKE) c-library C_PROFILE=$(C_INSTALL_PROFILE)

@@ -63,6 +63,9 @@ pub(crate) struct Run {
     /// Takes one of this many permits
     #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub(crate) permits: Option<u32>,
+    /// Comes after those who asked before with this option, and before those who ask later
+    #[arg(long, conflicts_with_all = ["permits", "shared"])]
+    pub(crate) fair: bool,
     /// What others see of the holder; the command by default
     #[arg(long)]
     pub(crate) label: Option<String>,

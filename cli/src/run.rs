@@ -111,7 +111,7 @@ fn target(run: &Run) -> Target {
 }
 
 fn options(run: &Run) -> Acquire {
-    let mut options = Acquire::ttl(run.ttl);
+    let mut options = Acquire::ttl(run.ttl).fair(run.fair);
     options = match run.wait {
         Some(wait) => options.wait(wait),
         None if run.no_wait => options.no_wait(),

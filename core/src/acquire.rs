@@ -268,8 +268,7 @@ impl Waiting<'_> {
     /// long enough for the part that was granted to be given back.
     fn step_aside(&mut self) -> Duration {
         self.clashes += 1;
-        let longest = Duration::from_millis(4 << self.clashes);
-        Duration::from_millis(2) + longest.mul_f64(fastrand::f64())
+        aside(self.clashes)
     }
 
     /// Pause before the next try at a backend that is out of reach: random, doubling up to a second.
@@ -309,6 +308,12 @@ impl Waiting<'_> {
             }
         }
     }
+}
+
+/// How long to pause after so many clashes.
+fn aside(clashes: u32) -> Duration {
+    let longest = Duration::from_millis(4 << clashes);
+    Duration::from_millis(2) + longest.mul_f64(fastrand::f64())
 }
 
 /// Sleeps until the resource may be free.
@@ -355,6 +360,25 @@ impl Manager {
             // Closed between the two looks, maybe after its leases were released: dropping this one gives it back.
             futures_util::future::Either::Right(_) if self.is_closed() => Err(Error::closed()),
             futures_util::future::Either::Right((output, _)) => Ok(output),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two that clash must not come back together, again and again.
+    #[test]
+    fn pauses_after_clashes_are_spread() {
+        for clashes in 1..=MOST_CLASHES {
+            let mut pauses: Vec<Duration> = (0..100).map(|_| aside(clashes)).collect();
+            pauses.sort();
+            let (least, most) = (Duration::from_millis(2), Duration::from_millis(2 + (4 << clashes)));
+            assert!(pauses[0] >= least && pauses[99] <= most, "{pauses:?}");
+            // A half of the range without any of a hundred has a chance of 2^-100.
+            let middle = least + (most - least) / 2;
+            assert!(pauses[0] < middle && pauses[99] > middle, "{pauses:?}");
         }
     }
 }

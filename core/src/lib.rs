@@ -30,6 +30,7 @@ mod connect;
 mod engine;
 mod error;
 mod events;
+pub mod fencing;
 mod inspection;
 mod lease;
 mod line;

@@ -37,6 +37,8 @@ pub const POLYLOCK_CAN_TAKE_SEVERAL: u32 = 64;
 pub const POLYLOCK_CAN_LIST: u32 = 128;
 /// In polylock_capabilities: polylock_break works.
 pub const POLYLOCK_CAN_BREAK: u32 = 256;
+/// In polylock_capabilities: polylock_options_set_fair works.
+pub const POLYLOCK_CAN_SERVE_IN_ORDER: u32 = 512;
 
 /// Makes locks on one backend. Made by polylock_connect, ended by polylock_manager_free.
 pub type polylock_manager = u64;

@@ -1,13 +1,16 @@
 //! Functions of the library as a whole.
 
 use std::{
-    ffi::{CStr, c_char, c_int},
+    ffi::{CStr, CString, c_char, c_int},
+    sync::LazyLock,
     time::Duration,
 };
 
 use crate::{
     abi::{POLYLOCK_ABI_VERSION, polylock_status},
-    boundary, callback, pointer, wait,
+    boundary, callback,
+    error::c_string,
+    pointer, wait,
 };
 
 const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
@@ -104,8 +107,8 @@ pub extern "C" fn polylock_shutdown(timeout_ms: f64) -> polylock_status {
 }
 
 /// Tells the library that this process is the child of a fork; best registered with pthread_atfork. Every call finds
-/// that out by itself. What this does beyond that is to close the parent's lock files (of file: locks), which would
-/// stay locked for as long as the child lives if the parent were killed. No effect in any other process.
+/// that out by itself. What this does beyond that is to close the parent's lock files (of file: locks) and sockets to
+/// PostgreSQL, whose locks would stay for as long as the child lives if the parent were killed. No effect in any other process.
 ///
 /// In the child, managers, leases, futures and queues of the parent answer POLYLOCK_ERR_FORKED, send nothing and
 /// stay the parent's; freeing their handles is allowed. Finalizers of the parent's callbacks are not called.
@@ -115,6 +118,31 @@ pub extern "C" fn polylock_fork_child() {
         engine::host::inherited_fds().into_iter().for_each(pointer::close);
         Some(())
     });
+}
+
+/// A script for Redis that claims a hash with a fencing token, and writes its value: KEYS[1] is the hash, with the fields
+/// "token" and "value"; ARGV[1] the fencing token; ARGV[2] the value, or nothing to claim only. It answers 1, or 0 for a
+/// holder that came too late. The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_claim_redis() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::fencing::REDIS_CLAIM));
+    TEXT.as_ptr()
+}
+
+/// SQL for a transaction of yours in PostgreSQL that claims the resource $1 (text) for the holder with the fencing token $2
+/// (bigint). It is an error (SQLSTATE 22P02), after which the transaction cannot commit, if a holder with a greater token
+/// has claimed it. Needs polylock_claim_postgres_table. The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_claim_postgres() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::postgres::CLAIM));
+    TEXT.as_ptr()
+}
+
+/// SQL that makes the table of the claims in PostgreSQL, if it is missing. The string lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_claim_postgres_table() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| c_string(engine::postgres::CLAIM_TABLE));
+    TEXT.as_ptr()
 }
 
 #[cfg(test)]

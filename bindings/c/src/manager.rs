@@ -7,9 +7,9 @@ use engine::{LockManager, Result, blocking::wait};
 use crate::{
     abi::{
         POLYLOCK_CAN_BREAK, POLYLOCK_CAN_COUNT, POLYLOCK_CAN_EXCLUDE_HOSTS, POLYLOCK_CAN_EXCLUDE_PROCESSES,
-        POLYLOCK_CAN_FENCE, POLYLOCK_CAN_INSPECT, POLYLOCK_CAN_LIST, POLYLOCK_CAN_SHARE, POLYLOCK_CAN_TAKE_SEVERAL,
-        polylock_error, polylock_guarantee, polylock_holder, polylock_lease, polylock_manager, polylock_options,
-        polylock_status,
+        POLYLOCK_CAN_FENCE, POLYLOCK_CAN_INSPECT, POLYLOCK_CAN_LIST, POLYLOCK_CAN_SERVE_IN_ORDER, POLYLOCK_CAN_SHARE,
+        POLYLOCK_CAN_TAKE_SEVERAL, polylock_error, polylock_guarantee, polylock_holder, polylock_lease,
+        polylock_manager, polylock_options, polylock_status,
     },
     boundary,
     holder::HolderText,
@@ -213,7 +213,8 @@ pub extern "C" fn polylock_capabilities(manager: polylock_manager) -> u32 {
                 | flag(can.semaphore, POLYLOCK_CAN_COUNT)
                 | flag(can.several, POLYLOCK_CAN_TAKE_SEVERAL)
                 | flag(can.listing, POLYLOCK_CAN_LIST)
-                | flag(can.breaking, POLYLOCK_CAN_BREAK),
+                | flag(can.breaking, POLYLOCK_CAN_BREAK)
+                | flag(can.fair, POLYLOCK_CAN_SERVE_IN_ORDER),
         )
     })
 }

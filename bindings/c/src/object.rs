@@ -132,8 +132,8 @@ fn invalid_handle<T: Kept>(handle: u64) -> Error {
 /// Drops what a handle stood for, unless it is of the process that this one was forked from: its threads and
 /// event queues are not here to be taken apart. (Managers and leases see to that themselves.)
 fn dispose(handle: u64, object: Object) {
-    let foreign = epoch_of(handle) != epoch(host::generation());
-    if foreign && matches!(object, Object::Future(_) | Object::Queue(_) | Object::Subscription(_)) {
+    let outlives_fork = !matches!(object, Object::Future(_) | Object::Queue(_) | Object::Subscription(_));
+    if !outlives_fork && epoch_of(handle) != epoch(host::generation()) {
         std::mem::forget(object);
     }
 }

@@ -25,6 +25,7 @@ struct Chosen {
     no_auto_extend: bool,
     max_hold: Option<Duration>,
     label: Option<String>,
+    fair: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -38,7 +39,11 @@ enum Wait {
 impl Settings {
     fn to_acquire(&self) -> Acquire {
         let chosen = self.0.load();
-        let mut acquire = chosen.ttl.map_or_else(Acquire::default, Acquire::ttl).auto_extend(!chosen.no_auto_extend);
+        let mut acquire = chosen
+            .ttl
+            .map_or_else(Acquire::default, Acquire::ttl)
+            .auto_extend(!chosen.no_auto_extend)
+            .fair(chosen.fair);
         acquire = match chosen.wait {
             Wait::No => acquire.no_wait(),
             Wait::For(wait) => acquire.wait(wait),
@@ -187,6 +192,20 @@ pub extern "C" fn polylock_options_set_label(
     err: *mut polylock_error,
 ) -> polylock_status {
     set(options, err, || Ok(label.text("label")?.to_owned()), |chosen, label| chosen.label = Some(label))
+}
+
+/// Whether those who ask for this are served in the order in which they came, also those of other processes. Whoever
+/// does not ask for it may still come first. A waiter that died is passed over a second later. Default: false.
+///
+/// For exclusive locks on one resource, where the backend can (POLYLOCK_CAN_SERVE_IN_ORDER); else acquiring gives
+/// POLYLOCK_ERR_UNSUPPORTED.
+#[unsafe(no_mangle)]
+pub extern "C" fn polylock_options_set_fair(
+    options: polylock_options,
+    fair: bool,
+    err: *mut polylock_error,
+) -> polylock_status {
+    set(options, err, || Ok(fair), |chosen, fair| chosen.fair = fair)
 }
 
 /// Holds the resource together with others that hold it shared; nobody holds it exclusively meanwhile.

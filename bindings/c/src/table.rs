@@ -115,10 +115,7 @@ impl<T: Send + Sync> Table<T> {
     /// The value behind `handle`, kept alive until the pin is dropped.
     pub(crate) fn pin(&self, handle: u64) -> Option<Pin<'_, T>> {
         let slot = self.change(handle, |state| state + 1)?.0;
-        // SAFETY: a LIVE slot has a value, and it stays while the pin that was just counted lasts.
-        let value = unsafe { (*slot.value.get()).as_ref() };
-        let unpin = Unpin { table: self, slot };
-        value.map(|value| Pin { value, _unpin: unpin })
+        Some(Pin { table: self, slot })
     }
 
     /// Ends `handle`. Says whether there was one; its value is disposed of as soon as nobody uses it.
@@ -258,26 +255,24 @@ impl<T: Send + Sync> Drop for Table<T> {
     }
 }
 
-/// A value that is in use.
+/// A value that is in use. It keeps no reference to the value: dropping it may be what ends the value, and a reference
+/// that a function was given has to stay good until that function returns.
 pub(crate) struct Pin<'a, T: Send + Sync> {
-    value: &'a T,
-    _unpin: Unpin<'a, T>,
+    table: &'a Table<T>,
+    slot: &'a Slot<T>,
 }
 
 impl<T: Send + Sync> Deref for Pin<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.value
+        // SAFETY: the slot was LIVE when this pin was counted, so it has a value, and nobody takes or writes that while
+        // the pin lasts.
+        unsafe { (*self.slot.value.get()).as_ref().unwrap_unchecked() }
     }
 }
 
-struct Unpin<'a, T: Send + Sync> {
-    table: &'a Table<T>,
-    slot: &'a Slot<T>,
-}
-
-impl<T: Send + Sync> Drop for Unpin<'_, T> {
+impl<T: Send + Sync> Drop for Pin<'_, T> {
     fn drop(&mut self) {
         let before = self.slot.state.fetch_sub(1, Ordering::AcqRel);
         if before & PHASE_MASK == DYING && before & PINS_MASK == 1 {

@@ -51,6 +51,31 @@ static int can(polylock_manager locks, uint32_t what)
     return 0;
 }
 
+static void waiters_are_served_in_order(void)
+{
+    polylock_manager locks = check_connect(url), other = check_connect(url);
+    polylock_options fair = how(0);
+    polylock_lease holder = 0, lease = 0;
+    polylock_future future = 0;
+    const char *name = named("line");
+    CHECK_OK(polylock_options_set_fair(fair, true, NULL));
+    if (!(polylock_capabilities(locks) & POLYLOCK_CAN_SERVE_IN_ORDER)) {
+        CHECK_IS(POLYLOCK_ERR_UNSUPPORTED, polylock_acquire(locks, name, fair, &lease, NULL));
+    } else {
+        CHECK_OK(polylock_acquire(locks, name, fair, &holder, NULL));
+        CHECK_OK(polylock_acquire_start(other, name, fair, 0, &future, NULL));
+        CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(locks, name, fair, &lease, NULL));
+        CHECK_OK(polylock_release(holder, NULL, NULL));
+        CHECK_OK(polylock_lease_free(holder));
+        lease = won(future, 0);
+        CHECK(polylock_lease_is_held(lease));
+        CHECK_OK(polylock_lease_free(lease));
+    }
+    CHECK_OK(polylock_options_free(fair));
+    CHECK_OK(polylock_manager_free(locks));
+    CHECK_OK(polylock_manager_free(other));
+}
+
 static void readers_share_and_a_writer_is_alone(void)
 {
     polylock_manager locks = check_connect(url);
@@ -172,6 +197,7 @@ int main(void)
         CASE(readers_share_and_a_writer_is_alone),
         CASE(so_many_permits_and_no_more),
         CASE(all_of_several_or_none),
+        CASE(waiters_are_served_in_order),
     };
     const size_t count = sizeof cases / sizeof cases[0];
     const char *given = getenv("POLYLOCK_TEST_URLS");

@@ -53,8 +53,8 @@ static void lists_and_breaks(void)
     polylock_error err = 0;
     size_t count = 99;
     bool broken = true;
-    CHECK((polylock_capabilities(locks) & (POLYLOCK_CAN_LIST | POLYLOCK_CAN_BREAK)) ==
-          (POLYLOCK_CAN_LIST | POLYLOCK_CAN_BREAK));
+    const uint32_t here = POLYLOCK_CAN_LIST | POLYLOCK_CAN_BREAK | POLYLOCK_CAN_SERVE_IN_ORDER;
+    CHECK((polylock_capabilities(locks) & here) == here);
     CHECK_OK(polylock_list(locks, "*", holders, 4, &count, NULL));
     CHECK(count == 0 && holders[0] == 0);
     polylock_lease one = check_acquire(locks, "job:1", 60000, 1), two = check_acquire(locks, "job:2", 60000, 1);
@@ -149,12 +149,21 @@ static void tells(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+static void claims_are_told(void)
+{
+    CHECK(strstr(polylock_claim_redis(), "redis.call('HGET', KEYS[1], 'token')"));
+    CHECK(strstr(polylock_claim_postgres(), "INSERT INTO polylock_claim"));
+    CHECK(strstr(polylock_claim_postgres_table(), "CREATE TABLE IF NOT EXISTS polylock_claim"));
+    CHECK(polylock_claim_redis() == polylock_claim_redis());
+}
+
 int main(void)
 {
     lists_and_breaks();
     gives_metrics();
     tells();
+    claims_are_told();
     CHECK_OK(polylock_shutdown(2000));
-    printf("observe: 3 passed, 0 failed\n");
+    printf("observe: 4 passed, 0 failed\n");
     return 0;
 }

@@ -121,7 +121,7 @@ for program in "$here"/*.c "$here"/*.cpp; do
         *) check "$name" "$build/tests/$name" ;;
     esac
 done
-check 'fuzz, a little' "$build/tests/fuzz" "$here/../fuzz/corpus" 5
+check 'fuzz, for a minute' "$build/tests/fuzz" "$here/../fuzz/corpus" 60
 if command -v valgrind >/dev/null; then
     for name in handles lifecycle futures modes log 'fork 3'; do
         check "${name% *} under valgrind" under_valgrind $name

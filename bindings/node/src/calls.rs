@@ -64,13 +64,15 @@ struct Asked {
     /// Infinity: for ever. 0: one try.
     wait: f64,
     auto_extend: bool,
+    fair: bool,
     max_hold: Option<f64>,
     label: Option<String>,
 }
 
 impl Asked {
     fn options(self) -> Result<Acquire> {
-        let mut options = Acquire::ttl(duration("ttl", self.ttl, MILLISECOND)?).auto_extend(self.auto_extend);
+        let mut options =
+            Acquire::ttl(duration("ttl", self.ttl, MILLISECOND)?).auto_extend(self.auto_extend).fair(self.fair);
         options = if self.wait == 0.0 {
             options.no_wait()
         } else if self.wait == f64::INFINITY {
@@ -94,6 +96,8 @@ const AUTO_EXTEND: u32 = 1;
 const ONCE: u32 = 2;
 /// The end of the environment leaves the lease to its ttl.
 const STAYS: u32 = 4;
+/// In the order in which waiters came.
+const FAIR: u32 = 8;
 
 /// What to acquire. `mode` is 0 for exclusive, -1 for shared, else the number of permits that there are.
 fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
@@ -123,7 +127,7 @@ pub fn acquire(
     max_hold: Option<f64>,
     label: Option<String>,
 ) -> Begun {
-    let asked = Asked { ttl, wait, auto_extend: how & AUTO_EXTEND != 0, max_hold, label };
+    let asked = Asked { ttl, wait, auto_extend: how & AUTO_EXTEND != 0, fair: how & FAIR != 0, max_hold, label };
     let options = match asked.options() {
         Ok(options) => options,
         Err(error) => return failed(error),

@@ -294,6 +294,8 @@ pub struct CapabilitiesRecord {
     pub listing: bool,
     /// `break` works.
     pub breaking: bool,
+    /// Locks that are asked for with `fair` are given in the order in which it was asked.
+    pub fair: bool,
 }
 
 impl From<polylock::Capabilities> for CapabilitiesRecord {
@@ -314,6 +316,7 @@ impl From<polylock::Capabilities> for CapabilitiesRecord {
             inspection: can.inspection,
             listing: can.listing,
             breaking: can.breaking,
+            fair: can.fair,
         }
     }
 }

@@ -15,6 +15,7 @@ import {
   LockLostError,
   PolylockError,
   UnavailableError,
+  UnsupportedError,
 } from 'polylock'
 
 import { backends, closedPort, redisUrl, shared, unique, withRedis } from './support.mjs'
@@ -287,6 +288,22 @@ for (const { name, url } of backends) {
     const orders = Array.from({ length: 30 }, (_, index) => [first, second, third].sort(() => (index % 2) - 0.5))
     await Promise.all(orders.map(async (order) => (await locks.acquireAll(order)).release()))
     await locks.close()
+  })
+
+  test(`waiters are served in order on ${name}`, async () => {
+    const [locks, other] = [connect(shared(url)), connect(shared(url))]
+    const resource = unique('fair')
+    if (locks.capabilities.fair) {
+      const holder = await locks.acquire(resource, { fair: true })
+      const waiting = other.acquire(resource, { fair: true })
+      assert.equal(await locks.tryAcquire(resource, { fair: true }), null)
+      await holder.release()
+      assert.equal(await (await waiting).release(), 'released')
+      await assert.rejects(locks.acquire(resource, { fair: 1 }), TypeError)
+    } else {
+      await assert.rejects(locks.acquire(resource, { fair: true }), UnsupportedError)
+    }
+    await Promise.all([locks.close(), other.close()])
   })
 
   test(`readers share on ${name}`, async (context) => {

@@ -7,7 +7,7 @@ import { test } from 'node:test'
 
 import pg from 'pg'
 import { connect } from 'polylock'
-import { CLAIM, CLAIM_TABLE, LOCK, TRY_LOCK, lockId } from 'polylock/postgres'
+import { CLAIM, CLAIM_TABLE, LEASE_TABLE, LOCK, SESSION_TABLE, TRY_LOCK, lockId } from 'polylock/postgres'
 
 import { unique } from './support.mjs'
 
@@ -29,11 +29,13 @@ test('ids are golden', () => {
 
 test("the statements are the engine's", () => {
   for (const [file, ours] of [
-    ['claim.sql', CLAIM],
-    ['claim_table.sql', CLAIM_TABLE],
+    ['transaction/claim.sql', CLAIM],
+    ['transaction/claim_table.sql', CLAIM_TABLE],
+    ['lease/table.sql', LEASE_TABLE],
+    ['session/table.sql', SESSION_TABLE],
   ]) {
-    const engines = read(`core/src/backend/postgres/sql/transaction/${file}`)
-    assert.equal(ours, engines.replace(/^ *--.*\n/gm, ''))
+    const engines = read(`core/src/backend/postgres/sql/${file}`)
+    assert.equal(ours, engines.replace(/^ *--.*\n| +--.*/gm, ''))
   }
 })
 

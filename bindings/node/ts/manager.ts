@@ -36,6 +36,12 @@ export interface TryOptions {
   maxHold?: number | undefined
   /** What `inspect` will say of the holder. At most 256 bytes. */
   label?: string | undefined
+  /**
+   * Whether those who ask for this are served in the order in which they came, also those of other processes. Whoever does not
+   * ask for it may still come first. A waiter that died is passed over a second later. For one exclusive resource, where
+   * the backend can (`capabilities.fair`); else it rejects with `UnsupportedError`. Default `false`.
+   */
+  fair?: boolean | undefined
   /** Cancels it: rejects with the signal's reason, and gives back what was won. */
   signal?: AbortSignal | undefined
 }
@@ -293,12 +299,21 @@ function acquire(
   let signal: AbortSignal | undefined
   let target: string | readonly string[]
   try {
-    const { ttl = 30_000, wait = Infinity, autoExtend = true, maxHold, label, signal: given } = arg.options(options)
+    const {
+      ttl = 30_000,
+      wait = Infinity,
+      autoExtend = true,
+      maxHold,
+      label,
+      fair = false,
+      signal: given,
+    } = arg.options(options)
     signal = arg.optionalSignal('signal', given)
     target = mode === Target.Several ? arg.names('resources', resource) : arg.string('resource', resource)
     arg.number('ttl', ttl)
     arg.number('wait', wait)
     if (arg.boolean('autoExtend', autoExtend)) how |= How.AutoExtend
+    if (arg.boolean('fair', fair)) how |= How.Fair
     arg.optionalNumber('maxHold', maxHold)
     arg.optionalString('label', label)
     signal?.throwIfAborted()

@@ -83,6 +83,7 @@ export const enum How {
   Once = 2,
   /** The end of the process, or of the worker, leaves the lease to its ttl. */
   Stays = 4,
+  Fair = 8,
 }
 
 export type FailedReply = [id: number, Kind.Failed, ErrorRecord, unknown]
@@ -155,6 +156,7 @@ export interface CapabilitiesRecord {
   inspection: boolean
   listing: boolean
   breaking: boolean
+  fair: boolean
 }
 
 export const native: Native = load()

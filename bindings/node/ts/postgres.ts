@@ -41,6 +41,48 @@ CREATE TABLE IF NOT EXISTS polylock_claim (
 `
 
 /**
+ * The table of lease mode, for who migrates by hand: otherwise the first use makes it.
+ *
+ * The user of the locks needs SELECT, INSERT and UPDATE on it. For another name or schema, change it here and say
+ * `?table=schema.name` in the URL.
+ */
+export const LEASE_TABLE = `\
+CREATE TABLE IF NOT EXISTS polylock_lease (
+    key          text COLLATE "C" PRIMARY KEY,
+    token        bigint      NOT NULL,
+    owner        text,
+    sharers      jsonb,
+    expires_at   timestamptz NOT NULL,
+    acquired_at  timestamptz,
+    host         text,
+    pid          integer,
+    label        text,
+    writer_until timestamptz,
+    wanted       boolean     NOT NULL DEFAULT false
+) WITH (fillfactor = 70);
+`
+
+/** The same of session mode (`?mode=session`). */
+export const SESSION_TABLE = `\
+CREATE TABLE IF NOT EXISTS polylock_session (
+    key          text COLLATE "C" PRIMARY KEY,
+    token        bigint  NOT NULL,
+    kind         text,
+    lock_id      bigint,
+    owner        text,
+    sharers      jsonb,
+    backend      integer,
+    acquired_at  timestamptz,
+    expires_at   timestamptz,
+    host         text,
+    pid          integer,
+    label        text,
+    writer_until timestamptz,
+    wanted       boolean NOT NULL DEFAULT false
+) WITH (fillfactor = 70);
+`
+
+/**
  * The id of the advisory lock for `name`: the first 8 bytes, in network order, of the SHA-256 of "polylock", a zero byte
  * and the name, as a signed number.
  */

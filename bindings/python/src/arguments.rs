@@ -101,8 +101,10 @@ pub(crate) fn options(
     auto_extend: &Bound<'_, PyAny>,
     max_hold: &Bound<'_, PyAny>,
     label: &Bound<'_, PyAny>,
+    fair: &Bound<'_, PyAny>,
 ) -> PyResult<Acquire> {
     let mut options = Acquire::ttl(seconds("ttl", ttl)?).auto_extend(flag("auto_extend", auto_extend)?);
+    options = options.fair(flag("fair", fair)?);
     if !wait.is_none() && number("wait", wait)? != f64::INFINITY {
         options = match seconds("wait", wait)? {
             Duration::ZERO => options.no_wait(),

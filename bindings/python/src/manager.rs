@@ -13,7 +13,7 @@ use crate::{
     waiting,
 };
 
-type Capabilities = (&'static str, bool, bool, bool, bool, bool, bool, bool, bool, bool);
+type Capabilities = (&'static str, bool, bool, bool, bool, bool, bool, bool, bool, bool, bool);
 
 /// Makes locks on one backend.
 #[pyclass(frozen, module = "polylock._native")]
@@ -50,7 +50,7 @@ impl Manager {
         format!("LockManager {}", self.schemes)
     }
 
-    #[pyo3(signature = (resource, mode, ttl, wait, auto_extend, max_hold, label))]
+    #[pyo3(signature = (resource, mode, ttl, wait, auto_extend, max_hold, label, fair))]
     #[allow(clippy::too_many_arguments)] // positional, for the sake of the call's cost; Python's classes name them
     fn acquire(
         &self,
@@ -62,9 +62,10 @@ impl Manager {
         auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
+        fair: &Bound<'_, PyAny>,
     ) -> PyResult<Lease> {
         let target = arguments::target(resource, mode)?;
-        let options = arguments::options(ttl, wait, auto_extend, max_hold, label)?;
+        let options = arguments::options(ttl, wait, auto_extend, max_hold, label, fair)?;
         let lease = waiting::wait(py, |driver| async move { self.locks.acquire_by(target, options, &driver).await })?;
         Ok(Lease::blocking(lease))
     }
@@ -81,9 +82,10 @@ impl Manager {
         auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
+        fair: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         let target = arguments::target(resource, mode)?;
-        let options = arguments::options(ttl, wait, auto_extend, max_hold, label)?;
+        let options = arguments::options(ttl, wait, auto_extend, max_hold, label, fair)?;
         let locks = self.locks.clone();
         queue.start(py, |driver| async move { Ok(Outcome::Lease(locks.acquire_by(target, options, &driver).await?)) })
     }
@@ -98,9 +100,10 @@ impl Manager {
         auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
+        fair: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Lease>> {
         let target = arguments::target(resource, mode)?;
-        let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label)?;
+        let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label, fair)?;
         let lease =
             waiting::wait(py, |driver| async move { self.locks.try_acquire_by(target, options, &driver).await })?;
         Ok(lease.map(Lease::blocking))
@@ -117,9 +120,10 @@ impl Manager {
         auto_extend: &Bound<'_, PyAny>,
         max_hold: &Bound<'_, PyAny>,
         label: &Bound<'_, PyAny>,
+        fair: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         let target = arguments::target(resource, mode)?;
-        let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label)?;
+        let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label, fair)?;
         let locks = self.locks.clone();
         queue.start(py, |driver| async move {
             let lease = locks.try_acquire_by(target, options, &driver).await?;
@@ -207,7 +211,7 @@ impl Manager {
         boundary::guard(|| self.locks.waiting(&resource))?.map_err(to_python)
     }
 
-    /// Guarantee, fencing, across processes, across hosts, shared, semaphore, several, inspection, listing, breaking.
+    /// Guarantee, fencing, across processes, across hosts, shared, semaphore, several, inspection, listing, breaking, fair.
     fn capabilities(&self) -> Capabilities {
         let can = self.locks.capabilities();
         let guarantee = match can.guarantee {
@@ -226,6 +230,7 @@ impl Manager {
             can.inspection,
             can.listing,
             can.breaking,
+            can.fair,
         )
     }
 

@@ -418,6 +418,23 @@ def test_shared_and_semaphore_and_several(url: str) -> None:
     assert_free(url, name + ":b")
 
 
+def test_fair(url: str) -> None:
+    locks, other = polylock.connect(url), polylock.connect(url)
+    name = unique()
+    ours, theirs = locks.lock(name, fair=True), other.lock(name, fair=True)
+    if not locks.capabilities.fair:
+        with pytest.raises(polylock.Unsupported):
+            ours.acquire()
+        return
+    with ours:
+        assert theirs.try_acquire() is None
+        assert other.try_acquire(name, fair=True) is None
+    with other.acquire(name, wait=60, fair=True) as lease:
+        assert lease.is_held
+    with pytest.raises(TypeError, match="fair"):
+        locks.lock(name, fair=1).acquire()  # type: ignore[arg-type]
+
+
 def test_bad_arguments_of_the_other_locks(memory: str) -> None:
     locks = polylock.connect(memory)
     for of in (0, -1, 65_536, 2**70):

@@ -153,8 +153,7 @@ def test_spans_on_a_loop(url: str, name: str, spans: Spans) -> None:
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        async with asyncio.timeout(60):
-            await one()
+        await asyncio.wait_for(one(), 60)
         await locks.close()
 
     asyncio.run(main())

@@ -27,9 +27,14 @@ def test_ids_are_golden() -> None:
 
 
 def test_the_statements_are_the_engines() -> None:
-    for file, ours in [("claim.sql", postgres.CLAIM), ("claim_table.sql", postgres.CLAIM_TABLE)]:
-        engines = (ROOT / "core/src/backend/postgres/sql/transaction" / file).read_text()
-        engines = "".join(line for line in engines.splitlines(keepends=True) if not line.lstrip().startswith("--"))
+    for file, ours in [
+        ("transaction/claim.sql", postgres.CLAIM),
+        ("transaction/claim_table.sql", postgres.CLAIM_TABLE),
+        ("lease/table.sql", postgres.LEASE_TABLE),
+        ("session/table.sql", postgres.SESSION_TABLE),
+    ]:
+        engines = (ROOT / "core/src/backend/postgres/sql" / file).read_text()
+        engines = re.sub("^ *--.*\n| +--.*", "", engines, flags=re.MULTILINE)
         assert ours.replace("%(resource)s", "$1").replace("%(token)s", "$2") == engines
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import polylock
-from conftest import assert_free
+from conftest import URLS, assert_free
 
 RUNS = int(os.environ.get("POLYLOCK_TEST_RUNS", "3"))
 """How often each ending is played: what goes wrong here goes wrong now and then."""
@@ -165,6 +165,28 @@ def test_a_child_disowns_what_its_parent_holds(url: str, name: str, ending: str)
     assert run(url, name, FORKED.replace("{ending}", ending)) == "released\n"
 
 
+def test_a_child_draws_other_owner_tokens_than_its_parent(url: str, name: str) -> None:
+    code = """
+locks = polylock.connect(url)
+locks.acquire(name).release()
+reading, writing = os.pipe()
+child = os.fork()
+if child == 0:
+    with polylock.connect(url) as own:
+        for n in range(5):
+            with own.lock(name + f":child{n}") as lease: os.write(writing, lease.owner_token.encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+theirs = os.read(reading, 200).decode()
+ours = ""
+for n in range(5):
+    with locks.lock(name + f":parent{n}") as lease: ours += lease.owner_token
+tokens = [text[at:at + 40] for text in (ours, theirs) for at in range(0, 200, 40)]
+os.write(1, f"{len(set(tokens))}\\n".encode())
+"""
+    assert run(url, name, code) == "10\n"
+
+
 def test_a_fork_while_threads_wait(url: str, name: str) -> None:
     code = """
 locks = polylock.connect(url)
@@ -232,23 +254,27 @@ def test_multiprocessing(url: str, name: str, method: str, tmp_path: object) -> 
     assert (done.stdout, done.stderr) == ("30\n3\n", "")
 
 
-def test_a_child_does_not_keep_the_file_lock_of_a_killed_parent(tmp_path: Path) -> None:
+SESSIONS = [f"{url}&connections=dedicated" for url in URLS if "mode=session" in url]
+
+
+@pytest.mark.parametrize("place", ["file", *SESSIONS, *(url.partition("&")[0] for url in SESSIONS)])
+def test_a_child_does_not_keep_the_lock_of_a_killed_parent(place: str, name: str, tmp_path: Path) -> None:
     code = """
 import os, signal, sys, time
 import polylock
 
-lease = polylock.connect(sys.argv[1]).acquire("r", ttl=60)
+lease = polylock.connect(sys.argv[1]).acquire(sys.argv[2], ttl=60)
 child = os.fork()
 if child:
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 sys.stdin.read()
 """
-    url = f"file://{tmp_path}/locks"
-    command = [sys.executable, "-c", code, url]
+    url = f"file://{tmp_path}/locks" if place == "file" else place
+    command = [sys.executable, "-c", code, url, name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert parent.wait(60) == -signal.SIGKILL
-        with polylock.connect(url).acquire("r", wait=30):
+        with polylock.connect(url).acquire(name, wait=30):
             os.kill(child, 0)  # it lives, and waits for the end of its input

@@ -109,8 +109,8 @@ impl<T> Deref for Made<T> {
     }
 }
 
-/// An open lock file.
-#[derive(Clone, Copy)]
+/// An open file that has a lock: a lock file, or the socket of a session that the server ends with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Shared {
     /// Who opened it.
     generation: u32,
@@ -119,7 +119,7 @@ struct Shared {
     file: (u64, u64),
 }
 
-/// The lock files that a child of a fork should close. Not [`PerProcess`]: the child wants its parent's.
+/// The files that a child of a fork should close. Not [`PerProcess`]: the child wants its parent's.
 static SHARED: ArcSwapOption<Vec<Shared>> = ArcSwapOption::const_empty();
 
 /// Changes [`SHARED`], and returns what it was.
@@ -133,18 +133,42 @@ pub(crate) fn share(file: &File, metadata: &Metadata) {
     change_shared(|files| files.iter().copied().chain([shared]).collect());
 }
 
+/// Has a child of a fork close a socket for as long as this lives, which is to end before the socket is closed.
+pub(crate) struct SharedSocket(Option<Shared>);
+
+impl SharedSocket {
+    pub(crate) fn new(socket: &impl AsRawFd) -> Self {
+        let fd = socket.as_raw_fd();
+        let metadata = fs::metadata(format!("/dev/fd/{fd}")).ok();
+        let shared =
+            metadata.map(|metadata| Shared { generation: generation(), fd, file: (metadata.dev(), metadata.ino()) });
+        if let Some(shared) = shared {
+            change_shared(|files| files.iter().copied().chain([shared]).collect());
+        }
+        Self(shared)
+    }
+}
+
+impl Drop for SharedSocket {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0 {
+            change_shared(|files| files.iter().copied().filter(|other| *other != shared).collect());
+        }
+    }
+}
+
 /// To be called before `file` is closed.
 pub(crate) fn unshare(file: &File) {
     let (own, fd) = (generation(), file.as_raw_fd());
     change_shared(|files| files.iter().copied().filter(|other| other.generation != own || other.fd != fd).collect());
 }
 
-/// The descriptors of lock files that this process has inherited by a fork: to be closed at once, by the
-/// binding's after-fork-in-child hook, and each is named only once.
+/// The descriptors of lock files, and of sessions of PostgreSQL, that this process has inherited by a fork: to be closed at
+/// once, by the binding's after-fork-in-child hook, and each is named only once.
 ///
-/// An open lock file keeps its lock for as long as *any* process has it open. A parent that releases frees it
+/// An open lock file keeps its lock, and an open socket its session, for as long as *any* process has it open. A parent that releases frees it
 /// for all, but if the parent is killed while it holds, a child that lives on would keep the lock. Closing
-/// (never unlocking: that would free the parent's lock) is all that is needed. The engine does not use or close
+/// (never unlocking, nor saying goodbye: that would free the parent's lock) is all that is needed. The engine does not use or close
 /// these descriptors in the child. A descriptor that another thread was opening during the fork is not
 /// among them; after `exec` there is nothing to do, they are closed by it.
 pub fn inherited_fds() -> Vec<RawFd> {

@@ -12,6 +12,19 @@ use polylock::{Acquire, LossReason, Release};
 
 use super::{SLACK, fresh, long, manager, ms, server::Server, soon};
 
+fn compile(shim: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/clock_shim.c");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(shim).arg(source).status();
+    assert!(compiled.expect("no C compiler").success());
+}
+
+/// What tells the shim how far off the clock is.
+fn step_file(path: &Path) -> File {
+    let step = File::create_new(path).expect("no file");
+    step.set_len(4096).expect("no file");
+    step
+}
+
 /// A server with a clock of its own.
 struct Bent {
     server: Server,
@@ -23,13 +36,10 @@ impl Bent {
     fn start(directory: &Path, name: &str) -> Self {
         let shim = directory.join("clock_shim.so");
         if !shim.exists() {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/clock_shim.c");
-            let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(source).status();
-            assert!(compiled.expect("no C compiler").success());
+            compile(&shim);
         }
         let path = directory.join(name);
-        let step = File::create_new(&path).expect("no file");
-        step.set_len(4096).expect("no file");
+        let step = step_file(&path);
         let environment = [("LD_PRELOAD", &*shim.to_string_lossy()), ("CLOCK_SHIM", &*path.to_string_lossy())];
         Self { server: Server::with(&[], &environment), step }
     }
@@ -123,4 +133,47 @@ async fn the_clocks_of_a_quorum_disagree() {
     assert!(manager(&servers).try_acquire(&name, long()).await.unwrap().is_none());
     super::eventually(SLACK, "it is renewed", || lease.deadline() > deadline).await;
     assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
+/// The wall clock of the holder's own machine. The shim is for a whole process, so it is another one that holds.
+#[test]
+fn the_clock_of_a_holder_is_set() {
+    let directory = Directory::new();
+    let (shim, path) = (directory.0.join("clock_shim.so"), directory.0.join("holder"));
+    compile(&shim);
+    drop(step_file(&path));
+    let held = Command::new(std::env::current_exe().expect("no program"))
+        .args(["faults::clocks::holds_by_a_clock_that_is_set", "--exact", "--nocapture"])
+        .env("LD_PRELOAD", &shim)
+        .env("CLOCK_SHIM", &path)
+        .output()
+        .expect("not started");
+    let said = String::from_utf8_lossy(&held.stdout);
+    assert!(held.status.success() && said.contains("held all the while"), "{held:?}");
+}
+
+/// Not a test by itself, but what the process of the one above does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn holds_by_a_clock_that_is_set() {
+    let Ok(path) = std::env::var("CLOCK_SHIM") else { return };
+    let step = File::options().write(true).open(path).expect("no file");
+    let locks = polylock::connect("memory:").lazy().expect("no manager");
+    let ttl = Duration::from_secs(60);
+    let (began, real) = (polylock::Instant::now(), std::time::SystemTime::now());
+    let lease = locks.acquire("r", Acquire::ttl(ttl).auto_extend(false)).await.unwrap();
+    let deadline = lease.deadline();
+    for hours in [1_i64, -2, 48, 0] {
+        step.write_all_at(&(hours * 3_600_000).to_ne_bytes(), 0).expect("not written");
+        let off = std::time::SystemTime::now()
+            .duration_since(real)
+            .map_or_else(|before| -before.duration().as_secs_f64(), |after| after.as_secs_f64());
+        assert!((off / 3600.0 - hours as f64).abs() < 0.5, "the shim does not work: off by {off} s");
+        let gone = polylock::Instant::now().since(began);
+        assert!(lease.is_held() && lease.deadline() == deadline, "{hours} h, {gone:?} later");
+        assert!(lease.remaining() <= ttl && lease.remaining() + gone >= ttl.mul_f64(0.98), "{:?}", lease.remaining());
+        // Those that are taken by the clock as it is now end when they should.
+        let short = locks.acquire("short", Acquire::ttl(ms(50)).auto_extend(false)).await.unwrap();
+        assert_eq!(tokio::time::timeout(SLACK, short.lost()).await.expect("never told"), Some(LossReason::Expired));
+    }
+    println!("held all the while");
 }

@@ -8,7 +8,7 @@ use super::{
     soon,
 };
 
-/// Data that refuses tokens older than one that it has seen, by the script of `docs/fencing.md`.
+/// Data that refuses tokens older than one that it has seen, by the script that comes with the library.
 struct Guarded {
     server: Server,
     script: &'static str,
@@ -16,9 +16,7 @@ struct Guarded {
 
 impl Guarded {
     fn start() -> Self {
-        let page = include_str!("../../../docs/fencing.md");
-        let script = page.split_once("```lua\n").and_then(|(_, rest)| rest.split_once("```")).expect("no script").0;
-        Self { server: Server::start(), script }
+        Self { server: Server::start(), script: polylock::fencing::REDIS_CLAIM }
     }
 
     fn claim(&self, lease: &Lease) -> bool {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polylock::{Acquire, Instant, Lease, LockManager, LossReason, Release};
+use polylock::{Acquire, Instant, Lease, LockManager, LossReason, Release, Target};
 
 use super::{
     SLACK, fresh, long, manager, ms,
@@ -259,4 +259,27 @@ async fn a_lost_key_is_put_back() {
     assert!(lease.is_held());
     assert_eq!(lease.release().await.unwrap(), Release::Released);
     until_clean(&servers.iter().collect::<Vec<_>>(), &name).await;
+}
+
+/// Whatever the caller left to the defaults: a holder that dies frees the lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lock_is_without_a_ttl() {
+    let server = Server::start();
+    let locks = manager(&[server.url()]);
+    let names = [fresh("alone"), fresh("shared"), fresh("permit"), fresh("one"), fresh("other")];
+    let [alone, shared, permit, one, other] = &names;
+    let targets = [
+        Target::from(alone.as_str()),
+        Target::shared(shared),
+        Target::permit(permit, 2),
+        Target::all([one.clone(), other.clone()]),
+    ];
+    let mut leases = Vec::new();
+    for target in targets {
+        leases.push(locks.acquire(target, Acquire::default()).await.unwrap());
+    }
+    for name in &names {
+        let left: i64 = server.ask(&["PTTL", name]);
+        assert!((1..=30_000).contains(&left), "{name}: {left} ms");
+    }
 }

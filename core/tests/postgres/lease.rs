@@ -1,5 +1,7 @@
 //! Lease mode.
 
+use polylock::postgres::{LEASE_TABLE, SESSION_TABLE};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,6 +22,27 @@ async fn ten_that_start_at_once_make_one_table() {
     let sql = server.sql().await;
     let count: i64 = sql.query_one("SELECT count(*) FROM made_at_once", &[]).await.unwrap().get(0);
     assert_eq!(count, 10);
+
+    // So is one that is not ours.
+    sql.batch_execute("CREATE TABLE of_others (key text); GRANT ALL ON of_others TO app").await.unwrap();
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("{}?table=of_others&mode={mode}", server.url));
+        let error = locks.acquire("r", long()).await.unwrap_err();
+        assert_eq!(error.argument(), Some("url"), "{error}");
+    }
+    // In no schema that is there: told at once, however long one would wait.
+    sql.batch_execute("CREATE ROLE nowhere LOGIN PASSWORD 'nowhere'; ALTER ROLE nowhere SET search_path = ''")
+        .await
+        .unwrap();
+    let (_, address) = server.url.rsplit_once('@').unwrap();
+    for url in [format!("{}?table=nosuch.locks", server.url), format!("postgres://nowhere:nowhere@{address}")] {
+        for mode in ["lease", "session"] {
+            let locks = manager(&format!("{url}{}mode={mode}", if url.contains('?') { '&' } else { '?' }));
+            let error = locks.acquire("r", long()).await.unwrap_err();
+            assert_eq!(error.argument(), Some("url"), "{error}");
+            assert!(error.to_string().contains("schema"), "{error}");
+        }
+    }
 
     // Who may not make it is told what to do.
     sql.batch_execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER SCHEMA public OWNER TO admin")
@@ -164,5 +187,29 @@ async fn waiters_hold_up_neither_vacuum_nor_an_index() {
         for waiter in waiters {
             tokio::time::timeout(LIMIT, waiter).await.unwrap().unwrap();
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_made_by_hand_needs_three_rights() {
+    let server = Server::start(&[]);
+    let sql = server.sql().await;
+    let by_hand = format!(
+        "CREATE SCHEMA ops; SET search_path = ops; {LEASE_TABLE} {SESSION_TABLE}
+         CREATE ROLE plain LOGIN PASSWORD 'plain'; GRANT USAGE ON SCHEMA ops TO plain;
+         GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ops TO plain"
+    );
+    sql.batch_execute(&by_hand).await.unwrap();
+    let (_, address) = server.url.rsplit_once('@').unwrap();
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("postgres://plain:plain@{address}?mode={mode}&table=ops.polylock_{mode}"));
+        for target in [Target::from("r"), Target::shared("r"), Target::permit("p", 1), Target::from(["r", "s"])] {
+            let lease = locks.acquire(target, long().wait(LIMIT)).await.unwrap();
+            lease.extend(None).await.unwrap();
+            assert!(!locks.list("*", 10).await.unwrap().is_empty());
+            assert_eq!(lease.release().await.unwrap(), Release::Released, "{mode}");
+        }
+        let held = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+        assert!(locks.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
     }
 }

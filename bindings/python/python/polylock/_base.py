@@ -189,6 +189,7 @@ class LockBase(Generic[AnyLease]):
     __slots__ = (
         "__weakref__",
         "_auto_extend",
+        "_fair",
         "_held",
         "_label",
         "_max_hold",
@@ -209,6 +210,7 @@ class LockBase(Generic[AnyLease]):
         auto_extend: bool,
         max_hold: float | None,
         label: str | None,
+        fair: bool = False,
     ) -> None:
         self._native = native
         self.name = name
@@ -218,6 +220,7 @@ class LockBase(Generic[AnyLease]):
         self._auto_extend = auto_extend
         self._max_hold = max_hold
         self._label = label
+        self._fair = fair
         # What each thread or task holds, the newest last.
         self._held: dict[int, list[AnyLease]] = {}
 
@@ -268,6 +271,7 @@ class ManagerBase(Generic[AnyLock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> AnyLock:
         """A lock to be used as a context manager. Nothing is sent until it is acquired.
 
@@ -280,12 +284,15 @@ class ManagerBase(Generic[AnyLock]):
             auto_extend: Whether the engine renews the lease until it is released.
             max_hold: Seconds after which no renewal begins any more, so that a hung holder cannot hold for ever.
             label: What `Holder.label` will say: at most 256 bytes.
+            fair: Whether those who ask for this are served in the order in which they came, also those of other
+                processes. Whoever does not ask for it may still come first. A waiter that died is passed over a
+                second later. Where the backend cannot (`Capabilities.fair`), acquiring raises `Unsupported`.
 
         >>> with locks.lock("invoice:43", ttl=10, wait=5) as lease:
         ...     lease.is_held
         True
         """
-        return self._lock(self._native, name, None, ttl, wait, auto_extend, max_hold, label)
+        return self._lock(self._native, name, None, ttl, wait, auto_extend, max_hold, label, fair)
 
     def shared(
         self,

@@ -134,7 +134,7 @@ class Lock(LockBase[Lease]):
         True
         """
         native = self._native.acquire(
-            self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label
+            self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label, self._fair
         )
         return self._keep(get_ident(), Lease(native))
 
@@ -145,7 +145,7 @@ class Lock(LockBase[Lease]):
         True
         """
         native = self._native.try_acquire(
-            self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label
+            self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label, self._fair
         )
         return None if native is None else self._keep(get_ident(), Lease(native))
 
@@ -196,6 +196,7 @@ class LockManager(ManagerBase[Lock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> Lease:
         """Acquires `name`. The arguments are those of `lock`.
 
@@ -215,7 +216,7 @@ class LockManager(ManagerBase[Lock]):
         >>> lease.release().value
         'released'
         """
-        return Lease(self._native.acquire(name, None, ttl, wait, auto_extend, max_hold, label))
+        return Lease(self._native.acquire(name, None, ttl, wait, auto_extend, max_hold, label, fair))
 
     def try_acquire(
         self,
@@ -224,6 +225,7 @@ class LockManager(ManagerBase[Lock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> Lease | None:
         """Tries once to acquire `name`; `None` if somebody else holds it.
 
@@ -235,7 +237,7 @@ class LockManager(ManagerBase[Lock]):
         ...         print("ours")
         ours
         """
-        native = self._native.try_acquire(name, None, ttl, auto_extend, max_hold, label)
+        native = self._native.try_acquire(name, None, ttl, auto_extend, max_hold, label, fair)
         return None if native is None else Lease(native)
 
     def locked(
@@ -246,6 +248,7 @@ class LockManager(ManagerBase[Lock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorates a function to run under a lock whose name is made from its arguments.
 
@@ -271,7 +274,7 @@ class LockManager(ManagerBase[Lock]):
             @wraps(function)
             def locked(*args: P.args, **kwargs: P.kwargs) -> R:
                 resource = name_of(*args, **kwargs)
-                with self.acquire(resource, ttl, wait, auto_extend, max_hold, label):
+                with self.acquire(resource, ttl, wait, auto_extend, max_hold, label, fair):
                     return function(*args, **kwargs)
 
             return locked

@@ -100,3 +100,5 @@ class Capabilities(NamedTuple):
     """`list` works."""
     breaking: bool
     """`break_` works."""
+    fair: bool
+    """Locks that are asked for with ``fair=True`` are given in the order in which it was asked."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-__all__ = ["CLAIM", "CLAIM_TABLE", "LOCK", "TRY_LOCK", "lock_id"]
+__all__ = ["CLAIM", "CLAIM_TABLE", "LEASE_TABLE", "LOCK", "SESSION_TABLE", "TRY_LOCK", "lock_id"]
 
 LOCK: Final = "SELECT pg_advisory_xact_lock(%(id)s::bigint)"
 """Waits for the advisory lock of a name, and holds it until the transaction ends; `id` is its `lock_id`.
@@ -49,6 +49,47 @@ CREATE TABLE IF NOT EXISTS polylock_claim (
 );
 """
 """Makes the table of the claims, if it is missing."""
+
+LEASE_TABLE: Final = """\
+CREATE TABLE IF NOT EXISTS polylock_lease (
+    key          text COLLATE "C" PRIMARY KEY,
+    token        bigint      NOT NULL,
+    owner        text,
+    sharers      jsonb,
+    expires_at   timestamptz NOT NULL,
+    acquired_at  timestamptz,
+    host         text,
+    pid          integer,
+    label        text,
+    writer_until timestamptz,
+    wanted       boolean     NOT NULL DEFAULT false
+) WITH (fillfactor = 70);
+"""
+"""The table of lease mode, for who migrates by hand: otherwise the first use makes it.
+
+The user of the locks needs SELECT, INSERT and UPDATE on it. For another name or schema, change it here and say
+`?table=schema.name` in the URL.
+"""
+
+SESSION_TABLE: Final = """\
+CREATE TABLE IF NOT EXISTS polylock_session (
+    key          text COLLATE "C" PRIMARY KEY,
+    token        bigint  NOT NULL,
+    kind         text,
+    lock_id      bigint,
+    owner        text,
+    sharers      jsonb,
+    backend      integer,
+    acquired_at  timestamptz,
+    expires_at   timestamptz,
+    host         text,
+    pid          integer,
+    label        text,
+    writer_until timestamptz,
+    wanted       boolean NOT NULL DEFAULT false
+) WITH (fillfactor = 70);
+"""
+"""The same of session mode (`?mode=session`)."""
 
 
 def lock_id(name: str) -> int:

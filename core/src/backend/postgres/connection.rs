@@ -3,22 +3,26 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
+    io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join3, select};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
     sync::OnceCell,
 };
 use tokio_postgres::{
     AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow,
+    error::SqlState,
     types::{ToSql, Type},
 };
 
@@ -31,7 +35,7 @@ use super::{
 use crate::{
     Error, ErrorKind,
     clock::Instant,
-    engine::{runtime, timer::until},
+    engine::{process::SharedSocket, runtime, timer::until},
 };
 
 /// A statement, and its number among those that a connection prepares.
@@ -279,11 +283,22 @@ fn log_in(peer: &str, error: &tokio_postgres::Error) -> Failure {
 
 async fn greet(client: &Client, peer: &str) -> Result<Greeting, Failure> {
     let told = backend_pid(client).await;
-    let asked = Instant::now();
-    let row = client
-        .query_typed_one(include_str!("sql/welcome.sql"), &[(&told.unwrap_or(0), Type::INT4)])
-        .await
-        .map_err(|error| Failure::NotSent(Failure::of(peer, &error).into_error()))?;
+    let pid = told.unwrap_or(0);
+    let params: [(&(dyn ToSql + Sync), Type); 1] = [(&pid, Type::INT4)];
+    let ask = || client.query_typed_one(include_str!("sql/welcome.sql"), &params);
+    let mut asked = Instant::now();
+    let answer = match ask().await {
+        // The user's limit for statements is too short even for this: it is lifted for one transaction. Sent at once,
+        // as there may be a limit for idle transactions, too.
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+            asked = Instant::now();
+            let lift = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+            let (_, answer, _) = join3(client.batch_execute(lift), ask(), client.batch_execute("COMMIT")).await;
+            answer
+        }
+        answer => answer,
+    };
+    let row = answer.map_err(|error| Failure::NotSent(Failure::of(peer, &error).into_error()))?;
     let read = |error: tokio_postgres::Error| Failure::not_sent(peer, chain(&error));
     if row.try_get::<_, bool>("replica").map_err(read)? {
         let why = "it is a replica, which takes no locks; name the primary, or all hosts";
@@ -306,7 +321,10 @@ async fn backend_pid(client: &Client) -> Option<i32> {
 
 async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Trouble> {
     match server {
-        Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Server::Unix(path) => {
+            let socket = UnixStream::connect(path).await?;
+            Ok(Box::new(Closing { _shared: SharedSocket::new(&socket), stream: Box::new(socket) }))
+        }
         Server::Tcp { host, address, port } => {
             let socket = TcpStream::connect((address.as_str(), *port)).await?;
             socket.set_nodelay(true)?;
@@ -317,8 +335,37 @@ async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Tr
             #[cfg(target_os = "linux")]
             options.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
             options.set_tcp_keepalive(&keepalive)?;
-            tls::secure(socket, host, config).await
+            let shared = SharedSocket::new(&socket);
+            Ok(Box::new(Closing { _shared: shared, stream: tls::secure(socket, host, config).await? }))
         }
+    }
+}
+
+/// A stream that a child of a fork closes: a session that was left open there would keep its locks for as long as the child
+/// lives, though the parent were killed.
+struct Closing {
+    /// Before the stream, so that it ends first.
+    _shared: SharedSocket,
+    stream: Box<dyn Stream>,
+}
+
+impl AsyncRead for Closing {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Closing {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

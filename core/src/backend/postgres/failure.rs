@@ -39,7 +39,8 @@ impl Failure {
     /// | 42501 insufficient privilege | `Auth` |
     /// | 3D000 no such database | `InvalidArgument`: `url` |
     /// | 22021, 22P05: a name that the database's encoding lacks | `InvalidArgument`: `resource` |
-    /// | 0A000 not supported | `Unsupported` |
+    /// | 42703, 42804, 42P10: a column or a key that the table lacks | `InvalidArgument`: `url` |
+    /// | 0A000 not supported, 42883 no such function | `Unsupported` |
     /// | the rest: too many clients, lock time-out, read-only, cancelled … | out of reach for now |
     fn from_server(peer: &str, refusal: &DbError) -> Self {
         let code = refusal.code().clone();
@@ -52,7 +53,10 @@ impl Failure {
             "42501" => Error::new(ErrorKind::Auth, said),
             "3D000" => Error::invalid("url", format!("names a database that {peer} does not have")),
             "22021" | "22P05" => Error::invalid("resource", "has characters that the database's encoding lacks"),
-            "0A000" => Error::new(ErrorKind::Unsupported, said),
+            "42703" | "42804" | "42P10" => {
+                Error::invalid("url", format!("names a table that is not as table.sql makes it: {said}"))
+            }
+            "0A000" | "42883" => Error::new(ErrorKind::Unsupported, said),
             _ if class(&["28"]) => {
                 Error::new(ErrorKind::Auth, format!("{peer}: the user or the password was refused ({})", code.code()))
             }

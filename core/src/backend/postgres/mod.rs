@@ -18,6 +18,8 @@ pub mod transaction;
 
 use std::{sync::Arc, time::Duration};
 
+use tokio_postgres::error::SqlState;
+
 use self::{config::Config, connection::Connection, failure::Failure, lease::LeaseBackend, session::SessionBackend};
 use super::{Backend, Capabilities, Guarantee};
 use crate::{Error, ErrorKind, Result, clock::Instant, connect::Options};
@@ -59,9 +61,15 @@ async fn make_table(connection: &Connection, sql: &str, table: &str) -> std::res
     let sql = format!("SELECT pg_advisory_xact_lock({ONE_AT_A_TIME});\n{sql}");
     match connection.execute(&sql, Instant::now().after(LONGEST)).await {
         Err(Failure::Refused { code, error }) if error.kind() == ErrorKind::Auth => {
-            let why =
-                format!("the table {table} is missing and may not be made: make it by the table.sql of this mode");
+            let why = format!(
+                "the table {table} is missing and may not be made: make it by the table.sql of this mode, which is \
+                         LEASE_TABLE or SESSION_TABLE in polylock's module postgres"
+            );
             Err(Failure::Refused { code, error: Error::new(ErrorKind::Auth, why).caused_by(error) })
+        }
+        Err(Failure::Refused { code, error }) if code == SqlState::INVALID_SCHEMA_NAME => {
+            let why = format!("puts the table {table} in a schema that is not there; say table=schema.name");
+            Err(Failure::Refused { code, error: Error::invalid("url", why).caused_by(error) })
         }
         outcome => outcome,
     }

@@ -38,6 +38,13 @@ pub const CLAIM: &str = include_str!("sql/transaction/claim.sql");
 /// Makes the table of the claims, if it is missing.
 pub const CLAIM_TABLE: &str = include_str!("sql/transaction/claim_table.sql");
 
+/// The table of lease mode, for who migrates by hand: otherwise the first use makes it. The user of the locks needs SELECT,
+/// INSERT and UPDATE on it. For another name or schema, change it in this text and say `?table=schema.name` in the URL.
+pub const LEASE_TABLE: &str = include_str!("sql/lease/table.sql");
+
+/// The same of session mode (`?mode=session`).
+pub const SESSION_TABLE: &str = include_str!("sql/session/table.sql");
+
 /// The id of the advisory lock for `name`: the first 8 bytes, in network order, of the SHA-256 of "polylock", a zero
 /// byte and the name.
 pub fn lock_id(name: &str) -> i64 {

@@ -8,7 +8,8 @@ use redis::{ConnectionAddr, IntoConnectionInfo};
 use super::{call::CallError, subscriber::Locate};
 use crate::{Error, Result, backend::tls::Tls, options};
 
-/// How long a restarted server sits out unless the URL says otherwise.
+/// How long a restarted server sits out unless the URL says otherwise: twice the ttl that leases have by default. The ttls of other
+/// programs are not known here. Too short a time ends exclusion without a word; too long a one costs one vote for a while.
 const LONGEST_TTL: Duration = Duration::from_secs(60);
 
 /// What a URL stands for.
@@ -360,6 +361,12 @@ mod tests {
         assert_eq!(NodeConfig::parse("unix:///run/redis.sock?db=2&pass=x").unwrap().database, 2);
         assert_eq!(NodeConfig::parse("redis://[::1]:1").unwrap().address, Address::Tcp("::1".into(), 1));
         assert_eq!(NodeConfig::parse("redis://[::1]:1").unwrap().name, "[::1]:1");
+    }
+
+    #[test]
+    fn a_restarted_server_sits_out_the_leases_of_programs_that_set_no_ttl() {
+        let config = Config::parse("redis://h").unwrap();
+        assert!(config.longest_ttl >= crate::Acquire::default().ttl * 2);
     }
 
     #[test]

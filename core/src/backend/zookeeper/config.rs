@@ -52,9 +52,11 @@ impl Config {
         }
         let path = decoded(path).ok_or_else(|| wrong("its path is not UTF-8"))?;
         let path = path.trim_end_matches('/');
-        let unusable = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains(char::is_control);
+        // No control characters, and in UTF-16 no surrogates, nothing for private use, no specials.
+        let refused = |c: char| c.is_control() || c > '\u{d7ff}' && !('\u{f900}'..='\u{ffef}').contains(&c);
+        let unusable = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains(refused);
         if !path.is_empty() && path.split('/').any(unusable) {
-            return Err(wrong("its path has an empty part, '.', '..' or a control character"));
+            return Err(wrong("its path has an empty part, '.', '..' or a character that ZooKeeper refuses"));
         }
         let root = format!("/{}", if path.is_empty() { "polylock" } else { path });
         let mut config = Self { hosts: addresses, login, root, session_timeout: Duration::from_secs(10), tls: None };
@@ -113,6 +115,7 @@ mod tests {
         assert_eq!(config.session_timeout, Duration::from_millis(2500));
         assert_eq!(Config::parse("zookeeper://a/x%20y").unwrap().root, "/x y");
         assert_eq!(Config::parse("zookeeper+tls://a").unwrap().tls, Some(Tls::default()));
+        assert_eq!(Config::parse("zookeeper://a/%C3%BC\u{f900}").unwrap().root, "/\u{fc}\u{f900}");
         assert_eq!(Config::parse("zookeeper://a").unwrap().root, "/polylock");
         assert_eq!(Config::parse("zookeeper://a/").unwrap().root, "/polylock");
     }
@@ -126,6 +129,8 @@ mod tests {
             "://secret@h",
             "://me:secret@h//x",
             "://me:secret@h/x/../y",
+            "://me:secret@h/\u{1f512}",
+            "://me:secret@h/\u{fffd}",
             "://me:secret@h?a=1",
             "://me:secret@h?ca=/x",
             "+tls://me:secret@h?cert=/x",

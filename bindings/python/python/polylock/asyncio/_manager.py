@@ -161,7 +161,15 @@ class Lock(LockBase[Lease]):
         """
         on = bridge()
         answer: object = self._native.acquire_start(
-            on.queue, self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label
+            on.queue,
+            self.name,
+            self._mode,
+            self._ttl,
+            self._wait,
+            self._auto_extend,
+            self._max_hold,
+            self._label,
+            self._fair,
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
@@ -179,7 +187,7 @@ class Lock(LockBase[Lease]):
         """
         on = bridge()
         answer: object = self._native.try_acquire_start(
-            on.queue, self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label
+            on.queue, self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label, self._fair
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
@@ -236,6 +244,7 @@ class LockManager(ManagerBase[Lock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> Lease:
         """Acquires `name`. The arguments are those of `lock`.
 
@@ -257,7 +266,9 @@ class LockManager(ManagerBase[Lock]):
         Released.RELEASED
         """
         on = bridge()
-        answer: object = self._native.acquire_start(on.queue, name, None, ttl, wait, auto_extend, max_hold, label)
+        answer: object = self._native.acquire_start(
+            on.queue, name, None, ttl, wait, auto_extend, max_hold, label, fair
+        )
         if isinstance(answer, int):
             answer = await on.finish(answer)
         return Lease(cast("_native.Lease", answer))
@@ -269,6 +280,7 @@ class LockManager(ManagerBase[Lock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> Lease | None:
         """Tries once to acquire `name`; `None` if somebody else holds it.
 
@@ -283,7 +295,7 @@ class LockManager(ManagerBase[Lock]):
         ours
         """
         on = bridge()
-        answer: object = self._native.try_acquire_start(on.queue, name, None, ttl, auto_extend, max_hold, label)
+        answer: object = self._native.try_acquire_start(on.queue, name, None, ttl, auto_extend, max_hold, label, fair)
         if isinstance(answer, int):
             answer = await on.finish(answer)
         return None if answer is None else Lease(cast("_native.Lease", answer))
@@ -296,6 +308,7 @@ class LockManager(ManagerBase[Lock]):
         auto_extend: bool = True,
         max_hold: float | None = None,
         label: str | None = None,
+        fair: bool = False,
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
         """Decorates a coroutine function to run under a lock whose name is made from its arguments.
 
@@ -321,7 +334,7 @@ class LockManager(ManagerBase[Lock]):
             @wraps(function)
             async def locked(*args: P.args, **kwargs: P.kwargs) -> R:
                 resource = name_of(*args, **kwargs)
-                async with await self.acquire(resource, ttl, wait, auto_extend, max_hold, label):
+                async with await self.acquire(resource, ttl, wait, auto_extend, max_hold, label, fair):
                     return await function(*args, **kwargs)
 
             return locked

@@ -1,0 +1,3 @@
+// The same for `import`.
+
+export { REDIS_CLAIM, checkRefusesZombies } from './fencing.js'
