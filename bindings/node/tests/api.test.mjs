@@ -180,6 +180,8 @@ test('a wrong type is a TypeError that names the argument', async () => {
   await rejects(locks.acquire('r', { autoExtend: 1 }), 'autoExtend')
   await rejects(locks.acquire('r', { label: 5 }), 'label')
   await rejects(locks.acquire('r', { signal: {} }), 'signal')
+  for (const seen of [undefined, null, 5, '5']) await rejects(locks.break('r', seen), 'seen')
+  await rejects(locks.break('r', {}), 'owner')
   await rejects(locks.using('r', {}), 'fn')
   await rejects(locks.using('r', {}, 5), 'fn')
   const lease = await locks.acquire('r')

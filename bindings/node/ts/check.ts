@@ -49,8 +49,11 @@ export function fn<F>(argument: string, value: F | undefined): F {
 const none = {}
 
 export function options<T extends object>(value: T | undefined): Partial<T> {
-  if (value === undefined) return none
-  if (typeof value !== 'object' || value === null) throw wrong('options', 'an object', value)
+  return value === undefined ? none : object('options', 'an object', value)
+}
+
+export function object<T extends object>(argument: string, wanted: string, value: T): T {
+  if (typeof value !== 'object' || value === null) throw wrong(argument, wanted, value)
   return value
 }
 

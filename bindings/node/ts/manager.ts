@@ -189,7 +189,12 @@ export class LockManager extends LockEvents {
       started =
         typeof seen === 'bigint'
           ? native.breakLock(this.#id, resource, seen)
-          : native.breakLock(this.#id, resource, undefined, arg.string('owner', arg.options(seen).owner))
+          : native.breakLock(
+              this.#id,
+              resource,
+              undefined,
+              arg.string('owner', arg.object('seen', 'a bigint or { owner }', seen).owner),
+            )
     } catch (error) {
       return Promise.reject(error as Error)
     }

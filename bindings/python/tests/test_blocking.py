@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,18 @@ def test_a_collected_lease_warns_and_is_released(url: str, name: str) -> None:
         gc.collect()
     assert_free(url, name)
     assert told == []
+
+
+def test_a_collected_lease_is_released_where_the_warning_is_an_error(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []  # it has the frame, and so the lease
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with polylock.connect(url) as locks, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        locks.acquire(name)
+        assert "unreleased" in str(seen[0].exc_value)
+        locks.acquire(name, wait=60).release()
 
 
 def test_use_after_close(url: str, name: str) -> None:

@@ -151,8 +151,9 @@ class LeaseBase:
             return  # a listener of a lost lease is still to be called
         self._forget_listeners()
         if native.is_held:
-            warnings.warn(f"unreleased {self!r}", ResourceWarning, stacklevel=2, source=self)
-            native.release_soon()
+            message = f"unreleased {self!r}"
+            native.release_soon()  # first: the warning may be an error
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def _forget_listeners(self) -> None:
         # Without a lock: the collector may come here in the middle of anything.
