@@ -33,6 +33,19 @@ test('packing takes part for part, or fails', () => {
   assert.equal(pack('--list').status, 0)
 })
 
+test('import gives what require gives', async () => {
+  const { exports } = require('../package.json')
+  for (const entry of Object.keys(exports).filter((entry) => exports[entry].import)) {
+    const name = `polylock${entry.slice(1)}`
+    const imported = Object.keys(await import(name))
+    assert.deepEqual(
+      Object.keys(require(name)).filter((key) => !imported.includes(key)),
+      [],
+      name,
+    )
+  }
+})
+
 test('the package is right for every way of loading it', () => {
   const file = join(work, npm(join(packages, 'polylock'), 'pack', '--pack-destination', work).trim())
   const types = tool('@arethetypeswrong/cli/dist/index.js', file, '--no-color')

@@ -1,3 +1,3 @@
 // The same for `import`.
 
-export { CLAIM, CLAIM_TABLE, LOCK, TRY_LOCK, lockId } from './postgres.js'
+export { CLAIM, CLAIM_TABLE, LEASE_TABLE, LOCK, SESSION_TABLE, TRY_LOCK, lockId } from './postgres.js'
