@@ -65,11 +65,16 @@ async fn two_of_five_black_holed() {
     }
     check("the first pair of a manager", &mut healthy, &mut faulty);
 
-    let began = Instant::now();
-    let locks = polylock::connect(faulty_urls.clone()).await.expect("a majority is there");
-    let connecting = Instant::now().since(began);
-    assert!(locks.inspect(&name).await.expect("a majority is there").is_none());
-    let inspecting = Instant::now().since(began) - connecting;
+    // The quickest of some, as other programs run on the same cores; one that waited for the silent would never be quick.
+    let (mut connecting, mut inspecting) = (Duration::MAX, Duration::MAX);
+    for _ in 0..5 {
+        let began = Instant::now();
+        let locks = polylock::connect(faulty_urls.clone()).await.expect("a majority is there");
+        let connected = Instant::now();
+        assert!(locks.inspect(&name).await.expect("a majority is there").is_none());
+        connecting = connecting.min(connected.since(began));
+        inspecting = inspecting.min(Instant::now().since(connected));
+    }
     eprintln!("connecting took {connecting:?}, inspecting {inspecting:?}");
     assert!(connecting < Duration::from_millis(1500) && inspecting < Duration::from_millis(450));
 
