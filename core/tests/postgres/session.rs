@@ -107,10 +107,18 @@ async fn our_sessions_ask_the_server_to_look_after_them() {
         .await
         .unwrap()
         .get(0);
-    let sockets = Command::new("ss").args(["-tnoH", &format!("dport = :{port}")]).output().expect("no ss");
-    let sockets = String::from_utf8_lossy(&sockets.stdout).into_owned();
-    let left = sockets.split("timer:(keepalive,").nth(1).and_then(|rest| rest.split(',').next());
-    let left = left.unwrap_or_else(|| panic!("no keep-alive: {sockets}"));
+    // While bytes are on their way, ss shows the timer of those.
+    let began = Instant::now();
+    let (left, sockets) = loop {
+        let sockets = Command::new("ss").args(["-tnoH", &format!("dport = :{port}")]).output().expect("no ss");
+        let sockets = String::from_utf8_lossy(&sockets.stdout).into_owned();
+        let left = sockets.split("timer:(keepalive,").nth(1).and_then(|rest| rest.split(',').next());
+        if let Some(left) = left {
+            break (left.to_owned(), sockets);
+        }
+        assert!(began.elapsed() < LIMIT, "no keep-alive: {sockets}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     let seconds = left.strip_suffix("sec").map(|seconds| seconds.parse::<f64>().unwrap());
     // Less than a second is in ms.
     assert!(left.ends_with("ms") || seconds.is_some_and(|seconds| seconds <= 6.0), "{sockets}");
