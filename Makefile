@@ -24,7 +24,7 @@ test: ## Installs what is missing, checks the code and runs every test in every 
 	tests/install.sh
 	$(SERVERS) tests/suite.py \
 	    lint="$(MAKE) lint" \
-	    rust="cargo test --workspace" \
+	    rust="cargo test --workspace --no-fail-fast" \
 	    $(foreach language,$(LANGUAGES) $(OVER_C),$(language)="$(MAKE) $(language)-test") \
 	    monitoring="$(MAKE) monitoring-test" \
 	    together="$(MAKE) together-test" \
