@@ -213,6 +213,7 @@ impl Manager {
         }
         self.undoing.close();
         self.undoing.wait().await;
+        self.backend.drain().await;
         self.backend.close();
         self.subscribers.close();
     }

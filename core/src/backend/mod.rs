@@ -110,6 +110,11 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// Has `lease` told as soon as the backend itself learns that it is gone; at once if it knows already.
     fn on_loss(&self, _claim: &Claim, _lease: Weak<dyn Losable>) {}
 
+    /// Waits for what is on its way in the background, beyond what was answered: as long as a server may take to answer.
+    fn drain(&self) -> Answer<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// Lets go of connections. Nothing is asked afterwards.
     fn close(&self) {}
 }

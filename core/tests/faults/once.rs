@@ -157,6 +157,72 @@ async fn a_server_that_always_hangs_up_is_not_flooded() {
     assert!((1..100).contains(&asked), "asked {asked} times in {NODE_TIMEOUT:?}");
 }
 
+/// Two of three have freed it, and the release to the third is on its way when the manager is closed: it arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_waits_for_a_slow_node() {
+    let servers = Server::several(3);
+    let (gate, slow) = (Gate::new(), Proxy::before(servers[2].port).await);
+    let urls = [servers[0].url(), servers[1].url(), slow.url()];
+    // How long it would wait at most: so long that none of this test's waits ends by it.
+    let locks = polylock::connect(urls.to_vec()).node_timeout(Duration::from_secs(60)).lazy().unwrap();
+    let name = fresh("r");
+    let lease = soon(&locks, &name).await;
+    eventually(SLACK, "all nodes hold", || servers.iter().all(|server| server.get(&name).is_some())).await;
+    slow.rule(once(is_release, Fate::Hold(Arc::clone(&gate))));
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    gate.arrived.notified().await;
+    let mut closing = std::pin::pin!(locks.close());
+    assert!(tokio::time::timeout(ms(300), &mut closing).await.is_err(), "closed with a release on its way");
+    gate.open();
+    closing.await;
+    assert!(servers.iter().all(|server| server.get(&name).is_none()));
+}
+
+/// One that never answers holds up the closing no longer than it may take to answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_does_not_wait_for_a_dead_node() {
+    let servers = Server::several(3);
+    let dead = Proxy::before(servers[2].port).await;
+    let locks = manager(&[servers[0].url(), servers[1].url(), dead.url()]);
+    let name = fresh("r");
+    let lease = soon(&locks, &name).await;
+    eventually(SLACK, "all nodes hold", || servers.iter().all(|server| server.get(&name).is_some())).await;
+    dead.door(Door::Blackhole);
+    dead.rule(|_| Fate::Swallow);
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    let closed = tokio::time::timeout(NODE_TIMEOUT + SLACK, locks.close()).await;
+    assert!(closed.is_ok(), "it waits for the ttl");
+}
+
+/// The answer that nobody read, because its thread went on to other things, is there when the manager is closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_reads_what_a_thread_has_left() {
+    let servers = Server::several(3);
+    let slow = Proxy::before(servers[2].port).await;
+    let urls = [servers[0].url(), servers[1].url(), slow.url()];
+    let locks = polylock::connect(urls.to_vec()).node_timeout(Duration::from_secs(60)).lazy().unwrap();
+    let name = fresh("r");
+    slow.rule(|request| if is_release(request) { Fate::Delay(ms(50)) } else { Fate::Pass });
+    let on_a_thread = {
+        let (locks, name) = (locks.clone(), name.clone());
+        move || {
+            let lease = polylock::blocking::wait(|driver| {
+                let (locks, name) = (&locks, &name);
+                async move { locks.acquire_by(name.as_str(), long(), &driver).await }
+            });
+            let lease = lease.expect("not free");
+            polylock::blocking::wait(|driver| {
+                let lease = &lease;
+                async move { lease.release_by(&driver).await }
+            })
+        }
+    };
+    let released = tokio::task::spawn_blocking(on_a_thread).await.unwrap();
+    assert_eq!(released.unwrap(), Release::Released);
+    assert!(tokio::time::timeout(ms(30_000), locks.close()).await.is_ok(), "nobody reads the answer");
+    assert!(servers.iter().all(|server| server.get(&name).is_none()));
+}
+
 /// One of five applies the attempt, says nothing, and stays silent during the release: its key is freed
 /// as soon as it can be reached again, not when the ttl is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -254,7 +254,7 @@ impl Connection {
     }
 
     /// Reads what has come and hands it out.
-    fn read(&self) {
+    pub(super) fn read(&self) {
         let mut state = self.state();
         let mut received = Vec::new();
         let outcome = state.read(&mut received);

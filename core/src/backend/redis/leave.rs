@@ -36,7 +36,8 @@ impl RedisBackend {
         let Some(turn) = &claim.turn else { return };
         if self.nodes.len() > 1 {
             let elsewhere = |index| !claim.progress.holds(index);
-            runtime::spawn(self.leave_where(elsewhere, claim.resource(), turn, &Driver::engine()));
+            let leaving = self.leave_where(elsewhere, claim.resource(), turn, &Driver::engine());
+            runtime::spawn(self.background.track_future(leaving));
         }
     }
 

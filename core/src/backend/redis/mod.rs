@@ -14,6 +14,9 @@
 //! * *An attempt reaches a node after the release did, or a node does not answer the release*: the lock is free, as a
 //!   majority freed it. Each node that holds, or may, and has not said that it does not any more is asked again in
 //!   the background until it does or the lock must have expired there (see [`release`]).
+//! * *The manager is closed before a slow node has the release*: a closed connection is reset, and the release lost with
+//!   it. So closing waits for the nodes that are being asked, as long as one may take to answer; what a node has
+//!   not released by then expires.
 //! * *A release's answer is cut off and the second request finds nothing*: the first may have freed it, so the
 //!   outcome is unknown and not "not held".
 //! * *A script fails in the middle*: a part may have been done, so it is undone as if the answer had been lost.
@@ -61,6 +64,7 @@ use futures_util::{
     stream::{FuturesUnordered, StreamExt},
 };
 use redis::Value;
+use tokio_util::task::TaskTracker;
 
 use self::{
     cluster::Cluster,
@@ -98,6 +102,8 @@ pub(crate) struct RedisBackend {
     managed: bool,
     /// Resources are in different slots of a cluster.
     slots: bool,
+    /// What goes on after the answer: closing waits for it.
+    background: TaskTracker,
 }
 
 impl RedisBackend {
@@ -152,6 +158,7 @@ impl RedisBackend {
             longest_asked: AtomicU64::new(0),
             managed,
             slots,
+            background: TaskTracker::new(),
         })
     }
 
@@ -360,6 +367,10 @@ impl Backend for RedisBackend {
 
     fn watch(&self, resource: &Resource) -> Watch {
         self.subscriptions.watch(Key::of(&self.prefix, resource).channel)
+    }
+
+    fn drain(&self) -> Answer<'_, ()> {
+        Box::pin(self.drain_background())
     }
 
     fn close(&self) {

@@ -240,6 +240,17 @@ impl Server for Node {
         .boxed()
     }
 
+    fn look(&self) {
+        let open = |lane: &Lane| match lane {
+            Lane::Open(connection) => Some(Arc::clone(connection)),
+            Lane::Opening(_) => None,
+        };
+        let connections: Vec<_> = self.lanes().values().filter_map(open).collect();
+        for connection in connections {
+            connection.read();
+        }
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

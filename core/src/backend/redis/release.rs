@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
 use super::{
     RedisBackend,
     keys::Keys,
@@ -22,8 +24,12 @@ impl RedisBackend {
         let expires = Instant::now().after(self.node_timeout(claim.ttl));
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::release(&keys, claim, expires);
-        let pursuit =
-            Arc::new(Pursuit { claim: claim.clone(), keys, settles_within: self.settles_within(claim.ttl) });
+        let pursuit = Arc::new(Pursuit {
+            claim: claim.clone(),
+            keys,
+            settles_within: self.settles_within(claim.ttl),
+            _underway: self.background.token(),
+        });
         let nodes = self.nodes.len();
         let (mut released, mut not_held, mut unknown) = (0, 0, 0);
         let mut unsettled = Vec::new();
@@ -64,6 +70,21 @@ impl RedisBackend {
         }
         release
     }
+
+    /// Waits for the nodes that are being asked in the background; see [`Backend::drain`].
+    pub(super) async fn drain_background(&self) {
+        const FIRST_PAUSE: Duration = Duration::from_millis(1);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+        let until = Instant::now().after(self.node_timeout(Duration::MAX));
+        self.background.close();
+        let mut pause = FIRST_PAUSE;
+        while !self.background.is_empty() && Instant::now() < until {
+            // The thread or the loop that asked need not be there any more.
+            self.nodes.iter().for_each(|node| node.look());
+            timer::until(Some(Instant::now().after(pause).min(until)), self.background.wait()).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
 }
 
 /// What a node answered to a release.
@@ -96,6 +117,8 @@ struct Pursuit {
     claim: Claim,
     keys: Keys,
     settles_within: Duration,
+    /// As long as this is there, closing waits.
+    _underway: TaskTrackerToken,
 }
 
 impl Pursuit {

@@ -47,6 +47,9 @@ pub(super) trait Server: Send + Sync {
     /// The servers that it consists of.
     fn parts(self: Arc<Self>, expires: Instant) -> BoxFuture<'static, Result<Vec<Arc<dyn Server>>, CallError>>;
 
+    /// Reads what has come on connections whose driver may be away.
+    fn look(&self) {}
+
     /// Lets go of connections; there will be no others.
     fn close(&self);
 

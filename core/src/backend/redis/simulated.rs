@@ -382,6 +382,7 @@ fn manager(machines: &Machines, world: World, loss: f64, calm: &Arc<AtomicBool>,
         longest_asked: AtomicU64::new(0),
         managed: false,
         slots: false,
+        background: tokio_util::task::TaskTracker::new(),
     };
     LockManager::new(Box::new(backend), &Options::default())
 }
