@@ -2,11 +2,14 @@
  *
  * Built without the sanitizers: AddressSanitizer's allocator does not take its locks before a fork (up to GCC 12), so
  * that a child whose parent was allocating on another thread waits for ever for one of them. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include "check.h"
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 
 enum { BUSY = 6, OWN_WORK_S = 60 };
 
@@ -127,6 +130,34 @@ static void a_finalizer_is_not_called_in_the_child(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+/* A fork that the C library does not know of, so that no hook of pthread_atfork is called: found out all the same. Comes
+ * before there is any thread, whose locks in the C library nobody would take care of in the child. */
+static void a_raw_clone_is_a_fork(void)
+{
+#if defined(__linux__) && defined(__x86_64__)
+    polylock_manager locks = check_connect("memory:");
+    pid_t child = (pid_t)syscall(SYS_clone, (long)SIGCHLD, 0L, 0L, 0L, 0L);
+    if (child == 0) {
+        polylock_manager own;
+        alarm(OWN_WORK_S);
+        CHECK_IS(POLYLOCK_ERR_FORKED, polylock_inspect(locks, "r", &(polylock_holder){0}, NULL));
+        own = check_connect("memory:");
+        CHECK_IS(POLYLOCK_OK, polylock_inspect(own, "r", &(polylock_holder){0}, NULL));
+        child = (pid_t)syscall(SYS_clone, (long)SIGCHLD, 0L, 0L, 0L, 0L); /* and so on, in the child's child */
+        if (child == 0) {
+            CHECK_IS(POLYLOCK_ERR_FORKED, polylock_inspect(own, "r", &(polylock_holder){0}, NULL));
+            _exit(0);
+        }
+        check_child(child);
+        CHECK_IS(POLYLOCK_OK, polylock_inspect(own, "r", &(polylock_holder){0}, NULL));
+        _exit(0);
+    }
+    check_child(child);
+    CHECK_IS(POLYLOCK_OK, polylock_inspect(locks, "r", &(polylock_holder){0}, NULL));
+    CHECK_OK(polylock_manager_free(locks));
+#endif
+}
+
 /* Options that every thread sets and reads, and the children too. */
 static polylock_options shared_options;
 static char file_url[64];
@@ -212,6 +243,7 @@ static void a_child_waits_for_no_thread_of_its_parent(void)
 int main(int argc, char **argv)
 {
     static const struct check_case cases[] = {
+        CASE(a_raw_clone_is_a_fork),
         CASE(a_fork_leaves_everything_to_the_parent),
         CASE(a_finalizer_is_not_called_in_the_child),
         CASE(a_child_waits_for_no_thread_of_its_parent),

@@ -3,8 +3,9 @@
 //! After `fork` only the forking thread lives on, while sockets and the kernel's event queues are shared with
 //! the parent. So nothing made before the fork may be used, and not even be taken apart, in the child:
 //! managers and leases remember the generation that made them, and every entry compares it with this one.
-//! The process id is asked at every entry instead of in a fork hook, because raw `clone` and hosts that fork
-//! by themselves (uWSGI) run no hooks.
+//! That is asked at every entry instead of being told by a fork hook, because raw `clone` and hosts that fork by
+//! themselves (uWSGI) run no hooks: by the process id, which is a system call (some 0.2 us), or by a [mark](keep_mark)
+//! that the kernel wipes.
 
 use std::{
     fs::{self, File, Metadata},
@@ -15,17 +16,49 @@ use std::{
     },
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use arc_swap::{ArcSwapOption, Guard};
+use once_cell::race::OnceRef;
 
 /// Process id in the low half, number of forks seen on the way here in the high half.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
 
+/// See [`keep_mark`].
+static MARK: OnceRef<'static, AtomicU32> = OnceRef::new();
+
 /// Number of this process in the line of forks that led to it; differs between parent and child.
 pub fn generation() -> u32 {
+    let Some(mark) = MARK.get() else { return generation_by_id() };
+    match mark.load(Ordering::Acquire) {
+        0 => {
+            let generation = generation_by_id();
+            mark.store(generation.wrapping_add(1), Ordering::Release);
+            generation
+        }
+        marked => marked.wrapping_sub(1),
+    }
+}
+
+/// Has the generation of this process kept in `mark` from now on, a word that the kernel sets to 0 in the child of every
+/// fork (on Linux: in memory with `MADV_WIPEONFORK`), which then asks for its process id once. Says whether it was the
+/// first: one is enough.
+///
+/// The child of a raw `clone` is covered too, as its memory is copied by the same code of the kernel. With `CLONE_VM`
+/// (`vfork`) there is no copy: until it calls `exec` the child is the parent's memory, and has the parent's generation.
+pub fn keep_mark(mark: &'static AtomicU32) -> bool {
+    mark.store(generation_by_id().wrapping_add(1), Ordering::Release);
+    MARK.set(mark).is_ok()
+}
+
+/// Whether there is a [mark](keep_mark).
+pub fn has_mark() -> bool {
+    MARK.get().is_some()
+}
+
+fn generation_by_id() -> u32 {
     let pid = std::process::id();
     let mut current = CURRENT.load(Ordering::Acquire);
     loop {
@@ -206,6 +239,20 @@ mod tests {
         assert!(
             VALUE.last().as_ref().is_some_and(|last| !Arc::ptr_eq(last, &childs) && !Arc::ptr_eq(last, &parents))
         );
+    }
+
+    #[test]
+    fn a_mark_that_was_wiped_is_made_again() {
+        static MARK: AtomicU32 = AtomicU32::new(0);
+        static SECOND: AtomicU32 = AtomicU32::new(0);
+        let own = generation();
+        assert!(keep_mark(&MARK) && has_mark() && !keep_mark(&SECOND));
+        for wiped in [false, true] {
+            if wiped {
+                MARK.store(0, Ordering::Release);
+            }
+            assert_eq!((generation(), MARK.load(Ordering::Acquire)), (own, own + 1));
+        }
     }
 
     #[test]
