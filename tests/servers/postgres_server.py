@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from types import TracebackType
 
 from redis_server import free_port
@@ -88,15 +89,22 @@ class _Server:
 class PostgresServer(_Server):
     """A cluster of its own with a database `app`, which belongs to the user `app`; `admin` may do everything."""
 
-    def __init__(self, *options: str, tls: bool = False) -> None:
+    def __init__(self, *options: str, tls: bool = False, standby_of: str | None = None) -> None:
         """`options` are settings, as in `max_connections=20`.
 
         With `tls` it is `localhost` by a certificate of `ca.pem` in `directory`, knows the user `carol` by
-        `client.pem` and `client.key` alone, and lets others in over TLS only.
+        `client.pem` and `client.key` alone, and lets others in over TLS only. With `standby_of`, an
+        administrator's URL, it is a replica of that server, with its users and passwords.
         """
         super().__init__("postgres")
-        self.password = secrets.token_hex(8)
         self.options = options
+        if standby_of is not None:
+            self.password = urllib.parse.urlsplit(standby_of).password or ""
+            target = (f"--pgdata={self._data}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+            _check(*_as_postgres(), PROGRAMS / "pg_basebackup", f"--dbname={standby_of}", *target)
+            self.start()
+            return
+        self.password = secrets.token_hex(8)
         password_file = self.directory / "password"
         password_file.write_text(self.password)
         password_file.chmod(0o644)
@@ -114,7 +122,7 @@ class PostgresServer(_Server):
                 "hostssl all carol all cert\nhost all admin all scram-sha-256\nhostssl all all all scram-sha-256\n"
             )
         else:
-            rules.write_text("host all all all scram-sha-256\n")
+            rules.write_text("host all all all scram-sha-256\nhost replication admin all scram-sha-256\n")
         self.start()
         run_sql(self.admin_url, "CREATE USER carol")
         run_sql(self.admin_url, f"CREATE USER app PASSWORD '{self.password}'")
@@ -277,10 +285,11 @@ def _obey(options: list[str]) -> None:
     """Runs a server for tests in other languages: a line of URLs, then orders by standard input, each answered `ok`.
 
     `kill`, `start`, `pause` and `resume` do just that; `standby` restarts it as a replica, `primary` undoes that. It
-    ends with the input. The option `--tls` is of ours, the others are settings.
+    ends with the input. The options `--tls` and `--standby-of=URL` are of ours, the others are settings.
     """
-    settings = [option for option in options if option != "--tls"]
-    with PostgresServer(*settings, tls="--tls" in options) as server, PgBouncer(server) as pooler:
+    settings = [option for option in options if not option.startswith("--")]
+    primary = next((option.partition("=")[2] for option in options if option.startswith("--standby-of=")), None)
+    with PostgresServer(*settings, tls="--tls" in options, standby_of=primary) as server, PgBouncer(server) as pooler:
         print(server.url, server.admin_url, pooler.url, server.directory, flush=True)
         for order in sys.stdin:
             if order == "kill\n":

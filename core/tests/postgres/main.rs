@@ -5,6 +5,7 @@
 mod connecting;
 mod crash;
 mod cut_off;
+mod failover;
 mod lease;
 mod session;
 mod transaction;
