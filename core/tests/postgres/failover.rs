@@ -144,7 +144,7 @@ async fn forgotten(mode: &str) -> (Pair, polylock::Lease, polylock::Lease) {
     assert_eq!(earlier.release().await.unwrap(), Release::Released);
     // The standby knows as much, and nothing of what comes.
     let written = pair.primary.sql().await.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
-    let replayed = format!("SELECT (pg_last_wal_replay_lsn() >= '{}')::int8", written.get::<_, &str>(0));
+    let replayed = format!("SELECT count(*) WHERE pg_last_wal_replay_lsn() >= '{}'", written.get::<_, &str>(0));
     eventually(&standby, &replayed, 1).await;
     standby.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await.unwrap();
     standby.batch_execute("SELECT pg_reload_conf()").await.unwrap();
