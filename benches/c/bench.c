@@ -72,7 +72,7 @@ static void floor_pair(void)
 {
     static unsigned pairs;
     static char reply[4096];
-    char request[2048], owner[41], token[32], limit[32], record[64];
+    char request[2048], owner[41], token[32], limit[32], record[128];
     double us = now(CLOCK_REALTIME);
     size_t used = (size_t)sprintf(request, "*12\r\n");
     const char *words[11];
@@ -80,7 +80,7 @@ static void floor_pair(void)
     sprintf(owner, "%040x", ++pairs);
     sprintf(token, "%.0f", us);
     sprintf(limit, "%.0f", us / 1e3 + 30000);
-    sprintf(record, "%.0f\n1\nhost\n", us / 1e3);
+    sprintf(record, "%016.0f %s %.0f\n1\nhost\n", us, owner, us / 1e3);
     words[0] = acquire_sha;
     words[1] = "3";
     words[2] = "bench:floor";

@@ -26,7 +26,7 @@ class Floor:
     def pair(self) -> None:
         self._pairs += 1
         owner, now = f"{self._pairs:040x}", time.time()
-        fence, record = f"polylock:fence:{{{self._name}}}", f"{now * 1000:.0f}\n1\nhost\n"
+        fence, record = f"polylock:fence:{{{self._name}}}", f"{now * 1e6:016.0f} {owner} {now * 1000:.0f}\n1\nhost\n"
         limit = int(now * 1000) + TTL_MS
         keys = (3, self._name, fence, f"polylock:writer:{{{self._name}}}")
         self._call("EVALSHA", self._acquire, *keys, owner, TTL_MS, int(now * 1e6), limit, record, FENCE_TTL_MS)

@@ -49,7 +49,7 @@ impl Scripts {
             &TTL_MS,
             &us,
             &(ms + TTL_MS),
-            &format!("{ms}\n1\nhost\n"),
+            &format!("{us:016} {owner} {ms}\n1\nhost\n"),
             &FENCE_TTL_MS,
         ];
         words.iter().map(|word| word.to_string()).collect()

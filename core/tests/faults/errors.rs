@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use polylock::{Acquire, ErrorKind, Release};
+use polylock::{Acquire, ErrorKind, Release, Target};
 
 use super::{
     FOREIGN, SLACK, eventually, fresh, long, manager, ms,
@@ -206,7 +206,7 @@ async fn the_key_is_something_else() {
     assert_eq!((holder.owner.as_str(), holder.expires_in, holder.fencing_token), (FOREIGN, None, None));
 }
 
-/// The script fails after its first write: what it wrote is taken back, though the server said no.
+/// The script cannot write after its first write: what it wrote is taken back, though the server said no.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_script_that_breaks_off_leaves_nothing() {
     let server = Server::start();
@@ -215,18 +215,63 @@ async fn a_script_that_breaks_off_leaves_nothing() {
     let _: i64 = server.ask(&["LPUSH", &fence, "not a fence"]);
     let error = locks.try_acquire(&name, long()).await.unwrap_err();
     assert!(format!("{error:?}").contains("WRONGTYPE"), "{error:?}");
-    until_clean(&[&server], &name).await;
+    assert_eq!(server.get(&name), None, "a lock without its token");
+    // The same for several, and for one that is shared.
+    let others = [fresh("r"), fresh("r")];
+    for resource in &others {
+        let _: i64 = server.ask(&["LPUSH", &format!("polylock:fence:{{{resource}}}"), "not a fence"]);
+    }
+    for target in [Target::shared(&others[0]), Target::all(others.clone())] {
+        let error = locks.try_acquire(target, long()).await.unwrap_err();
+        assert!(format!("{error:?}").contains("WRONGTYPE"), "{error:?}");
+        eventually(SLACK, "no key is left", || server.keys().is_empty()).await;
+    }
 
-    // A user who may set keys and nothing else.
-    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "on", ">secret", "~*", "&*", "+@all", "-hset"]);
+    // A user who lacks what comes after the first writes.
+    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "on", ">secret", "~*", "&*", "+@all", "-pexpire"]);
     let clerk = manager(&[format!("redis://clerk:secret@127.0.0.1:{}", server.port)]);
     let name = fresh("r");
-    let error = tokio::time::timeout(SLACK, clerk.acquire(&name, long())).await.expect("retried").unwrap_err();
+    let shared = clerk.acquire(Target::shared(&name), long());
+    let error = tokio::time::timeout(SLACK, shared).await.expect("retried").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
-    until_clean(&[&server], &name).await;
+    eventually(SLACK, "no key is left", || server.keys().is_empty()).await;
 
     // And one who may not publish still releases.
-    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "+hset", "-publish"]);
+    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "+pexpire", "-publish"]);
     let lease = soon(&clerk, &name).await;
     assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
+/// A request whose first answer was lost is sent again: it is granted with the same token, or a later one if the fence
+/// is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asking_again_is_granted_again() {
+    let server = Server::start();
+    let acquire = include_str!("../../src/backend/redis/scripts/acquire.lua");
+    let acquire_all = include_str!("../../src/backend/redis/scripts/acquire_all.lua");
+    let share = include_str!("../../src/backend/redis/scripts/share.lua");
+    let (first, second) = ("0000000000000007", "0000000000000009");
+    let shapes: [(&str, &[&str], &[&str]); 4] = [
+        (acquire, &["3", "lock", "fence", "writer"], &[]),
+        (acquire_all, &["4", "lock", "lock2", "fence", "fence2"], &[]),
+        (share, &["3", "lock", "fence", "writer"], &["shared:", "0"]),
+        (share, &["3", "lock", "fence", "writer"], &["permit:", "1"]),
+    ];
+    for (script, keys, how) in shapes {
+        let ask = |proposed: &str| -> i64 {
+            let fence = format!("{proposed} owner record");
+            let args = ["owner", "60000", proposed, "9999999999999999", &fence, "3600000"];
+            server.ask(&[&["EVAL", script][..], keys, &args[..], how].concat())
+        };
+        assert_eq!(ask(first), 7, "{keys:?}");
+        assert_eq!(ask(second), 7, "{keys:?}");
+        let _: i64 = server.ask(&["DEL", "fence", "fence2"]);
+        assert_eq!(ask(second), 9, "{keys:?}");
+        assert_eq!(server.get("fence").as_deref(), Some(&format!("{second} owner record")[..]), "{keys:?}");
+        let _: i64 = server.ask(&["DEL", "lock", "lock2"]);
+        // The counter is ahead of whoever asks next.
+        assert_eq!(ask(first), 10, "{keys:?}");
+        assert_eq!(server.get("fence").as_deref(), Some("0000000000000010 owner record"), "{keys:?}");
+        let _: () = server.ask(&["FLUSHALL"]);
+    }
 }

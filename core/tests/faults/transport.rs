@@ -162,7 +162,7 @@ async fn a_socket_of_this_host() {
 async fn users_databases_and_the_newer_protocol() {
     let server = Server::start();
     // What the documentation says that a user needs, and no more.
-    let rights = "+eval +evalsha +time +get +set +del +pexpire +pttl +hget +hset +hmget +type +exists +zadd +zrem +zcard \
+    let rights = "+eval +evalsha +time +get +set +del +pexpire +pttl +type +exists +zadd +zrem +zcard \
                   +zscore +zrange +zrevrange +zremrangebyscore +publish +subscribe +unsubscribe +select +hello +scan +ping";
     let mut user = vec!["ACL", "SETUSER", "clerk", "on", ">p@ss:w/rd", "~*", "&*", "-@all"];
     user.extend(rights.split_whitespace());

@@ -3,19 +3,21 @@
 use std::sync::{Arc, atomic::Ordering};
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use redis::Value;
 
 use super::{
     RedisBackend,
     keys::Keys,
-    numbers, out_of_reach,
+    number, numbers, out_of_reach,
     quorum::{Ballot, Refusal, Standing, Verdict, Vote, majority},
+    release::Overtaken,
     request::{self, Request},
     restart,
+    round::Answers,
 };
 use crate::{
     Error,
-    backend::{Attempt, Claim, Progress},
+    backend::{Attempt, Backend, Claim, Progress},
     clock::Instant,
     engine::{driver::Driver, timer},
     mutant::mutant,
@@ -100,10 +102,16 @@ impl RedisBackend {
                 decided => Some(decided),
             }
         };
-        let (progress, nodes) = (Arc::clone(&claim.progress), self.nodes.clone());
-        let late = move |index, answer| {
+        let within = self.settles_within(claim.ttl);
+        let given_up = Overtaken { claim: claim.clone(), prefix: self.prefix.clone(), within };
+        let nodes = self.nodes.clone();
+        let late = move |index: usize, answer: request::Answer| {
             let counts = restart::votes(&nodes, index, sits_out, Instant::now());
-            note(&progress, index, &answer, counts);
+            let progress = &given_up.claim.progress;
+            note(progress, index, &answer, counts);
+            if progress.is_over() && answer.is_ok_and(|answered| granted(&answered.value).is_some()) {
+                given_up.give_back(index, &nodes[index]);
+            }
         };
         self.ask(request, driver, decide, late).await
     }
@@ -118,7 +126,7 @@ impl RedisBackend {
     /// Writes `token` back to the nodes that hold, until a majority has it; see [`quorum`].
     async fn raise(
         &self,
-        keys: &Keys,
+        keys: &Keys<'_>,
         claim: &Claim,
         mut token: u64,
         holders: &[usize],
@@ -127,15 +135,15 @@ impl RedisBackend {
     ) -> Option<u64> {
         while Instant::now() < expires {
             let request = Request::raise(keys, claim, token, expires);
-            let mut raises: FuturesUnordered<_> = holders
-                .iter()
-                .map(|index| Arc::clone(&self.nodes[*index]).run(Arc::clone(&request), driver.clone()))
-                .collect();
+            let to = holders.iter().map(|index| (*index, &self.nodes[*index]));
+            let mut raises = Answers::ask(to, &request, driver);
             let (mut confirmed, mut higher) = (0, token);
-            // Not held up by one that has just fallen silent.
-            while confirmed < majority(self.nodes.len())
-                && let Some(answer) = raises.next().await
-            {
+            for _ in holders {
+                // Not held up by one that has just fallen silent.
+                if confirmed >= majority(self.nodes.len()) {
+                    break;
+                }
+                let (_, answer) = raises.next().await;
                 match answer.as_ref().map(|answered| numbers(&answered.value)).ok().flatten().as_deref() {
                     Some([1, _]) => confirmed += 1,
                     Some([-1, above]) => higher = higher.max(u64::try_from(*above).unwrap_or(0)),
@@ -176,13 +184,13 @@ impl RedisBackend {
 fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: bool) {
     match answer {
         Ok(answered) => {
-            let numbers = numbers(&answered.value);
-            let granted = matches!(numbers.as_deref(), Some([1, ..]));
+            let granted = granted(&answered.value).is_some();
             if granted && counts {
                 progress.add_holder(index);
             }
             // A grant that does not count, or of what was given up meanwhile, is in doubt until the release has found it.
-            if !answered.repeated && numbers.is_some() && !(granted && (progress.is_over() || !counts)) {
+            let understood = granted || numbers(&answered.value).is_some();
+            if !answered.repeated && understood && !(granted && (progress.is_over() || !counts)) {
                 progress.resolve(index);
             }
         }
@@ -193,17 +201,24 @@ fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: boo
 
 /// What a node's answer to an attempt means.
 fn vote(node: &str, answer: request::Answer) -> Vote {
-    let numbers = match answer {
-        Ok(answered) => numbers(&answered.value),
+    let value = match answer {
+        Ok(answered) => answered.value,
         Err(error) if error.is_ambiguous() => return Vote::Unknown(error.into_error()),
         Err(error) => return Vote::Failed(error.into_error()),
     };
+    if let Some(counter) = granted(&value) {
+        return Vote::Granted { counter };
+    }
     let ttl = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
-    match numbers.as_deref() {
-        Some([1, counter, _]) => Vote::Granted { counter: u64::try_from(*counter).unwrap_or(0) },
-        Some([0, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: false },
-        Some([-3, _, left]) => Vote::Busy { free_in: ttl(*left), foreign: true },
+    match numbers(&value).as_deref() {
+        Some([0, left]) => Vote::Busy { free_in: ttl(*left), foreign: false },
+        Some([-3, left]) => Vote::Busy { free_in: ttl(*left), foreign: true },
         Some([-2, ..]) => Vote::Failed(Error::unavailable(format!("{node}: too late"))),
         _ => Vote::Unknown(Error::unavailable(format!("{node}: an answer of another kind"))),
     }
+}
+
+/// The node's counter, if the answer is a grant.
+fn granted(value: &Value) -> Option<u64> {
+    number(value).and_then(|token| u64::try_from(token).ok()).filter(|token| *token > 0)
 }

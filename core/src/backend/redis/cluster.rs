@@ -176,7 +176,7 @@ impl Cluster {
 
     async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
         let expires = request.expires;
-        let slot = request.keys.first().map_or(0, |key| slot::of(key));
+        let slot = slot::of(request.first_key());
         let (mut unanswered, mut pause, mut asking) = (None, Duration::ZERO, None);
         loop {
             let (node, asks) = match asking.take() {

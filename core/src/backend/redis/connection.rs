@@ -11,7 +11,7 @@
 
 use std::{
     future::Future,
-    io::{self, Read, Write},
+    io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicI64, Ordering},
@@ -31,10 +31,12 @@ use tokio::{
 
 use super::{
     call::{CallError, Reply},
-    link::{Link, Received},
+    link::{Link, Received, To},
+    request::{Name, Request},
+    round::Ticket,
+    wire,
 };
 use crate::{
-    backend::quiet::Quiet,
     clock::Instant,
     engine::{
         driver::{Driver, Kind},
@@ -46,6 +48,9 @@ use crate::{
 
 /// A connection that has not been used for this long is looked at before it is.
 const STALE_AFTER: Duration = Duration::from_millis(500);
+
+/// Output of this length is written before the turn ends, so that the server begins while we go on.
+const CHUNK: usize = 4 * 1024;
 
 /// What a connection does with messages that nobody asked for.
 pub(super) type OnPush = Box<dyn Fn(Value) + Send + Sync>;
@@ -65,8 +70,12 @@ struct State {
     socket: Option<Arc<Socket>>,
     tls: Option<Box<rustls::ClientConnection>>,
     link: Link,
+    /// What was read last; kept for its memory.
+    input: Vec<u8>,
     /// The socket took less than there was: it is watched for becoming writable.
     blocked: bool,
+    /// Several answers came at once: so many callers are at work, and so will write at once.
+    crowded: bool,
     /// A flush has been asked for.
     flush_due: bool,
     broken: Option<String>,
@@ -97,7 +106,9 @@ impl Connection {
                 socket: Some(Arc::new(socket)),
                 tls,
                 link: Link::default(),
+                input: Vec::new(),
                 blocked: false,
+                crowded: false,
                 flush_due: false,
                 broken: None,
                 on_broken: None,
@@ -138,52 +149,68 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a request and waits for its answer. Dropping the future drops the answer, not the request.
-    pub(super) async fn call(self: &Arc<Self>, request: &[u8], expires: Instant) -> Reply {
-        let (reply, answer) = oneshot::channel();
-        self.send(request, reply, expires);
-        match answer.await {
-            Ok(reply) => reply.and_then(|value| CallError::check(&self.peer, value)),
-            Err(_) => Err(CallError::unanswered(&self.peer, "the connection went away")),
-        }
+    /// Sends a command and waits for its answer. Dropping the future drops the answer, not the command.
+    pub(super) async fn call(self: &Arc<Self>, command: &[u8], expires: Instant) -> Reply {
+        self.answer_to(false, |output| output.extend_from_slice(command), expires).await
     }
 
-    /// As [`call`](Self::call); `asks` is for a server of a cluster that is only about to get the keys: then nothing
-    /// may come between the word and the request that it is for.
-    pub(super) async fn call_as(self: &Arc<Self>, asks: bool, request: &[u8], expires: Instant) -> Reply {
-        if !asks {
-            return self.call(request, expires).await;
-        }
-        let (reply, answer) = oneshot::channel();
+    /// As [`call`](Self::call), for a script; `asks` is for a server of a cluster that is only about to get the keys.
+    pub(super) async fn run(self: &Arc<Self>, request: &Request, name: Name, asks: bool) -> Reply {
+        let server_time = self.server_time(request.expires);
+        self.answer_to(asks, |output| request.encode(name, server_time, output), request.expires).await
+    }
+
+    async fn answer_to(self: &Arc<Self>, asks: bool, encode: impl FnOnce(&mut Vec<u8>), expires: Instant) -> Reply {
+        let (caller, answer) = oneshot::channel();
         {
             let mut state = self.state();
             if let Some(why) = &state.broken {
                 return Err(CallError::not_sent(&self.peer, why));
             }
-            let (asked, _) = oneshot::channel();
-            state.link.request(b"*1\r\n$6\r\nASKING\r\n", asked, expires);
-            state.link.request(request, reply, expires);
-            self.watch_for(&mut state, expires);
-            self.write(state);
+            if asks {
+                // Nothing may come between the word and the request that it is for.
+                let (nobody, _) = oneshot::channel();
+                let word = |output: &mut Vec<u8>| output.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
+                state.link.request(word, To::Caller(nobody), expires);
+            }
+            self.send(state, encode, To::Caller(caller), expires);
         }
         match answer.await {
-            Ok(reply) => reply.and_then(|value| CallError::check(&self.peer, value)),
+            Ok(reply) => reply,
             Err(_) => Err(CallError::unanswered(&self.peer, "the connection went away")),
         }
     }
 
-    fn send(self: &Arc<Self>, request: &[u8], reply: oneshot::Sender<Reply>, expires: Instant) {
+    /// Sends what a ticket is for, unless the connection is broken: then it gives the ticket back.
+    pub(super) fn take(self: &Arc<Self>, ticket: Ticket) -> Result<(), Ticket> {
         let mut state = self.state();
-        if let Some(why) = &state.broken {
-            let error = CallError::not_sent(&self.peer, why);
+        if state.is_stale() {
             drop(state);
-            let _ = reply.send(Err(error));
-            return;
+            self.read();
+            state = self.state();
         }
+        if state.broken.is_some() {
+            return Err(ticket);
+        }
+        let request = Arc::clone(ticket.request());
+        let server_time = self.server_time(request.expires);
+        let encode = |output: &mut Vec<u8>| request.encode(Name::Sha, server_time, output);
+        self.send(state, encode, To::Round(ticket), request.expires);
+        Ok(())
+    }
+
+    fn send(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        encode: impl FnOnce(&mut Vec<u8>),
+        to: To,
+        expires: Instant,
+    ) {
         let idle = state.link.is_idle();
-        state.link.request(request, reply, expires);
+        state.link.request(encode, to, expires);
         self.watch_for(&mut state, expires);
-        self.write_soon(state, idle);
+        let now = (idle && !state.crowded) || state.link.output().len() >= CHUNK;
+        self.write_soon(state, now);
     }
 
     /// Sends a request whose answers come as pushes.
@@ -259,6 +286,9 @@ impl Connection {
         let mut received = Vec::new();
         let outcome = state.read(&mut received);
         state.last_used = Instant::now();
+        if !received.is_empty() {
+            state.crowded = received.len() > 1;
+        }
         match outcome {
             Ok(()) if state.link.is_idle() && state.tls.is_none() => drop(state),
             Ok(()) => self.write(state), // TLS may have something to say; requests may have been left
@@ -266,7 +296,7 @@ impl Connection {
         }
         for message in received {
             match message {
-                Received::Reply(reply, value) => drop(reply.send(Ok(value))),
+                Received::Reply(to, value) => to.reply(CallError::check(&self.peer, value)),
                 Received::Push(value) => match &self.on_push {
                     Some(on_push) => on_push(value),
                     None => tracing::debug!(peer = self.peer, "an unexpected message"),
@@ -290,15 +320,14 @@ impl Connection {
         {
             let _ = SockRef::from(&**socket).set_linger(Some(Duration::ZERO));
         }
-        let mut failed = Vec::new();
-        state.link.fail(&CallError::unanswered(&self.peer, why), &mut failed);
+        let failed = state.link.fail();
         drop(state);
         drop(socket);
         if let Some(Attached::Task(notify)) = self.attached.get() {
             notify.notify_one(); // it holds the socket, too
         }
-        for (reply, error) in failed {
-            let _ = reply.send(error);
+        for to in failed {
+            to.reply(Err(CallError::unanswered(&self.peer, why)));
         }
     }
 
@@ -328,7 +357,7 @@ impl Connection {
         if state.broken.is_some() {
             return false;
         }
-        let stale = state.link.is_idle() && Instant::now().since(state.last_used) > STALE_AFTER;
+        let stale = state.is_stale();
         drop(state);
         if stale {
             // The server may have closed it while nobody was looking.
@@ -404,79 +433,28 @@ impl Connection {
 }
 
 impl State {
+    /// Not used for so long that the server may have closed it while nobody was looking.
+    fn is_stale(&self) -> bool {
+        self.link.is_idle() && Instant::now().since(self.last_used) > STALE_AFTER
+    }
+
     fn wants_write(&self) -> bool {
         !self.link.output().is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
     fn write(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
-        let socket: &Socket = socket;
-        let mut socket = Quiet(socket);
-        if let Some(tls) = &mut self.tls {
-            while !self.link.output().is_empty() {
-                let written = tls.writer().write(self.link.output())?;
-                if written == 0 {
-                    break; // its buffer is full
-                }
-                self.link.wrote(written);
-            }
-            while tls.wants_write() {
-                match tls.write_tls(&mut socket) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            return Ok(());
+        match &mut self.tls {
+            Some(tls) => wire::write_tls(tls, socket, &mut self.link),
+            None => wire::write(socket, &mut self.link),
         }
-        while !self.link.output().is_empty() {
-            match socket.write(self.link.output()) {
-                Ok(written) => self.link.wrote(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     fn read(&mut self, received: &mut Vec<Received>) -> Result<(), String> {
-        let mut buffer = [0; 8 * 1024];
-        loop {
-            let Some(socket) = &self.socket else { return Err("the connection is closed".into()) };
-            let mut socket: &Socket = socket;
-            let read = match &mut self.tls {
-                None => socket.read(&mut buffer),
-                Some(tls) => match tls.read_tls(&mut socket) {
-                    Ok(0) => Ok(0),
-                    Ok(_) => {
-                        tls.process_new_packets().map_err(|error| format!("TLS: {error}"))?;
-                        loop {
-                            match tls.reader().read(&mut buffer) {
-                                Ok(0) => return Err("the server closed the connection".into()),
-                                Ok(read) => self.link.receive(&buffer[..read], received)?,
-                                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                                Err(error) => return Err(format!("TLS: {error}")),
-                            }
-                        }
-                        continue;
-                    }
-                    Err(error) => Err(error),
-                },
-            };
-            match read {
-                Ok(0) => return Err("the server closed the connection".into()),
-                Ok(read) => {
-                    self.link.receive(&buffer[..read], received)?;
-                    if read < buffer.len() {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("reading failed: {error}")),
-            }
+        let Some(socket) = &self.socket else { return Err("the connection is closed".into()) };
+        match &mut self.tls {
+            Some(tls) => wire::read_tls(tls, socket, &mut self.link, received),
+            None => wire::read(socket, &mut self.input, &mut self.link, received),
         }
     }
 }

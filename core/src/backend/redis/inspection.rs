@@ -161,7 +161,7 @@ impl RedisBackend {
             let ask = &ask;
             let held = locks.map(|resource| async move {
                 let mut exists = redis::cmd("EXISTS");
-                exists.arg(Key::of(&self.prefix, &resource).lock);
+                exists.arg(Key::of(&self.prefix, &resource).lock());
                 Ok::<_, Error>((number(&ask(exists).await?) == Some(1)).then_some(resource))
             });
             for resource in future::try_join_all(held).await? {

@@ -1,36 +1,62 @@
 //! Which keys of a server belong to a resource.
 
+use std::borrow::Cow;
+
 use crate::Resource;
 
-/// The keys of one resource.
-pub(super) struct Key {
-    pub(super) lock: String,
+/// The keys of one resource. Beside the lock, each has the lock's name in it and is in the same cluster slot.
+pub(super) struct Key<'a> {
+    lock: Cow<'a, str>,
+    /// The lock's name has a hash tag of its own, which decides on the slot.
+    tagged: bool,
+}
+
+/// A key other than the lock itself.
+#[derive(Clone, Copy)]
+pub(super) enum Side {
     /// The fencing counter, and who had the lock last.
-    pub(super) fence: String,
+    Fence,
     /// There while somebody waits to hold exclusively what is held shared.
-    pub(super) writer: String,
-    /// Where a release is published.
-    pub(super) channel: String,
+    Writer,
+    /// The channel on which a release is published.
+    Wake,
+    /// Who waits to be served in order.
+    Queue,
+    /// When each of these is forgotten.
+    QueueUntil,
 }
 
-impl Key {
-    pub(super) fn of(prefix: &str, resource: &Resource) -> Self {
-        let lock = format!("{prefix}{resource}");
-        let side = |what| side(what, &lock);
-        Self { fence: side("fence"), writer: side("writer"), channel: side("wake"), lock }
+impl<'a> Key<'a> {
+    pub(super) fn of(prefix: &str, resource: &'a Resource) -> Self {
+        let lock = match prefix {
+            "" => Cow::Borrowed(resource.as_str()),
+            prefix => Cow::Owned(format!("{prefix}{resource}")),
+        };
+        let tag = lock.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+        let tagged = tag.is_some_and(|(tag, _)| !tag.is_empty());
+        Self { lock, tagged }
     }
 
-    /// Who waits to be served in order, and when each is forgotten.
-    fn queue(&self) -> [String; 2] {
-        ["queue", "queue-until"].map(|what| side(what, &self.lock))
+    pub(super) fn lock(&self) -> &str {
+        &self.lock
     }
-}
 
-/// A key in the same cluster slot as the lock: with its own hash tag if it has one, else all of it as one.
-fn side(what: &str, lock: &str) -> String {
-    match lock.split_once('{').and_then(|(_, rest)| rest.split_once('}')) {
-        Some((tag, _)) if !tag.is_empty() => format!("polylock:{what}:{lock}"),
-        _ => format!("polylock:{what}:{{{lock}}}"),
+    /// The name of a side key, in parts.
+    pub(super) fn parts(&self, side: Side) -> [&str; 4] {
+        let kind = match side {
+            Side::Fence => FENCES,
+            Side::Writer => "polylock:writer:",
+            Side::Wake => "polylock:wake:",
+            Side::Queue => "polylock:queue:",
+            Side::QueueUntil => "polylock:queue-until:",
+        };
+        let (open, close) = if self.tagged { ("", "") } else { ("{", "}") };
+        [kind, open, &self.lock, close]
+    }
+
+    /// The name of a side key.
+    pub(super) fn side(&self, side: Side) -> String {
+        self.parts(side).concat()
     }
 }
 
@@ -45,35 +71,24 @@ pub(super) fn locks_of(fence: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The keys of all resources of a claim.
-pub(super) struct Keys(Vec<Key>);
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    prefix: &'a str,
+    resources: &'a [Resource],
+}
 
-impl Keys {
-    pub(super) fn of(prefix: &str, resources: &[Resource]) -> Self {
-        Self(resources.iter().map(|resource| Key::of(prefix, resource)).collect())
+impl<'a> Keys<'a> {
+    pub(super) fn of(prefix: &'a str, resources: &'a [Resource]) -> Self {
+        Self { prefix, resources }
     }
 
-    fn collect<'a>(&'a self, parts: &[fn(&'a Key) -> &'a String]) -> Vec<String> {
-        parts.iter().flat_map(|part| self.0.iter().map(|key| part(key).clone())).collect()
+    pub(super) fn len(&self) -> usize {
+        self.resources.len()
     }
 
-    pub(super) fn locks(&self) -> Vec<String> {
-        self.collect(&[|key| &key.lock])
-    }
-
-    pub(super) fn locks_and_fences(&self) -> Vec<String> {
-        self.collect(&[|key| &key.lock, |key| &key.fence])
-    }
-
-    pub(super) fn locks_fences_and_writers(&self) -> Vec<String> {
-        self.collect(&[|key| &key.lock, |key| &key.fence, |key| &key.writer])
-    }
-
-    pub(super) fn queues(&self) -> Vec<String> {
-        self.0.iter().flat_map(Key::queue).collect()
-    }
-
-    pub(super) fn channels(&self) -> Vec<String> {
-        self.collect(&[|key| &key.channel])
+    pub(super) fn each(&self) -> impl Iterator<Item = Key<'a>> {
+        let prefix = self.prefix;
+        self.resources.iter().map(move |resource| Key::of(prefix, resource))
     }
 }
 
@@ -83,13 +98,14 @@ mod tests {
 
     #[test]
     fn side_keys_share_the_slot_of_the_lock() {
-        let key = |name| Key::of("app:", &Resource::new(name).unwrap());
-        assert_eq!(key("r").lock, "app:r");
-        assert_eq!(key("r").fence, "polylock:fence:{app:r}");
-        assert_eq!(key("{order}:1").fence, "polylock:fence:app:{order}:1");
+        let resource = |name| Resource::new(name).unwrap();
+        let side = |name, side| Key::of("app:", &resource(name)).side(side);
+        assert_eq!(Key::of("app:", &resource("r")).lock(), "app:r");
+        assert_eq!(side("r", Side::Fence), "polylock:fence:{app:r}");
+        assert_eq!(side("{order}:1", Side::Writer), "polylock:writer:app:{order}:1");
         for (name, lock) in [("r", "app:r"), ("{order}:1", "app:{order}:1")] {
-            assert!(locks_of(&key(name).fence).any(|other| other == lock), "{name}");
+            assert!(locks_of(&side(name, Side::Fence)).any(|other| other == lock), "{name}");
         }
-        assert_eq!(key("{}:1").channel, "polylock:wake:{app:{}:1}");
+        assert_eq!(side("{}:1", Side::Wake), "polylock:wake:{app:{}:1}");
     }
 }

@@ -9,6 +9,8 @@
 //! * *An attempt's answer is lost*: it is `Unknown`; the engine undoes it on every node, again and again until
 //!   [`Backend::settles_within`] is over. A request that is carried out later than that finds its `not after` passed
 //!   on the server's clock and does nothing.
+//! * *The undoing overtakes the attempt*, which goes by another connection: it finds nothing, and the grant that comes
+//!   then is given back as soon as its answer is read, as well as when the undoing looks again.
 //! * *A node answers after the attempt was decided*: if the attempt was won it counts as one more holder; if it was
 //!   lost the undoing reaches it.
 //! * *An attempt reaches a node after the release did, or a node does not answer the release*: the lock is free, as a
@@ -43,12 +45,14 @@ mod quorum;
 mod release;
 mod request;
 mod restart;
+mod round;
 mod script;
 mod sentinel;
 #[cfg(test)]
 mod simulated;
 mod slot;
 mod subscriber;
+mod wire;
 
 use std::{
     fmt,
@@ -59,20 +63,18 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{
-    future::FutureExt,
-    stream::{FuturesUnordered, StreamExt},
-};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::Value;
 use tokio_util::task::TaskTracker;
 
 use self::{
     cluster::Cluster,
     config::{Config, NodeConfig, Place},
-    keys::Key,
+    keys::{Key, Side},
     node::Node,
     quorum::{Verdict, verdict},
     request::{Request, Server},
+    round::Answers,
     sentinel::SentinelServer,
     subscriber::{Locate, Subscriptions},
 };
@@ -80,13 +82,8 @@ use super::{
     Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Said, Turn, Watch,
 };
 use crate::{
-    Error, Resource, Result,
-    clock::Instant,
-    connect::Options,
-    engine::{driver::Driver, runtime},
-    metrics::NodeStats,
-    mutant::mutant,
-    pattern::Pattern,
+    Error, Resource, Result, clock::Instant, connect::Options, engine::driver::Driver, metrics::NodeStats,
+    mutant::mutant, pattern::Pattern,
 };
 
 pub(crate) struct RedisBackend {
@@ -164,7 +161,7 @@ impl RedisBackend {
 
     /// The error of resources that no one server of a cluster has.
     fn in_several_slots(&self, resources: &[Resource]) -> Option<Error> {
-        let slot = |resource: &Resource| slot::of(&Key::of(&self.prefix, resource).lock);
+        let slot = |resource: &Resource| slot::of(Key::of(&self.prefix, resource).lock());
         let apart = |pair: &&[Resource]| slot(&pair[0]) != slot(&pair[1]);
         let pair = resources.windows(2).filter(|_| self.slots).find(apart)?;
         let (one, two) = (&pair[0], &pair[1]);
@@ -205,31 +202,25 @@ impl RedisBackend {
     }
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes
-    /// that have not answered by then are left to the background, where `late` sees their answers.
+    /// that have not answered by then are not waited for: `late` sees their answers wherever they are read.
     async fn ask<D>(
         &self,
         request: &Arc<Request>,
         driver: &Driver,
         mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
-        late: impl Fn(usize, request::Answer) + Send + 'static,
+        late: impl Fn(usize, request::Answer) + Send + Sync + 'static,
     ) -> Option<D> {
-        let ask = |(index, node): (usize, &Arc<dyn Server>)| {
-            let answer = Arc::clone(node).run(Arc::clone(request), driver.clone());
-            answer.map(move |answer| (index, answer))
-        };
-        let mut answers: FuturesUnordered<_> = self.nodes.iter().enumerate().map(ask).collect();
-        while let Some((index, answer)) = answers.next().await {
+        let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
+        for left in (0..self.nodes.len()).rev() {
+            let (index, answer) = answers.next().await;
             if let Some(decision) = decide(index, answer) {
                 if mutant!("D16") {
-                    while let Some((index, answer)) = answers.next().await {
+                    for _ in 0..left {
+                        let (index, answer) = answers.next().await;
                         late(index, answer);
                     }
-                }
-                if !answers.is_empty() {
-                    runtime::spawn(answers.for_each(move |(index, answer)| {
-                        late(index, answer);
-                        std::future::ready(())
-                    }));
+                } else if left > 0 {
+                    answers.leave(late);
                 }
                 return Some(decision);
             }
@@ -250,7 +241,7 @@ fn out_of_reach(mut errors: Vec<Error>) -> Error {
 /// What a server's clock shows that took a request to be too late.
 fn clock_was_set(answer: &Value) -> Option<i64> {
     match numbers(answer).as_deref() {
-        Some([-2, now, _]) => Some(*now),
+        Some([-2, now]) => Some(*now),
         _ => None,
     }
 }
@@ -366,7 +357,7 @@ impl Backend for RedisBackend {
     }
 
     fn watch(&self, resource: &Resource) -> Watch {
-        self.subscriptions.watch(Key::of(&self.prefix, resource).channel)
+        self.subscriptions.watch(Key::of(&self.prefix, resource).side(Side::Wake))
     }
 
     fn drain(&self) -> Answer<'_, ()> {

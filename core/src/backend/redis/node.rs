@@ -21,8 +21,9 @@ use super::{
     config::{Address, NodeConfig},
     connection::Connection,
     open,
-    request::{Answer, Answered, Request, Server, counted},
+    request::{Answer, Answered, Name, Request, Server, counted},
     restart::Run,
+    round::Ticket,
 };
 use crate::{
     clock::Instant,
@@ -141,24 +142,36 @@ impl Node {
 
     /// Runs a script. A server of a cluster that is only about to get the keys is told that this is known: `asks`.
     pub(super) async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver, asks: bool) -> Answer {
+        self.carry_out(&request, &driver, asks, None).await
+    }
+
+    /// Runs a script while its time lasts, after a first try that came to `so_far`.
+    async fn carry_out(
+        self: &Arc<Self>,
+        request: &Request,
+        driver: &Driver,
+        asks: bool,
+        so_far: Option<CallError>,
+    ) -> Answer {
         const FIRST_PAUSE: Duration = Duration::from_millis(5);
         const LONGEST_PAUSE: Duration = Duration::from_millis(100);
         let expires = request.expires;
         let mut pause = Duration::ZERO;
-        let keys: Vec<&str> = request.keys.iter().map(String::as_str).collect();
-        let mut unanswered = None;
+        let (mut unanswered, mut name) = match so_far {
+            Some(CallError::NoScript) => (None, Name::Text),
+            so_far => (so_far, Name::Sha),
+        };
         loop {
-            let connection = match self.connection(&driver, expires).await {
+            let connection = match self.connection(driver, expires).await {
                 Ok(connection) => connection,
                 // What was sent before may have been carried out.
                 Err(error) => return Err(unanswered.unwrap_or(error)),
             };
-            let args = request.args(connection.server_time(expires));
-            let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
-            let mut reply = connection.call_as(asks, &request.script.by_name(&keys, &args), expires).await;
+            let mut reply = connection.run(request, name, asks).await;
             if matches!(reply, Err(CallError::NoScript)) {
-                reply = connection.call_as(asks, &request.script.by_text(&keys, &args), expires).await;
+                reply = connection.run(request, Name::Text, asks).await;
             }
+            name = Name::Sha;
             match reply {
                 Ok(value) if self.config.replicas > 0 && request.is_granted(&value) => {
                     self.replicate(&connection, expires).await?;
@@ -203,6 +216,17 @@ impl Node {
             Err(error) => Err(CallError::Unanswered(error.into_error())),
         }
     }
+
+    /// Goes on with what a ticket is for, after a first try that came to `so_far`.
+    pub(super) async fn finish(self: Arc<Self>, ticket: Ticket, so_far: Option<CallError>) {
+        let answer = self.carry_out(ticket.request(), ticket.driver(), false, so_far).await;
+        ticket.answer(answer);
+    }
+
+    /// What has become of the requests to it.
+    pub(super) fn counters(&self) -> &NodeStats {
+        &self.stats
+    }
 }
 
 impl Server for Node {
@@ -224,6 +248,21 @@ impl Server for Node {
 
     fn parts(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Vec<Arc<dyn Server>>, CallError>> {
         async { Ok(vec![self as Arc<dyn Server>]) }.boxed()
+    }
+
+    fn send(self: Arc<Self>, mut ticket: Ticket) -> Option<BoxFuture<'static, ()>> {
+        let open = match self.lanes().get(&ticket.driver().id()) {
+            // Replicas are asked after the server.
+            Some(Lane::Open(connection)) if self.config.replicas == 0 => Some(Arc::clone(connection)),
+            _ => None,
+        };
+        let sample = self.stats.ask();
+        ticket.is_through(&self, sample);
+        let left = match open {
+            Some(connection) => connection.take(ticket),
+            None => Err(ticket),
+        };
+        left.err().map(|ticket| self.finish(ticket, None).boxed())
     }
 
     fn set_clock(&self, driver: &Driver, now_ms: i64) {

@@ -26,7 +26,7 @@ impl RedisBackend {
         let request = Request::release(&keys, claim, expires);
         let pursuit = Arc::new(Pursuit {
             claim: claim.clone(),
-            keys,
+            request: Arc::clone(&request),
             settles_within: self.settles_within(claim.ttl),
             _underway: self.background.token(),
         });
@@ -115,7 +115,7 @@ impl Freed {
 /// Sees to it that nothing is left on single nodes of what a majority has freed.
 struct Pursuit {
     claim: Claim,
-    keys: Keys,
+    request: Arc<Request>,
     settles_within: Duration,
     /// As long as this is there, closing waits.
     _underway: TaskTrackerToken,
@@ -148,7 +148,7 @@ impl Pursuit {
                 if node.is_closed() || asked >= expired || !pursuit.is_unsettled(index, freed) {
                     return;
                 }
-                let request = Request::release(&pursuit.keys, claim, asked.after(pursuit.settles_within));
+                let request = pursuit.request.until(asked.after(pursuit.settles_within));
                 let answer = Arc::clone(&node).run(request, Driver::engine()).await;
                 freed = Freed::of(&claim.progress, index, answer);
                 if freed != Freed::Unanswered && asked >= settles {
@@ -156,6 +156,27 @@ impl Pursuit {
                 }
                 pause = (pause * 3).min(LONGEST_PAUSE);
             }
+        });
+    }
+}
+
+/// A claim that was given up or released, of which a grant came only then: the release may have been there before it.
+pub(super) struct Overtaken {
+    pub(super) claim: Claim,
+    pub(super) prefix: String,
+    /// How long a node has to answer.
+    pub(super) within: Duration,
+}
+
+impl Overtaken {
+    /// Releases it on that node at once, in the background. Whoever undoes the claim looks again as well, but
+    /// only after a pause.
+    pub(super) fn give_back(&self, index: usize, node: &Arc<dyn Server>) {
+        let keys = Keys::of(&self.prefix, &self.claim.resources);
+        let request = Request::release(&keys, &self.claim, Instant::now().after(self.within));
+        let (progress, node) = (Arc::clone(&self.claim.progress), Arc::clone(node));
+        runtime::spawn(async move {
+            Freed::of(&progress, index, node.run(request, Driver::engine()).await);
         });
     }
 }

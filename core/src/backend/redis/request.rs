@@ -1,16 +1,17 @@
 //! What is asked of a server: a script, its keys and its arguments.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use redis::Value;
 
 use super::{
     call::{CallError, Reply},
     holder,
-    keys::Keys,
+    keys::{Keys, Side},
     restart::Run,
-    script::{self, Script},
+    round::Ticket,
+    script::{self, Script, Words},
 };
 use crate::{
     Mode, Resource,
@@ -37,6 +38,12 @@ pub(super) trait Server: Send + Sync {
 
     /// Runs a script there, on the connection that `driver` drives.
     fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer>;
+
+    /// Sends what a ticket is for; the answer goes to the ticket. For what is not done by that there is a future.
+    fn send(self: Arc<Self>, ticket: Ticket) -> Option<BoxFuture<'static, ()>> {
+        let answer = self.run(Arc::clone(ticket.request()), ticket.driver().clone());
+        Some(async move { ticket.answer(answer.await) }.boxed())
+    }
 
     /// The server's clock shows `now_ms`, whatever it showed when it was last looked at.
     fn set_clock(&self, driver: &Driver, now_ms: i64);
@@ -71,31 +78,37 @@ pub(super) struct Answered {
 pub(super) async fn counted(stats: &NodeStats, answer: impl Future<Output = Answer>) -> Answer {
     let sample = stats.ask();
     let answer = answer.await;
-    match &answer {
+    count(stats, sample, &answer);
+    answer
+}
+
+/// Counts an answer.
+pub(super) fn count(stats: &NodeStats, sample: Sample, answer: &Answer) {
+    match answer {
         Ok(Answered { repeated: false, .. }) | Err(CallError::Refused(_) | CallError::BrokenOff(_)) => {
             stats.answered(sample);
         }
         Ok(_) => stats.answered(Sample::default()),
         Err(_) => stats.unanswered(),
     }
-    answer
 }
 
-/// A script to run; the same for all servers.
+/// A script to run, encoded once for all servers.
 pub(super) struct Request {
     pub(super) script: &'static Script,
-    pub(super) keys: Vec<String>,
-    args: Vec<Arg>,
+    /// Number of keys, keys and arguments.
+    words: Words,
+    /// Where in `words` the first key stands.
+    first_key: Range<usize>,
+    /// Where in `words` the time stands, in digits, at which the request expires by the server's clock, in ms.
+    not_after: Option<usize>,
     /// No answer is waited for after this.
     pub(super) expires: Instant,
     progress: Arc<Progress>,
 }
 
-enum Arg {
-    Text(String),
-    /// The server's time, in ms, at which the request expires.
-    NotAfter,
-}
+/// Digits of a time, and of a fencing token.
+const DIGITS: usize = 16;
 
 /// How a lock with several holders is kept: what stands before the owner token, and how many may hold (0: any
 /// number).
@@ -108,108 +121,143 @@ fn sharing(mode: Mode) -> Option<(&'static str, u32)> {
 }
 
 impl Request {
-    fn new(script: &'static Script, keys: Vec<String>, args: Vec<Arg>, claim: &Claim, expires: Instant) -> Arc<Self> {
-        Arc::new(Self { script, keys, args, expires, progress: Arc::clone(&claim.progress) })
+    fn new(script: &'static Script, keys: Keys, sides: &[Side], progress: &Arc<Progress>, expires: Instant) -> Self {
+        let mut words = Words { bytes: Vec::with_capacity(512), count: 0 };
+        words.number((keys.len() * (1 + sides.len())) as u64);
+        let mut first_key = 0..0;
+        for key in keys.each() {
+            words.push(&[key.lock()]);
+            if first_key.is_empty() {
+                let end = words.bytes.len() - 2;
+                first_key = end - key.lock().len()..end;
+            }
+        }
+        for side in sides {
+            for key in keys.each() {
+                words.push(&key.parts(*side));
+            }
+        }
+        Self { script, words, first_key, not_after: None, expires, progress: Arc::clone(progress) }
+    }
+
+    fn word(mut self, word: &str) -> Self {
+        self.words.push(&[word]);
+        self
+    }
+
+    fn number(mut self, number: u64) -> Self {
+        self.words.number(number);
+        self
+    }
+
+    fn not_after(mut self) -> Self {
+        self.words.push(&["0000000000000000"]);
+        self.not_after = Some(self.words.bytes.len() - DIGITS - 2);
+        self
     }
 
     /// Takes the locks.
     pub(super) fn acquire(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
-        let mut args = vec![
-            Arg::text(claim.owner),
-            Arg::text(millis(claim.ttl)),
-            Arg::text(clock::unix_micros()),
-            Arg::NotAfter,
-            Arg::text(holder::record(claim.label.as_deref())),
-            Arg::text(millis(outlives(claim.ttl))),
-        ];
-        let (script, keys) = match (sharing(claim.mode), claim.resources.len(), &claim.turn) {
-            (None, 1, None) => (&script::ACQUIRE, keys.locks_fences_and_writers()),
-            (None, 1, Some(turn)) => {
-                let remember = if claim.waits { Turn::STAYS } else { Duration::ZERO };
-                args.extend([
-                    Arg::text(turn.number),
-                    Arg::text(turn.waited.as_micros()),
-                    Arg::text(millis(remember)),
-                ]);
-                args.push(Arg::text(u8::from(turn.insists)));
-                (&script::ACQUIRE_IN_TURN, [keys.locks_fences_and_writers(), keys.queues()].concat())
+        let (script, sides) = match (sharing(claim.mode), keys.len(), &claim.turn) {
+            (None, 1, None) => (&script::ACQUIRE, &[Side::Fence, Side::Writer][..]),
+            (None, 1, Some(_)) => {
+                (&script::ACQUIRE_IN_TURN, &[Side::Fence, Side::Writer, Side::Queue, Side::QueueUntil][..])
             }
-            (None, ..) => (&script::ACQUIRE_ALL, keys.locks_and_fences()),
-            (Some((kind, limit)), ..) => {
-                args.extend([Arg::text(kind), Arg::text(limit)]);
-                (&script::SHARE, keys.locks_fences_and_writers())
-            }
+            (None, ..) => (&script::ACQUIRE_ALL, &[Side::Fence][..]),
+            (Some(_), ..) => (&script::SHARE, &[Side::Fence, Side::Writer][..]),
         };
-        Self::new(script, keys, args, claim, expires)
+        let mut proposed = [b'0'; DIGITS];
+        let proposed = digits(&mut proposed, clock::unix_micros());
+        let mut request = Self::new(script, *keys, sides, &claim.progress, expires)
+            .word(claim.owner.as_str())
+            .number(millis(claim.ttl))
+            .word(proposed)
+            .not_after();
+        let record = holder::record(claim.label.as_deref());
+        request.words.push(&[proposed, " ", claim.owner.as_str(), " ", &record]);
+        request = request.number(millis(outlives(claim.ttl)));
+        if let Some((kind, limit)) = sharing(claim.mode) {
+            request = request.word(kind).number(limit.into());
+        } else if let (1, Some(turn)) = (keys.len(), &claim.turn) {
+            let remember = if claim.waits { Turn::STAYS } else { Duration::ZERO };
+            let waited = u64::try_from(turn.waited.as_micros()).unwrap_or(u64::MAX);
+            request = request
+                .word(turn.number.as_str())
+                .number(waited)
+                .number(millis(remember))
+                .number(turn.insists.into());
+        }
+        Arc::new(request)
     }
 
     /// Writes the token back where the locks are held.
     pub(super) fn raise(keys: &Keys, claim: &Claim, token: u64, expires: Instant) -> Arc<Self> {
         let kind = sharing(claim.mode).map_or("", |(kind, _)| kind);
-        let args = vec![Arg::text(format_args!("{kind}{}", claim.owner)), Arg::text(token)];
-        Self::new(&script::RAISE, keys.locks_and_fences(), args, claim, expires)
+        let mut request = Self::new(&script::RAISE, *keys, &[Side::Fence], &claim.progress, expires);
+        request.words.push(&[kind, claim.owner.as_str()]);
+        let request = request.word(digits(&mut [b'0'; DIGITS], token)).number(millis(outlives(claim.ttl)));
+        Arc::new(request)
     }
 
     /// Lets the locks live on.
     pub(super) fn extend(keys: &Keys, claim: &Claim, ttl: Duration, expires: Instant) -> Arc<Self> {
-        let mut args = vec![Arg::text(claim.owner), Arg::text(millis(ttl))];
-        let script = match sharing(claim.mode) {
-            None => &script::EXTEND,
-            Some((kind, _)) => {
-                args.push(Arg::text(kind));
-                &script::SHARE_EXTEND
-            }
+        let (script, kind) = match sharing(claim.mode) {
+            None => (&script::EXTEND, None),
+            Some((kind, _)) => (&script::SHARE_EXTEND, Some(kind)),
         };
-        Self::new(script, keys.locks(), args, claim, expires)
+        let request = Self::new(script, *keys, &[], &claim.progress, expires);
+        let request = request.word(claim.owner.as_str()).number(millis(ttl));
+        Arc::new(match kind {
+            None => request,
+            Some(kind) => request.word(kind),
+        })
     }
 
     /// Puts the locks back on a server that lost them.
     pub(super) fn repair(keys: &Keys, claim: &Claim, token: u64, ttl: Duration, expires: Instant) -> Arc<Self> {
-        let args = vec![
-            Arg::text(claim.owner),
-            Arg::text(millis(ttl)),
-            Arg::text(token),
-            Arg::NotAfter,
-            Arg::text(millis(outlives(ttl))),
-        ];
-        Self::new(&script::REPAIR, keys.locks_and_fences(), args, claim, expires)
+        let request = Self::new(&script::REPAIR, *keys, &[Side::Fence], &claim.progress, expires)
+            .word(claim.owner.as_str())
+            .number(millis(ttl))
+            .word(digits(&mut [b'0'; DIGITS], token))
+            .not_after()
+            .number(millis(outlives(ttl)));
+        Arc::new(request)
     }
 
     /// Frees the locks.
     pub(super) fn release(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
-        let mut args = vec![Arg::text(claim.owner)];
-        let script = match sharing(claim.mode) {
-            None => &script::RELEASE,
-            Some((kind, _)) => {
-                args.push(Arg::text(kind));
-                &script::SHARE_RELEASE
-            }
+        let (script, kind) = match sharing(claim.mode) {
+            None => (&script::RELEASE, None),
+            Some((kind, _)) => (&script::SHARE_RELEASE, Some(kind)),
         };
-        args.extend(keys.channels().into_iter().map(Arg::Text));
-        Self::new(script, keys.locks(), args, claim, expires)
+        let request = Self::new(script, *keys, &[], &claim.progress, expires).word(claim.owner.as_str());
+        let request = match kind {
+            None => request,
+            Some(kind) => request.word(kind),
+        };
+        Arc::new(request.channels(keys))
     }
 
     /// Gives up a place in the line.
     pub(super) fn leave(prefix: &str, resource: &Resource, turn: &Turn, expires: Instant) -> Arc<Self> {
         let keys = Keys::of(prefix, std::slice::from_ref(resource));
-        let args = [turn.number.to_string()].into_iter().chain(keys.channels()).map(Arg::Text).collect();
-        let keys = [keys.locks(), keys.queues()].concat();
-        Arc::new(Self { script: &script::LEAVE, keys, args, expires, progress: Arc::default() })
+        let sides = [Side::Queue, Side::QueueUntil];
+        let request = Self::new(&script::LEAVE, keys, &sides, &Arc::default(), expires).word(turn.number.as_str());
+        Arc::new(request.channels(&keys))
     }
 
     /// Looks at a lock.
     pub(super) fn inspect(prefix: &str, resource: &Resource, expires: Instant) -> Arc<Self> {
         let keys = Keys::of(prefix, std::slice::from_ref(resource));
-        let args = keys.channels().into_iter().map(Arg::Text).collect();
-        let keys = keys.locks_and_fences();
-        Arc::new(Self { script: &script::INSPECT, keys, args, expires, progress: Arc::default() })
+        let request = Self::new(&script::INSPECT, keys, &[Side::Fence], &Arc::default(), expires);
+        Arc::new(request.channels(&keys))
     }
 
     /// Takes a lock away from `owner`.
     pub(super) fn break_lock(prefix: &str, resource: &Resource, owner: &str, expires: Instant) -> Arc<Self> {
         let keys = Keys::of(prefix, std::slice::from_ref(resource));
-        let args = [owner.to_owned()].into_iter().chain(keys.channels()).map(Arg::Text).collect();
-        Arc::new(Self { script: &script::BREAK, keys: keys.locks(), args, expires, progress: Arc::default() })
+        let request = Self::new(&script::BREAK, keys, &[], &Arc::default(), expires).word(owner);
+        Arc::new(request.channels(&keys))
     }
 
     /// Whether `answer` says that something was granted, or goes on.
@@ -222,33 +270,92 @@ impl Request {
             &script::EXTEND,
             &script::SHARE_EXTEND,
         ];
-        let granted = match answer {
-            Value::Array(parts) => matches!(parts[..], [Value::Int(1), ..]),
-            answer => *answer == Value::Int(1),
-        };
-        granted && grants.iter().any(|script| std::ptr::eq(*script, self.script))
+        matches!(answer, Value::Int(1..)) && grants.iter().any(|script| std::ptr::eq(*script, self.script))
     }
 
-    /// The arguments for a server whose clock shows `server_time` when the request expires. A claim that is over
-    /// must not be granted anywhere any more: its time is up.
-    pub(super) fn args(&self, server_time: i64) -> Vec<String> {
+    /// The first of its keys.
+    pub(super) fn first_key(&self) -> &str {
+        std::str::from_utf8(&self.words.bytes[self.first_key.clone()]).unwrap_or_default()
+    }
+
+    fn channels(mut self, keys: &Keys) -> Self {
+        for key in keys.each() {
+            self.words.push(&key.parts(Side::Wake));
+        }
+        self
+    }
+
+    /// The same with more time.
+    pub(super) fn until(&self, expires: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            script: self.script,
+            words: self.words.clone(),
+            first_key: self.first_key.clone(),
+            not_after: self.not_after,
+            expires,
+            progress: Arc::clone(&self.progress),
+        })
+    }
+
+    /// Appends it to `output` for a server whose clock shows `server_time` when it expires. A claim that is over must
+    /// not be granted anywhere any more: its time is up.
+    pub(super) fn encode(&self, name: Name, server_time: i64, output: &mut Vec<u8>) {
+        output.push(b'*');
+        script::push_number(output, Script::HEAD + self.words.count);
+        output.extend_from_slice(b"\r\n");
+        match name {
+            Name::Sha => output.extend_from_slice(self.script.by_name()),
+            Name::Text => output.extend_from_slice(&self.script.by_text()),
+        }
+        let start = output.len();
+        output.extend_from_slice(&self.words.bytes);
         let not_after = match self.progress.is_over() {
             _ if mutant!("D15") => i64::MAX,
             true => 0,
             false => server_time,
         };
-        let arg = |arg: &Arg| match arg {
-            Arg::Text(text) => text.clone(),
-            Arg::NotAfter => not_after.to_string(),
-        };
-        self.args.iter().map(arg).collect()
+        if let Some(at) = self.not_after
+            && let Some(place) = output[start + at..].first_chunk_mut()
+        {
+            digits(place, u64::try_from(not_after).unwrap_or(0));
+        }
+    }
+
+    /// Keys and arguments, for a server that is simulated.
+    #[cfg(test)]
+    pub(super) fn keys_and_args(&self, server_time: i64) -> (Vec<String>, Vec<String>) {
+        let mut encoded = Vec::new();
+        self.encode(Name::Sha, server_time, &mut encoded);
+        let text = String::from_utf8(encoded).unwrap();
+        let (_, mut rest) = text.split_once("\r\n").unwrap();
+        let mut words = Vec::new();
+        while let Some((length, after)) = rest.split_once("\r\n") {
+            let length: usize = length[1..].parse().unwrap();
+            words.push(after[..length].to_owned());
+            rest = &after[length + 2..];
+        }
+        let keys: usize = words[2].parse().unwrap();
+        let args = words.split_off(3 + keys);
+        (words.split_off(3), args)
     }
 }
 
-impl Arg {
-    fn text(value: impl ToString) -> Self {
-        Self::Text(value.to_string())
+/// How a script is called.
+#[derive(Clone, Copy)]
+pub(super) enum Name {
+    Sha,
+    /// By its text, for a server that does not know it.
+    Text,
+}
+
+/// Writes `number` with leading zeros; what does not fit becomes the largest that does.
+fn digits(place: &mut [u8; DIGITS], number: u64) -> &str {
+    let mut rest = number.min(10_u64.pow(DIGITS as u32) - 1);
+    for digit in place.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
     }
+    std::str::from_utf8(place).unwrap_or_default()
 }
 
 /// How long the fence of a lock with this ttl outlives it.
@@ -257,6 +364,37 @@ fn outlives(ttl: Duration) -> Duration {
 }
 
 /// Redis counts whole milliseconds; rounding up keeps the lock at least as long as its holder thinks.
-fn millis(duration: Duration) -> u128 {
-    duration.as_nanos().div_ceil(1_000_000)
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OwnerToken;
+
+    #[test]
+    fn a_request_is_encoded_once_and_the_time_is_each_servers() {
+        let claim = Claim {
+            resources: Arc::new([Resource::new("r").unwrap()]),
+            mode: Mode::Exclusive,
+            owner: OwnerToken::draw().unwrap(),
+            ttl: Duration::from_micros(1_500),
+            label: Some("l".into()),
+            turn: None,
+            waits: true,
+            progress: Arc::default(),
+        };
+        let request = Request::acquire(&Keys::of("p:", &claim.resources), &claim, Instant::now());
+        let (keys, args) = request.keys_and_args(1_234);
+        assert_eq!(keys, ["p:r", "polylock:fence:{p:r}", "polylock:writer:{p:r}"]);
+        assert_eq!(request.first_key(), "p:r");
+        let (token, fence) = args[4].split_once(' ').unwrap();
+        assert_eq!((&args[0][..], &args[1][..], &args[3][..]), (claim.owner.as_str(), "2", "0000000000001234"));
+        assert_eq!((token, token.len()), (&args[2][..], DIGITS));
+        assert!(fence.starts_with(claim.owner.as_str()) && fence.ends_with("\nl"));
+        assert_eq!(request.until(Instant::now()).keys_and_args(7).1[3], "0000000000000007");
+        claim.progress.give_up();
+        assert_eq!(request.keys_and_args(1_234).1[3], "0000000000000000");
+    }
 }

@@ -1,16 +1,16 @@
-//! The Lua scripts: one file each, with its arguments and results on top.
+//! The Lua scripts: one file each, with its arguments and results on top; and how they are called.
 
 use once_cell::race::OnceBox;
 
-/// A script and what names it on the server.
+/// A script.
 pub(super) struct Script {
     source: &'static str,
-    sha: OnceBox<String>,
+    by_name: OnceBox<Vec<u8>>,
 }
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
-        pub(super) static $name: Script = Script { source: include_str!($file), sha: OnceBox::new() };
+        pub(super) static $name: Script = Script { source: include_str!($file), by_name: OnceBox::new() };
     };
 }
 
@@ -23,7 +23,7 @@ pub(super) static ACQUIRE_IN_TURN: Script = Script {
         "end\n",
         include_str!("scripts/queue.lua")
     ),
-    sha: OnceBox::new(),
+    by_name: OnceBox::new(),
 };
 script!(LEAVE, "scripts/leave.lua");
 script!(ACQUIRE_ALL, "scripts/acquire_all.lua");
@@ -38,26 +38,70 @@ script!(INSPECT, "scripts/inspect.lua");
 script!(BREAK, "scripts/break.lua");
 
 impl Script {
-    /// The request that runs it by its name.
-    pub(super) fn by_name(&self, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
-        let sha = || Box::new(sha1_smol::Sha1::from(self.source).digest().to_string());
-        Self::request("EVALSHA", self.sha.get_or_init(sha), keys, args)
+    /// The first words of a request that runs it by its name.
+    pub(super) fn by_name(&self) -> &[u8] {
+        let head = || {
+            let sha = sha1_smol::Sha1::from(self.source).digest().to_string();
+            Box::new(Self::head("EVALSHA", &sha))
+        };
+        self.by_name.get_or_init(head)
     }
 
-    /// The request that runs it by its text, after which the server knows its name.
-    pub(super) fn by_text(&self, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
-        Self::request("EVAL", self.source, keys, args)
+    /// The first words of a request that runs it by its text, after which the server knows its name.
+    pub(super) fn by_text(&self) -> Vec<u8> {
+        Self::head("EVAL", self.source)
     }
 
-    fn request(command: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Vec<u8> {
-        let mut request = redis::cmd(command);
-        request.arg(script).arg(keys.len());
-        for key in keys {
-            request.arg(key);
+    /// How many words these are.
+    pub(super) const HEAD: usize = 2;
+
+    fn head(command: &str, script: &str) -> Vec<u8> {
+        let mut head = Words::default();
+        head.push(&[command]);
+        head.push(&[script]);
+        head.bytes
+    }
+}
+
+/// Words as they go over the wire, without their number in front.
+#[derive(Clone, Default)]
+pub(super) struct Words {
+    pub(super) bytes: Vec<u8>,
+    pub(super) count: usize,
+}
+
+impl Words {
+    /// Appends a word that is in parts.
+    pub(super) fn push(&mut self, parts: &[&str]) {
+        self.bytes.push(b'$');
+        push_number(&mut self.bytes, parts.iter().map(|part| part.len()).sum());
+        self.bytes.extend_from_slice(b"\r\n");
+        for part in parts {
+            self.bytes.extend_from_slice(part.as_bytes());
         }
-        for arg in args {
-            request.arg(arg);
+        self.bytes.extend_from_slice(b"\r\n");
+        self.count += 1;
+    }
+
+    /// Appends a number.
+    pub(super) fn number(&mut self, number: u64) {
+        self.push(&[decimal(&mut [0; 20], number)]);
+    }
+}
+
+/// Appends the digits of `number`.
+pub(super) fn push_number(bytes: &mut Vec<u8>, number: usize) {
+    bytes.extend_from_slice(decimal(&mut [0; 20], number as u64).as_bytes());
+}
+
+fn decimal(digits: &mut [u8; 20], number: u64) -> &str {
+    let (mut first, mut rest) = (digits.len(), number);
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            return std::str::from_utf8(&digits[first..]).unwrap_or_default();
         }
-        request.get_packed_command()
     }
 }

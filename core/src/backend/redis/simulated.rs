@@ -68,29 +68,33 @@ impl Memory {
     }
 
     /// Runs a script; `rate` is the server's clock against real time.
-    fn run(&mut self, request: &Request, args: &[String], now: Instant, rate: f64) -> Value {
+    fn run(&mut self, request: &Request, keys: &[String], args: &[String], now: Instant, rate: f64) -> Value {
         let number = |index: usize| args[index].parse::<u64>().unwrap();
         let lasts = |ttl: u64| now.after(Duration::from_millis(ttl).mul_f64(rate));
-        let ints = |values: [u64; 3]| Value::Array(values.map(|value| Value::Int(value as i64)).to_vec());
-        let (key, owner) = (&request.keys[0], &args[0]);
+        let ints = |values: [i64; 2]| Value::Array(values.map(Value::Int).to_vec());
+        let (key, owner) = (&keys[0], &args[0]);
         let held = self.owner(key, now).cloned();
         let ours = held.as_ref().is_some_and(|(holder, _)| holder == owner);
         let left = held.as_ref().map_or(0, |(_, expires)| expires.since(now).as_millis() as u64);
         let is = |other: &'static script::Script| std::ptr::eq(request.script, other);
         if is(&script::ACQUIRE) {
-            let fence = self.fence.entry(request.keys[1].clone()).or_default();
-            if now.since_boot().as_millis() as u64 >= number(3) {
-                return Value::Array(vec![Value::Int(-2), Value::Int(0), Value::Int(0)]);
+            let fence = self.fence.entry(keys[1].clone()).or_default();
+            let clock = now.since_boot().as_millis() as u64;
+            if clock >= number(3) {
+                return ints([-2, clock as i64]);
+            }
+            if ours {
+                return Value::Int(*fence as i64);
             }
             if held.is_some() {
-                return ints([u64::from(ours), *fence, left]);
+                return ints([0, left as i64]);
             }
             *fence = (*fence + 1).max(number(2));
             let fence = *fence;
             self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
-            ints([1, fence, number(1)])
+            Value::Int(fence as i64)
         } else if is(&script::RAISE) {
-            let fence = self.fence.entry(request.keys[1].clone()).or_default();
+            let fence = self.fence.entry(keys[1].clone()).or_default();
             if !ours {
                 return Value::Array(vec![Value::Int(0), Value::Int(0)]);
             }
@@ -109,7 +113,7 @@ impl Memory {
                 return Value::Int(0);
             }
             if !ours {
-                let fence = self.fence.entry(request.keys[1].clone()).or_default();
+                let fence = self.fence.entry(keys[1].clone()).or_default();
                 *fence = (*fence).max(number(2));
                 self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
             }
@@ -194,7 +198,7 @@ impl Server for Remote {
             let Some(run) = self.connect(expires).await else {
                 return Err(CallError::not_sent("server", "no connection in time"));
             };
-            let args = request.args(expires.since_boot().as_millis() as i64);
+            let (keys, args) = request.keys_and_args(expires.since_boot().as_millis() as i64);
             let (reply, answer) = oneshot::channel();
             if !self.is_lost() {
                 let (there, back, answer_is_lost) = (self.delay(), self.delay(), self.is_lost());
@@ -206,7 +210,7 @@ impl Server for Remote {
                     }
                     let (now, rate) = (Instant::now(), machine.rate);
                     // A restart ends every connection.
-                    let value = (machine.run == run).then(|| machine.memory.run(&request, &args, now, rate));
+                    let value = (machine.run == run).then(|| machine.memory.run(&request, &keys, &args, now, rate));
                     if !answer_is_lost {
                         simulation::after(back, move || drop(reply.send(value)));
                     }
@@ -542,5 +546,27 @@ fn a_silent_minority_takes_no_time() {
         // Four round trips of at most 9 ms, and twice as much for the tokens to be agreed on.
         let took = Instant::now().since(began);
         assert!(took < Duration::from_millis(80), "{took:?}");
+    });
+}
+
+/// One server's counter is ahead: the token that it gave rise to is not forgotten with that server.
+#[test]
+fn a_token_is_known_to_a_majority() {
+    const AHEAD: u64 = 1_000_000_000_000_000;
+    scene(|locks, machines| async move {
+        let engine = Driver::engine();
+        let away = |index: usize, away: bool| machines[index].lock().unwrap().away = away;
+        machines[0].lock().unwrap().memory.fence.insert("polylock:fence:{r}".into(), AHEAD);
+        away(3, true);
+        away(4, true);
+        let first = locks.acquire_by("r", once(), &engine).await.unwrap();
+        assert_eq!(first.fencing_token(), AHEAD + 1);
+        first.release_by(&engine).await.unwrap();
+        away(0, true);
+        away(3, false);
+        away(4, false);
+        let second = locks.acquire_by("r", once(), &engine).await.unwrap();
+        assert!(second.fencing_token() > AHEAD + 1, "{}", second.fencing_token());
+        second.release_by(&engine).await.unwrap();
     });
 }

@@ -1,44 +1,59 @@
 -- Takes the lock if it is free. Asking again with the owner token that holds is "granted".
 --
 -- KEYS[1]  the lock: a string, the owner token
--- KEYS[2]  its fence, a hash: token = the fencing token, owner and holder = who had it last
+-- KEYS[2]  its fence, a string: fencing token in 16 digits, owner token and holder record of who had it last, with a
+--          space between them
 -- KEYS[3]  there while somebody waits to hold exclusively what is held shared
 -- ARGV[1]  owner token, new for each attempt
 -- ARGV[2]  ttl in ms
 -- ARGV[3]  fencing token that the client proposes: its wall clock in us
 -- ARGV[4]  time of this server in ms at which the client gives up
--- ARGV[5]  holder record, for inspection
--- ARGV[6]  how long the fence outlives its last use (but for a day), in ms
+-- ARGV[5]  the fence with that token
+-- ARGV[6]  how long the fence outlives its last use, in ms
 --
--- { 1, token, ttl left}   granted
--- { 0, token, ttl left}   somebody else holds it; -1 for one without ttl
--- {-2, now, 0}            too late: nothing was done
--- {-3, 0, ttl left}       in use as something that is not a lock of ours
+-- token                   granted: an integer above 0
+-- { 0, ttl left}          somebody else holds it; -1 for one without ttl
+-- {-2, now}               too late: nothing was done
+-- {-3, ttl left}          in use as something that is not a lock of ours
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now} end
 
--- A fresh lock costs four calls. (The script is not stopped between two writes: memory is checked on entry.)
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  local last = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
-  -- A client whose clock is far ahead must not push the counter there for everybody.
-  local proposed = tonumber(ARGV[3])
-  if proposed > (now + 3600000) * 1000 then proposed = 0 end
-  local token = math.max(last + 1, proposed)
-  redis.call('HSET', KEYS[2], 'token', string.format('%.0f', token), 'owner', ARGV[1], 'holder', ARGV[5])
-  -- Tokens are microseconds, so their distance says when the life of the fence was last renewed: a day ago is enough.
-  if token - last > 86400000000 then redis.call('PEXPIRE', KEYS[2], ARGV[6]) end
-  return {1, token, tonumber(ARGV[2])}
+if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  local owner = redis.pcall('GET', KEYS[1])
+  if owner ~= ARGV[1] then
+    local left = redis.call('PTTL', KEYS[1])
+    if type(owner) == 'table' then
+      local first = redis.pcall('ZRANGE', KEYS[1], 0, 0)
+      if string.sub(first[1] or '', 1, 7) ~= 'shared:' then return {-3, left} end
+      -- Held shared: whoever comes after us to share it lets us go first, for as long as we keep asking.
+      redis.call('SET', KEYS[3], ARGV[1], 'PX', 600)
+    end
+    return {0, left}
+  end
+  local token = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16))
+  if token then return token end
 end
 
-local owner = redis.pcall('GET', KEYS[1])
-local token = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
-if type(owner) == 'table' then
-  local first = redis.pcall('ZRANGE', KEYS[1], 0, 0)
-  if string.sub(first[1] or '', 1, 7) ~= 'shared:' then return {-3, 0, redis.call('PTTL', KEYS[1])} end
-  -- Held shared: whoever comes after us to share it lets us go first, for as long as we keep asking.
-  redis.call('SET', KEYS[3], ARGV[1], 'PX', 600)
-  return {0, token, redis.call('PTTL', KEYS[1])}
+-- A fresh lock costs three calls: the fence is written with the proposed token, which is nearly always the higher one.
+local proposed, last = tonumber(ARGV[3]), nil
+-- A client whose clock is far ahead must not push the counter there for everybody.
+if proposed > (now + 3600000) * 1000 then proposed = 0 end
+if proposed > 0 then
+  last = redis.pcall('SET', KEYS[2], ARGV[5], 'PX', ARGV[6], 'GET')
+  if not last then return proposed end
+  if type(last) == 'string' and (tonumber(string.sub(last, 1, 16)) or 0) < proposed then return proposed end
 end
-if owner == ARGV[1] then return {1, token, redis.call('PTTL', KEYS[1])} end
-return {0, token, redis.call('PTTL', KEYS[1])}
+-- The counter is ahead of the client's clock (or this server older than 6.2, which has no SET with GET).
+if type(last) ~= 'string' then last = redis.pcall('GET', KEYS[2]) or '' end
+local token
+if type(last) == 'string' then
+  token = math.max((tonumber(string.sub(last, 1, 16)) or 0) + 1, proposed)
+  last = redis.pcall('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
+end
+if last.err then
+  -- Something else is kept there, or the user may not use it: no lock without its token.
+  redis.call('DEL', KEYS[1])
+  return last
+end
+return token

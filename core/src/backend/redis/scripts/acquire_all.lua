@@ -5,7 +5,7 @@
 -- ARGV          as in acquire.lua; the answers as well, with the longest ttl left of those that are held
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now} end
 
 local n = #KEYS / 2
 local ours, busy, foreign, left, last = 0, false, false, -2, 0
@@ -20,18 +20,18 @@ for i = 1, n do
     -- Without a ttl (-1) it is the longest of all.
     if left ~= -1 then left = ttl == -1 and -1 or math.max(left, ttl) end
   end
-  last = math.max(last, tonumber(redis.call('HGET', KEYS[n + i], 'token') or '0'))
+  last = math.max(last, tonumber(string.sub(redis.call('GET', KEYS[n + i]) or '', 1, 16)) or 0)
 end
-if foreign then return {-3, 0, left} end
-if busy then return {0, last, left} end
-if ours == n then return {1, last, redis.call('PTTL', KEYS[1])} end
+if foreign then return {-3, left} end
+if busy then return {0, left} end
+if ours == n and last > 0 then return last end
 
 local proposed = tonumber(ARGV[3])
 if proposed > (now + 3600000) * 1000 then proposed = 0 end
 local token = math.max(last + 1, proposed)
+local fence = string.format('%016.0f', token) .. string.sub(ARGV[5], 17)
 for i = 1, n do
-  redis.call('HSET', KEYS[n + i], 'token', string.format('%.0f', token), 'owner', ARGV[1], 'holder', ARGV[5])
-  redis.call('PEXPIRE', KEYS[n + i], ARGV[6])
+  redis.call('SET', KEYS[n + i], fence, 'PX', ARGV[6])
   redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
 end
-return {1, token, tonumber(ARGV[2])}
+return token

@@ -9,11 +9,11 @@
 -- ARGV[9]    how long to remember it, in ms; 0 if it does not wait
 -- ARGV[10]   1 if it is not to be held up by those who came before
 --
--- Answers as in acquire.lua, also {0, token, ms left} if the lock is free and it is not our turn: the time is the one after which
+-- Answers as in acquire.lua, also {0, ms left} if the lock is free and it is not our turn: the time is the one after which
 -- the first is passed over if it stays silent.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now} end
 
 local gone = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 1000)
 if gone[1] then
@@ -34,9 +34,9 @@ local answer
 if turn or redis.call('EXISTS', KEYS[1]) == 1 then
   answer = take()
 else
-  answer = {0, tonumber(redis.call('HGET', KEYS[2], 'token') or '0'), stays - now}
+  answer = {0, stays - now}
 end
-if answer[1] == 1 then
+if type(answer) == 'number' then
   redis.call('ZREM', KEYS[4], ARGV[7])
   redis.call('ZREM', KEYS[5], ARGV[7])
 elseif answer[1] == 0 and ARGV[9] ~= '0' then

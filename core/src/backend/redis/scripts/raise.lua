@@ -2,19 +2,21 @@
 -- (Any weaker condition lets a later holder get a smaller or an equal token.)
 --
 -- KEYS[1..n]  the locks, or one shared lock    KEYS[n+1..2n]  their fences
--- ARGV[1]  owner token, with its kind if the lock is shared    ARGV[2]  fencing token
+-- ARGV[1]  owner token, with its kind if the lock is shared
+-- ARGV[2]  fencing token in 16 digits    ARGV[3]  how long a fence outlives its last use, in ms
 --
 -- { 1, token}  the fences are at the token now, and the locks were ours
 -- {-1, token}  a fence is above already: that is the token to agree on
 -- { 0, 0}      the locks are not ours
 local n = #KEYS / 2
-local highest = 0
+local highest, fences = 0, {}
 for i = 1, n do
   local owner = redis.pcall('GET', KEYS[i])
   local shared = type(owner) == 'table' and type(redis.pcall('ZSCORE', KEYS[i], ARGV[1])) == 'string'
   if owner ~= ARGV[1] and not shared then return {0, 0} end
-  highest = math.max(highest, tonumber(redis.call('HGET', KEYS[n + i], 'token') or '0'))
+  fences[i] = redis.call('GET', KEYS[n + i]) or ''
+  highest = math.max(highest, tonumber(string.sub(fences[i], 1, 16)) or 0)
 end
 if highest > tonumber(ARGV[2]) then return {-1, highest} end
-for i = 1, n do redis.call('HSET', KEYS[n + i], 'token', ARGV[2]) end
+for i = 1, n do redis.call('SET', KEYS[n + i], ARGV[2] .. string.sub(fences[i], 17), 'PX', ARGV[3]) end
 return {1, tonumber(ARGV[2])}

@@ -3,7 +3,7 @@
 --
 -- KEYS[1..n]     the locks
 -- KEYS[n+1..2n]  their fences
--- ARGV[1]  owner token    ARGV[2]  ttl in ms    ARGV[3]  fencing token
+-- ARGV[1]  owner token    ARGV[2]  ttl in ms    ARGV[3]  fencing token in 16 digits
 -- ARGV[4]  time of this server in ms at which the client gives up
 -- ARGV[5]  how long a fence outlives its last use, in ms
 --
@@ -16,9 +16,9 @@ for i = 1, n do
   if owner and owner ~= ARGV[1] then return 0 end
 end
 for i = 1, n do
-  if tonumber(redis.call('HGET', KEYS[n + i], 'token') or '0') < tonumber(ARGV[3]) then
-    redis.call('HSET', KEYS[n + i], 'token', ARGV[3])
-    redis.call('PEXPIRE', KEYS[n + i], ARGV[5])
+  local fence = redis.call('GET', KEYS[n + i]) or ''
+  if (tonumber(string.sub(fence, 1, 16)) or 0) < tonumber(ARGV[3]) then
+    redis.call('SET', KEYS[n + i], ARGV[3] .. string.sub(fence, 17), 'PX', ARGV[5])
   end
   redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
 end

@@ -10,36 +10,36 @@
 -- Answers as in acquire.lua.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now >= tonumber(ARGV[4]) then return {-2, now, 0} end
+if now >= tonumber(ARGV[4]) then return {-2, now} end
 
-local token = tonumber(redis.call('HGET', KEYS[2], 'token') or '0')
 local kind = redis.call('TYPE', KEYS[1]).ok
 local held = redis.call('PTTL', KEYS[1])
 if kind == 'string' then
-  if ARGV[7] == 'permit:' then return {-3, 0, held} end
-  return {0, token, held}
+  if ARGV[7] == 'permit:' then return {-3, held} end
+  return {0, held}
 end
-if kind ~= 'zset' and kind ~= 'none' then return {-3, 0, held} end
+if kind ~= 'zset' and kind ~= 'none' then return {-3, held} end
 
 local member = ARGV[7] .. ARGV[1]
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[1] and string.sub(first[1], 1, 7) ~= ARGV[7] then
   -- A shared lock and a semaphore; only a reader and a writer exclude each other.
-  return {-3, 0, held}
+  return {-3, held}
 end
-local expires = redis.call('ZSCORE', KEYS[1], member)
-if expires then return {1, token, expires - now} end
+local last = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16)) or 0
+local ours = redis.call('ZSCORE', KEYS[1], member)
+if ours and last > 0 then return last end
 local limit = tonumber(ARGV[8])
-if limit > 0 and redis.call('ZCARD', KEYS[1]) >= limit then return {0, token, first[2] - now} end
+if ours then limit = -1 end
+if limit > 0 and redis.call('ZCARD', KEYS[1]) >= limit then return {0, first[2] - now} end
 -- Those who came after a waiting writer let it go first.
-if limit == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return {0, token, redis.call('PTTL', KEYS[3])} end
+if limit == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return {0, redis.call('PTTL', KEYS[3])} end
 
 local proposed = tonumber(ARGV[3])
 if proposed > (now + 3600000) * 1000 then proposed = 0 end
-token = math.max(token + 1, proposed)
-redis.call('HSET', KEYS[2], 'token', string.format('%.0f', token), 'owner', ARGV[1], 'holder', ARGV[5])
-redis.call('PEXPIRE', KEYS[2], ARGV[6])
+local token = math.max(last + 1, proposed)
+redis.call('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
 redis.call('ZADD', KEYS[1], now + ARGV[2], member)
 redis.call('PEXPIRE', KEYS[1], math.max(held, tonumber(ARGV[2])))
-return {1, token, tonumber(ARGV[2])}
+return token

@@ -1,0 +1,281 @@
+//! One request at several servers, and the answers as they come.
+//!
+//! Each server gets a ticket, and whoever reads its answer (in the usual case the driver of a connection that is
+//! open) puts it into the round and wakes the caller. So asking costs no task and no thread but the caller's, and answers
+//! that come when the caller has decided are looked at where they are read. What takes more than that (opening a
+//! connection, asking again, finding the right server) is a future of the caller's, until he has decided.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+};
+
+use futures_util::{
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt},
+};
+
+use super::{
+    call::{CallError, Reply},
+    node::Node,
+    request::{self, Answer, Answered, Request, Server},
+};
+use crate::{
+    Error,
+    clock::Instant,
+    engine::{driver::Driver, runtime},
+    metrics::Sample,
+};
+
+/// What answers that come late are for.
+type Late = Arc<dyn Fn(usize, Answer) + Send + Sync>;
+
+pub(super) struct Round {
+    request: Arc<Request>,
+    driver: Driver,
+    state: Mutex<State>,
+}
+
+struct State {
+    answers: VecDeque<(usize, Answer)>,
+    waker: Option<Waker>,
+    phase: Phase,
+}
+
+enum Phase {
+    /// Somebody waits for the answers.
+    Open,
+    /// It was decided without those that are missing.
+    Decided(Late),
+    /// Nobody wants to know any more.
+    Closed,
+}
+
+/// The caller's end of a round; dropping it forgets the answers.
+pub(super) struct Answers {
+    round: Arc<Round>,
+    /// What is yet to be done for some of them.
+    work: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+/// One server's part of a round. It is answered exactly once: dropping it is an answer as well.
+pub(super) struct Ticket {
+    round: Arc<Round>,
+    index: usize,
+    answered: bool,
+    /// On whose connection it was sent, to be counted there.
+    through: Option<(Arc<Node>, Sample)>,
+}
+
+impl Answers {
+    /// Sends `request` to the servers `to`.
+    pub(super) fn ask<'a>(
+        to: impl Iterator<Item = (usize, &'a Arc<dyn Server>)>,
+        request: &Arc<Request>,
+        driver: &Driver,
+    ) -> Self {
+        let mut answers = Self::none(request, driver);
+        for (index, server) in to {
+            answers.work.extend(Arc::clone(server).send(answers.ticket(index)));
+        }
+        answers
+    }
+
+    /// Those of a request that nobody was sent yet.
+    fn none(request: &Arc<Request>, driver: &Driver) -> Self {
+        let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
+        let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
+        Self { round, work: FuturesUnordered::new() }
+    }
+
+    fn ticket(&self, index: usize) -> Ticket {
+        Ticket { round: Arc::clone(&self.round), index, answered: false, through: None }
+    }
+
+    /// The next answer. There is one for each server that was asked; asking for more waits for ever.
+    pub(super) async fn next(&mut self) -> (usize, Answer) {
+        poll_fn(|context| {
+            while !self.work.is_empty() && self.work.poll_next_unpin(context).is_ready() {}
+            let mut state = self.round.state();
+            if let Some(answer) = state.answers.pop_front() {
+                return Poll::Ready(answer);
+            }
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(context.waker()),
+                none => *none = Some(context.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Has the answers that are missing handed to `late`, wherever they are read.
+    pub(super) fn leave(mut self, late: impl Fn(usize, Answer) + Send + Sync + 'static) {
+        let late: Late = Arc::new(late);
+        let answers = {
+            let mut state = self.round.state();
+            state.phase = Phase::Decided(Arc::clone(&late));
+            mem::take(&mut state.answers)
+        };
+        for (index, answer) in answers {
+            late(index, answer);
+        }
+        let work = mem::take(&mut self.work);
+        if !work.is_empty() {
+            runtime::spawn(work.collect());
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let mut state = self.round.state();
+        if matches!(state.phase, Phase::Open) {
+            state.phase = Phase::Closed;
+            let answers = (mem::take(&mut state.answers), state.waker.take());
+            drop(state);
+            drop(answers);
+        }
+    }
+}
+
+impl Round {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, index: usize, answer: Answer) {
+        let mut state = self.state();
+        match &state.phase {
+            Phase::Open => {
+                state.answers.push_back((index, answer));
+                let waker = state.waker.take();
+                drop(state);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Phase::Decided(late) => {
+                let late = Arc::clone(late);
+                drop(state);
+                late(index, answer);
+            }
+            Phase::Closed => {}
+        }
+    }
+}
+
+impl Ticket {
+    /// What is asked.
+    pub(super) fn request(&self) -> &Arc<Request> {
+        &self.round.request
+    }
+
+    /// Who drives the connection that it is to be asked on.
+    pub(super) fn driver(&self) -> &Driver {
+        &self.round.driver
+    }
+
+    /// It is sent on a connection of `node`.
+    pub(super) fn is_through(&mut self, node: &Arc<Node>, sample: Sample) {
+        self.through = Some((Arc::clone(node), sample));
+    }
+
+    /// Whether nobody wants the answer any more.
+    fn is_void(&self) -> bool {
+        matches!(self.round.state().phase, Phase::Closed)
+    }
+
+    /// Hands in the answer.
+    pub(super) fn answer(mut self, answer: Answer) {
+        if let Some((node, sample)) = self.through.take() {
+            request::count(node.counters(), sample, &answer);
+        }
+        self.hand_in(answer);
+    }
+
+    fn hand_in(&mut self, answer: Answer) {
+        if !mem::replace(&mut self.answered, true) {
+            self.round.answer(self.index, answer);
+        }
+    }
+
+    /// Hands in what came of it on a connection. What another try may mend goes on in the background.
+    pub(super) fn reply(self, reply: Reply) {
+        match (reply, &self.through) {
+            (Err(so_far @ (CallError::NoScript | CallError::Unanswered(_))), Some((node, _)))
+                if Instant::now() < self.request().expires && !self.is_void() =>
+            {
+                runtime::spawn(Arc::clone(node).finish(self, Some(so_far)));
+            }
+            (reply, _) => self.answer(reply.map(|value| Answered { value, repeated: false })),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // The caller went away before it was sent, or the engine has stopped: then it may have been.
+        self.hand_in(Err(CallError::Unanswered(Error::unavailable("the engine has stopped"))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::*;
+    use crate::Resource;
+
+    fn round() -> (Answers, [Ticket; 3]) {
+        let request = Request::inspect("", &Resource::new("r").unwrap(), Instant::now());
+        let answers = Answers::none(&request, &Driver::engine());
+        let tickets = [0, 1, 2].map(|index| answers.ticket(index));
+        (answers, tickets)
+    }
+
+    fn yes() -> Answer {
+        Ok(Answered { value: Value::Int(1), repeated: false })
+    }
+
+    #[tokio::test]
+    async fn each_ticket_is_answered_once_wherever_it_ends() {
+        let (mut answers, [first, second, third]) = round();
+        let late: Arc<Mutex<Vec<_>>> = Arc::default();
+        let heard = |late: &Mutex<Vec<_>>| late.lock().unwrap().clone();
+        first.answer(yes());
+        assert!(matches!(answers.next().await, (0, Ok(_))));
+        // It is in before the decision, and looked at after it.
+        drop(second);
+        answers.leave({
+            let late = Arc::clone(&late);
+            move |index, answer: Answer| {
+                late.lock().unwrap().push((index, answer.is_err_and(|error| error.is_ambiguous())))
+            }
+        });
+        assert_eq!(heard(&late), [(1, true)]);
+        assert!(!third.is_void());
+        third.answer(yes());
+        assert_eq!(heard(&late), [(1, true), (2, false)]);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_and_whoever_left_is_not_asked_for() {
+        let (mut answers, [first, second, third]) = round();
+        let asked = tokio::spawn(async move {
+            let (index, _) = answers.next().await;
+            (index, answers)
+        });
+        tokio::task::yield_now().await;
+        first.answer(yes());
+        let (index, answers) = asked.await.unwrap();
+        second.answer(yes());
+        drop(answers);
+        assert!(index == 0 && third.is_void());
+        // Nobody is asked again for it, though there is time.
+        third.reply(Err(CallError::NoScript));
+    }
+}
