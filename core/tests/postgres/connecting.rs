@@ -1,5 +1,7 @@
 //! Where to connect, and as whom.
 
+use tokio_postgres::error::SqlState;
+
 use super::*;
 
 #[tokio::test]
@@ -117,5 +119,35 @@ async fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
         locks.acquire("s", long().wait(LIMIT)).await.unwrap();
         assert_eq!(count(&one.sql().await, &format!("SELECT count(*) FROM {table} WHERE key = 's'")).await, 1);
         two.order("start");
+    }
+}
+
+/// Nobody else gets in; who holds goes on, and who waits gets in when there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_full_of_clients_says_so_and_costs_no_lease() {
+    let server = Server::start(&["max_connections=16"]);
+    for url in [server.url.clone(), session(&server)] {
+        let (holding, others) = (manager(&url), manager(&url));
+        let held = holding.acquire("r", long()).await.unwrap();
+        let mut crowd = Vec::new();
+        let refused = loop {
+            match tokio_postgres::connect(&server.url, NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    crowd.push(client);
+                }
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{refused}");
+        let error = others.acquire("s", long().wait(200 * MS)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        held.extend(None).await.unwrap();
+        let waiting = tokio::spawn(async move { others.acquire("s", long().wait(LIMIT)).await });
+        drop(crowd);
+        let lease = waiting.await.unwrap().unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+        assert_eq!(held.release().await.unwrap(), Release::Released);
+        holding.close().await;
     }
 }
