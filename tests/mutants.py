@@ -18,10 +18,12 @@ import time
 MUTANTS = {
     "D1": "a lock is handed out whose time is over already",
     "D2": "one owner token for all attempts of a call",
+    "D3": "an owner token of the thread, not of the attempt",
     "D5": "the ttl counts from the answer, not from the question",
     "D6": "nothing is taken off for clocks that run apart",
     "D7": "an extension counts servers that had lost the lock",
     "D8": "an extension counts after the deadline",
+    "D9": "an extension counts from its answer",
     "D10": "a lease is extended for ever",
     "D11": "servers that did not answer are not asked to release",
     "D12": "an attempt whose outcome is unknown is not undone",
@@ -30,14 +32,17 @@ MUTANTS = {
     "D15": "a request may be carried out however late it is",
     "D16": "every server is waited for",
     "D20": "owner tokens can be guessed",
+    "D22": "those who clash pause for the same time",
     "D23": "less than a majority is enough",
     "D24": "an extension counts servers where somebody else holds",
+    "D25": "an error of one server ends the attempt",
     "D27": "a loss is not told",
     "D28": "the fencing token is the largest number seen, without agreement",
+    "D30": "a ttl that is too short is taken",
     "R13": "a server that was restarted votes at once",
 }
 # What is run: the decisions and the simulation, not what needs servers.
-TESTS = ["backend::redis", "lease::", "token::", "undo::"]
+TESTS = ["backend::redis", "lease::", "token::", "undo::", "acquire::", "options::"]
 # The longest that one mistake may take to be found, in seconds: a mistake may also make the tests hang.
 LIMIT = 300.0
 FAILED = re.compile(r"^test (\S+) .*FAILED$", re.M)

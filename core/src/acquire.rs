@@ -313,7 +313,8 @@ impl Waiting<'_> {
 /// How long to pause after so many clashes.
 fn aside(clashes: u32) -> Duration {
     let longest = Duration::from_millis(4 << clashes);
-    Duration::from_millis(2) + longest.mul_f64(fastrand::f64())
+    let spread = if mutant!("D22") { 0.5 } else { fastrand::f64() };
+    Duration::from_millis(2) + longest.mul_f64(spread)
 }
 
 /// Sleeps until the resource may be free.

@@ -229,6 +229,7 @@ impl LeaseState {
         if !self.is_held(now) && !mutant!("D8") {
             return false;
         }
+        let since = if mutant!("D9") { now } else { since };
         self.ttl = ttl;
         // Shorter than before if that was asked for: the backend's clock runs to the new end.
         self.deadline = self.drift.deadline(since, ttl);

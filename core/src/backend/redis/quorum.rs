@@ -104,7 +104,11 @@ impl Ballot {
     }
 
     pub(super) fn cast(&mut self, node: usize, vote: Vote, standing: Standing) -> Verdict {
+        let ends = mutant!("D25") && matches!(vote, Vote::Failed(_) | Vote::Unknown(_));
         self.votes.push((node, vote, standing));
+        if ends {
+            return Verdict::Lost;
+        }
         let granted = self.granted().count();
         verdict(self.nodes, granted, self.votes.len() - granted - self.may_count_yet())
     }
