@@ -23,6 +23,12 @@ $(NODE_INSTALLED): $(NODE_DIR)/package.json $(NODE_DIR)/package-lock.json
 node-test: node-build ## Runs the tests of the Node package.
 	cd $(NODE_DIR) && node --expose-gc --test --test-timeout=600000 tests/*.test.mjs
 
+# The same tests, longer, on a Redis: every ending of a process 200 times, 100,000 pairs, 10,000 aborted acquires.
+.PHONY: node-long
+node-long: node-build ## The endings of a process 200 times each, and 100,000 pairs in flat memory: Node, on a Redis.
+	POLYLOCK_TEST_RUNS=200 POLYLOCK_TEST_PAIRS=100000 POLYLOCK_TEST_ABORTED=10000 $(SERVERS) sh -c 'cd $(NODE_DIR) && \
+	    POLYLOCK_TEST_URLS="$$POLYLOCK_TEST_REDIS" node --expose-gc --test tests/process.test.mjs tests/memory.test.mjs'
+
 .PHONY: node-lint
 node-lint: node-build
 	cd $(NODE_DIR) && npm run --silent typecheck && npx tsc -p ../../examples/node && npm run --silent format:check

@@ -41,9 +41,9 @@ PYTHONS ?= $(PYTHON)
 python-package: $(VENV_TOOLS)
 	$(VENV)/bin/python bindings/python/tests/wheel.py $(CURDIR)/build/python $(PYTHONS)
 
-# The same tests, longer: every ending of a process 200 times, 100,000 pairs, 10,000 cancelled acquires.
+# The same tests, longer, on a Redis: every ending of a process 200 times, 100,000 pairs, 10,000 cancelled acquires.
 .PHONY: python-long
-python-long: python-build
-	POLYLOCK_TEST_RUNS=200 POLYLOCK_TEST_PAIRS=100000 POLYLOCK_TEST_CANCELLED=10000 \
-	    $(VENV)/bin/python -m pytest -n 4 -c bindings/python/pyproject.toml --rootdir bindings/python --timeout 7200 \
-	    bindings/python/tests/test_process.py bindings/python/tests/test_memory.py bindings/python/tests/test_asyncio.py
+python-long: python-build ## The endings of a process 200 times each, and 100,000 pairs in flat memory: Python, on a Redis.
+	POLYLOCK_TEST_RUNS=200 POLYLOCK_TEST_PAIRS=100000 POLYLOCK_TEST_CANCELLED=10000 $(SERVERS) sh -c \
+	    'POLYLOCK_TEST_URLS="$$POLYLOCK_TEST_REDIS" $(VENV)/bin/python -m pytest -n 4 -c bindings/python/pyproject.toml \
+	    --rootdir bindings/python --timeout 7200 bindings/python/tests/test_process.py bindings/python/tests/test_memory.py'

@@ -6,7 +6,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 
 import { connect } from 'polylock'
 
-import { backends, shared, unique } from './support.mjs'
+import { backends, shared, times, unique } from './support.mjs'
 
 /** Bytes on the heap and in all, after everything that can go has gone. */
 async function footprint() {
@@ -36,22 +36,24 @@ async function staysFlat(count, work) {
 const skip = globalThis.gc === undefined
 
 for (const { name, url } of backends) {
-  const count = { memory: 50_000, file: 3_000, redis: 3_000 }[name] ?? 1_000
+  const usual = { memory: 50_000, file: 3_000, redis: 3_000 }[name] ?? 1_000
+  const pairs = times('PAIRS', usual)
+  const aborted = times('ABORTED', usual)
 
-  test(`${count} pairs leave nothing in memory on ${name}`, { skip }, async () => {
+  test(`${pairs} pairs leave nothing in memory on ${name}`, { skip }, async () => {
     const locks = connect(shared(url))
     const resource = unique('pairs')
-    await staysFlat(count, async (count) => {
+    await staysFlat(pairs, async (count) => {
       for (let index = 0; index < count; index++) await (await locks.acquire(resource)).release()
     })
     await locks.close()
   })
 
-  test(`${count} aborted acquires leave nothing in memory on ${name}`, { skip }, async () => {
+  test(`${aborted} aborted acquires leave nothing in memory on ${name}`, { skip }, async () => {
     const holding = connect(shared(url))
     const resource = unique('aborted')
     const holder = await holding.acquire(resource)
-    await staysFlat(count, async (count) => {
+    await staysFlat(aborted, async (count) => {
       const locks = connect(shared(url))
       for (let index = 0; index < count; index++) {
         const controller = new AbortController()

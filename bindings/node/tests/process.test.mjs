@@ -5,7 +5,7 @@ import { test } from 'node:test'
 
 import { connect } from 'polylock'
 
-import { backends, eventually, redisUrl, runNode, shared, unique, withRedis } from './support.mjs'
+import { backends, eventually, redisUrl, runNode, shared, times, unique, withRedis } from './support.mjs'
 
 /** The threads of the process that evaluates this. */
 const threads = `readdirSync('/proc/self/task').length`
@@ -81,26 +81,34 @@ const ends = {
   },
 }
 
+/** How often each ending is played. */
+const RUNS = times('RUNS', 1)
+
+/** Has a process end as `does` says, which must not take long, and what it held must be free. */
+async function endOnce(url, does, expected) {
+  const address = shared(url)
+  const resource = unique('exit')
+  const source = `
+    import { connect } from 'polylock'
+    const [url, resource] = process.argv.slice(1)
+    const locks = connect(url)
+    ${does}
+    console.log('ran')`
+  const { status, errors, took } = await runNode(source, { args: [address, resource] })
+  assert.equal(status, expected, errors)
+  assert.ok(took < 20_000, `${took} ms`)
+  if (url === 'memory:') return
+  // Released by the end of the process, long before its ttl of 30 s.
+  const locks = connect(address)
+  const lease = await locks.acquire(resource, { wait: 5_000 })
+  await lease.release()
+  await locks.close()
+}
+
 for (const { name, url } of backends) {
   for (const [how, { does, status: expected = 0 }] of Object.entries(ends)) {
-    test(`a process ends with ${how} on ${name}`, async () => {
-      const address = shared(url)
-      const resource = unique('exit')
-      const source = `
-        import { connect } from 'polylock'
-        const [url, resource] = process.argv.slice(1)
-        const locks = connect(url)
-        ${does}
-        console.log('ran')`
-      const { status, errors, took } = await runNode(source, { args: [address, resource] })
-      assert.equal(status, expected, errors)
-      assert.ok(took < 20_000, `${took} ms`)
-      if (url === 'memory:') return
-      // Released by the end of the process, long before its ttl of 30 s.
-      const locks = connect(address)
-      const lease = await locks.acquire(resource, { wait: 5_000 })
-      await lease.release()
-      await locks.close()
+    test(`a process ends with ${how} on ${name}`, { timeout: RUNS * 60_000 }, async () => {
+      for (let run = 0; run < RUNS; run++) await endOnce(url, does, expected)
     })
   }
 

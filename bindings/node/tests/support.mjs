@@ -18,6 +18,9 @@ export const backends = (process.env.POLYLOCK_TEST_URLS ?? 'memory:')
 /** One Redis, where there is one. */
 export const redisUrl = process.env.POLYLOCK_TEST_REDIS
 
+/** How often something is done: for longer where the environment asks for it, as `make node-long` does. */
+export const times = (what, usual) => Number(process.env[`POLYLOCK_TEST_${what}`] ?? usual)
+
 let names = 0
 
 /** A name that no other test uses. */
