@@ -52,6 +52,21 @@ const assertGone = (clients, key) =>
     return found.every((count) => count === 0)
   })
 
+test('a first lock is on every server when it is told of', { skip }, () =>
+  withClients(nodes.slice(0, 3), async (clients) => {
+    const [key, rounds] = [unique('everywhere'), 40]
+    let everywhere = 0
+    for (let round = 0; round < rounds; round++) {
+      const lock = await new Redlock(clients).acquire([key], 10_000)
+      const values = await Promise.all(clients.map((client) => client.get(key)))
+      everywhere += Number(values.every((value) => value === lock.value))
+      await lock.release()
+    }
+    // It waits no longer than a moment for those beyond the majority, and this machine may be slow.
+    assert.ok(everywhere > rounds / 2, `${everywhere} of ${rounds}`)
+  }),
+)
+
 for (const [name, urls] of Object.entries(sets)) {
   test(`acquires, extends and releases on ${name}`, { skip }, () =>
     withClients(urls, async (clients) => {

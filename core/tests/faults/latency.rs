@@ -13,7 +13,7 @@ use super::{
 const PAIRS: usize = 60;
 
 /// Generous, as other programs run on the same cores; the figure itself is printed.
-fn check(what: &str, healthy: &mut [Duration], faulty: &mut [Duration]) {
+fn check(what: &str, grace: Duration, healthy: &mut [Duration], faulty: &mut [Duration]) {
     healthy.sort();
     faulty.sort();
     let (healthy, faulty) = (healthy[healthy.len() / 2], faulty[faulty.len() / 2]);
@@ -21,7 +21,7 @@ fn check(what: &str, healthy: &mut [Duration], faulty: &mut [Duration]) {
     eprintln!(
         "{what}: a pair takes {healthy:?} with five nodes, {faulty:?} with two of them black-holed: {ratio:.2} x"
     );
-    assert!(faulty < healthy * 3 + Duration::from_millis(10), "{what}: {ratio:.2} x");
+    assert!(faulty < healthy * 3 + grace + Duration::from_millis(10), "{what}: {ratio:.2} x");
 }
 
 async fn pair(locks: &LockManager, name: &str) -> Duration {
@@ -56,14 +56,16 @@ async fn two_of_five_black_holed() {
         healthy.push(pair(&one, &name).await);
         faulty.push(pair(&two, &name).await);
     }
-    check("tokio", &mut healthy, &mut faulty);
+    check("tokio", Duration::ZERO, &mut healthy, &mut faulty);
 
     let (mut healthy, mut faulty) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         healthy.push(pair(&manager(&urls(&servers)), &fresh("r")).await);
         faulty.push(pair(&manager(&faulty_urls), &fresh("r")).await);
     }
-    check("the first pair of a manager", &mut healthy, &mut faulty);
+    // It waits a moment for all of them.
+    let grace = Duration::from_millis(50);
+    check("the first pair of a manager", grace, &mut healthy, &mut faulty);
 
     // The quickest of some, as other programs run on the same cores; one that waited for the silent would never be quick.
     let (mut connecting, mut inspecting) = (Duration::MAX, Duration::MAX);
@@ -90,7 +92,7 @@ async fn two_of_five_black_holed() {
                 times.push(Instant::now().since(began));
             }
         }
-        check("blocking", &mut healthy, &mut faulty);
+        check("blocking", Duration::ZERO, &mut healthy, &mut faulty);
     };
     tokio::task::spawn_blocking(blocking).await.unwrap();
 }
@@ -112,7 +114,7 @@ async fn two_of_five_stopped() {
     for _ in 0..PAIRS {
         faulty.push(pair(&locks, &name).await);
     }
-    check("stopped", &mut healthy, &mut faulty);
+    check("stopped", Duration::ZERO, &mut healthy, &mut faulty);
     // And one that is held all the while is renewed by the other three.
     let deadline = held.deadline();
     super::eventually(super::SLACK, "it is renewed", || held.deadline() > deadline).await;

@@ -103,7 +103,8 @@ impl RedisBackend {
             }
         };
         let within = self.settles_within(claim.ttl);
-        let given_up = Overtaken { claim: claim.clone(), prefix: self.prefix.clone(), within };
+        let background = self.background.clone();
+        let given_up = Overtaken { claim: claim.clone(), prefix: self.prefix.clone(), within, background };
         let nodes = self.nodes.clone();
         let late = move |index: usize, answer: request::Answer| {
             let counts = restart::votes(&nodes, index, sits_out, Instant::now());
@@ -113,7 +114,16 @@ impl RedisBackend {
                 given_up.give_back(index, &nodes[index]);
             }
         };
-        self.ask(request, driver, decide, late).await
+        self.ask(request, driver, decide, late, self.grace(claim)).await
+    }
+
+    /// How long a first attempt that is decided waits for the other nodes. Their connections are opened for it, one
+    /// a little after the other: a program that looks at its servers right afterwards shall find the lock on each, as it
+    /// does later, when a request is on its way to all nodes before any has answered.
+    fn grace(&self, claim: &Claim) -> Duration {
+        const LONGEST: Duration = Duration::from_millis(50);
+        let first = self.untried.load(Ordering::Relaxed) && self.untried.swap(false, Ordering::Relaxed);
+        if first { LONGEST.min(claim.ttl / 20) } else { Duration::ZERO }
     }
 
     /// Gives back a part that would be in the way of the caller's next attempt, which comes when he likes. The release goes

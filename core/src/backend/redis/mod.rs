@@ -58,7 +58,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -82,8 +82,13 @@ use super::{
     Answer, Attempt, Backend, Capabilities, Claim, Extension, Guarantee, Holder, Release, Said, Turn, Watch,
 };
 use crate::{
-    Error, Resource, Result, clock::Instant, connect::Options, engine::driver::Driver, metrics::NodeStats,
-    mutant::mutant, pattern::Pattern,
+    Error, Resource, Result,
+    clock::Instant,
+    connect::Options,
+    engine::{driver::Driver, timer},
+    metrics::NodeStats,
+    mutant::mutant,
+    pattern::Pattern,
 };
 
 pub(crate) struct RedisBackend {
@@ -101,6 +106,8 @@ pub(crate) struct RedisBackend {
     slots: bool,
     /// What goes on after the answer: closing waits for it.
     background: TaskTracker,
+    /// Nothing was asked for yet, so the connections are yet to be opened.
+    untried: AtomicBool,
 }
 
 impl RedisBackend {
@@ -156,6 +163,7 @@ impl RedisBackend {
             managed,
             slots,
             background: TaskTracker::new(),
+            untried: AtomicBool::new(true),
         })
     }
 
@@ -202,28 +210,33 @@ impl RedisBackend {
     }
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes
-    /// that have not answered by then are not waited for: `late` sees their answers wherever they are read.
+    /// that have not answered by then are not waited for, but for `grace`: `late` sees their answers wherever they are read.
     async fn ask<D>(
         &self,
         request: &Arc<Request>,
         driver: &Driver,
         mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
         late: impl Fn(usize, request::Answer) + Send + Sync + 'static,
+        grace: Duration,
     ) -> Option<D> {
+        let grace = if mutant!("D16") { Duration::MAX } else { grace };
         let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
-        for left in (0..self.nodes.len()).rev() {
+        for mut left in (0..self.nodes.len()).rev() {
             let (index, answer) = answers.next().await;
-            if let Some(decision) = decide(index, answer) {
-                if mutant!("D16") {
-                    for _ in 0..left {
-                        let (index, answer) = answers.next().await;
-                        late(index, answer);
-                    }
-                } else if left > 0 {
-                    answers.leave(late);
+            let Some(decision) = decide(index, answer) else { continue };
+            if !grace.is_zero() {
+                let until = Instant::now().after(grace);
+                while left > 0
+                    && let Some((index, answer)) = timer::until(Some(until), answers.next()).await
+                {
+                    late(index, answer);
+                    left -= 1;
                 }
-                return Some(decision);
             }
+            if left > 0 {
+                answers.leave(late);
+            }
+            return Some(decision);
         }
         None
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::{
     RedisBackend,
@@ -56,7 +56,7 @@ impl RedisBackend {
                 pursuit.begin(index, &nodes[index], freed);
             }
         };
-        let decided = self.ask(&request, driver, decide, late).await;
+        let decided = self.ask(&request, driver, decide, late, Duration::ZERO).await;
         let release = decided.unwrap_or(match (unknown, released) {
             (0, 0) => Release::NotHeld,
             (0, _) => Release::Released,
@@ -166,6 +166,8 @@ pub(super) struct Overtaken {
     pub(super) prefix: String,
     /// How long a node has to answer.
     pub(super) within: Duration,
+    /// Closing waits for what is here.
+    pub(super) background: TaskTracker,
 }
 
 impl Overtaken {
@@ -175,8 +177,8 @@ impl Overtaken {
         let keys = Keys::of(&self.prefix, &self.claim.resources);
         let request = Request::release(&keys, &self.claim, Instant::now().after(self.within));
         let (progress, node) = (Arc::clone(&self.claim.progress), Arc::clone(node));
-        runtime::spawn(async move {
+        runtime::spawn(self.background.track_future(async move {
             Freed::of(&progress, index, node.run(request, Driver::engine()).await);
-        });
+        }));
     }
 }

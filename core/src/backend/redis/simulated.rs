@@ -387,6 +387,7 @@ fn manager(machines: &Machines, world: World, loss: f64, calm: &Arc<AtomicBool>,
         managed: false,
         slots: false,
         background: tokio_util::task::TaskTracker::new(),
+        untried: AtomicBool::new(true),
     };
     LockManager::new(Box::new(backend), &Options::default())
 }
