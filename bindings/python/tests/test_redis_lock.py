@@ -136,8 +136,10 @@ def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any, monk
         assert ours.acquire()
         assert ours.fencing_token is None
         assert not theirs.acquire(blocking_timeout=0.02)
-        threading.Timer(0.1, ours.release).start()
+        released = threading.Timer(0.1, ours.release)
+        released.start()
         assert theirs.acquire(blocking_timeout=20)
+        released.join()  # It reads its answer yet, from this client.
         assert not ours.acquire(blocking=False)
         theirs.release()
 
@@ -193,9 +195,11 @@ def test_waiting(client: Any) -> None:
     assert not waiter.acquire(sleep=60, blocking_timeout=20)
     assert time.monotonic() - began < 10
     assert not waiter.acquire(blocking_timeout=0.2)
-    threading.Timer(0.2, ours.release).start()
+    released = threading.Timer(0.2, ours.release)
+    released.start()
     assert waiter.acquire()
     waiter.release()
+    released.join()
 
 
 def test_fencing_tokens_grow(client: Any) -> None:
