@@ -100,12 +100,12 @@ simulation: ## Redlock in a simulated world, 20,000 random schedules; POLYLOCK_S
 # On an engine that is built for speed: fewer than `make simulation` plays, as many as pay for that build.
 .PHONY: simulation-test
 simulation-test:
-	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-1500} cargo test -p polylock --lib --config profile.dev.package.polylock.opt-level=1 \
+	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-1250} cargo test -p polylock --lib --config profile.dev.package.polylock.opt-level=1 \
 	    backend::redis::simulated
 
 .PHONY: mutants
 mutants: ## Makes the mistakes of other lock libraries in ours, one at a time: the tests have to find each.
-	tests/mutants.py
+	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-200} tests/mutants.py
 
 # Other libraries' real packages and ours on the same keys; needs the environment of with_servers.py.
 INTEROP := $(CURDIR)/build/interop
