@@ -222,11 +222,6 @@ impl Node {
         let answer = self.carry_out(ticket.request(), ticket.driver(), false, so_far).await;
         ticket.answer(answer);
     }
-
-    /// What has become of the requests to it.
-    pub(super) fn counters(&self) -> &NodeStats {
-        &self.stats
-    }
 }
 
 impl Server for Node {

@@ -192,7 +192,7 @@ impl Ticket {
     /// Hands in the answer.
     pub(super) fn answer(mut self, answer: Answer) {
         if let Some((node, sample)) = self.through.take() {
-            request::count(node.counters(), sample, &answer);
+            request::count(node.stats(), sample, &answer);
         }
         self.hand_in(answer);
     }
