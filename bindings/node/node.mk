@@ -21,7 +21,7 @@ $(NODE_INSTALLED): $(NODE_DIR)/package.json $(NODE_DIR)/package-lock.json
 
 .PHONY: node-test
 node-test: node-build ## Runs the tests of the Node package.
-	cd $(NODE_DIR) && node --expose-gc --test --test-timeout=600000 tests/*.test.mjs
+	cd $(NODE_DIR) && node --expose-gc --test --test-concurrency=2 --test-timeout=600000 tests/*.test.mjs
 
 # The same tests, longer, on a Redis: every ending of a process 200 times, 100,000 pairs, 10,000 aborted acquires.
 .PHONY: node-long

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readFileSync } from 'node:fs'
-import { test } from 'node:test'
+import { describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 
@@ -23,12 +23,14 @@ test('sees every scenario', () => {
   assert.ok(urls.length >= 1)
 })
 
-for (const url of urls) {
-  // One after the other: their times would be a matter of luck if dozens of them shared one loop.
-  test(`scenarios on ${url.includes(',') ? 'Redlock' : url.split(':')[0]}`, async (context) => {
-    for (const file of files) await context.test(file, (scenario) => play(read(file), url, scenario))
-  })
-}
+// Three places at a time: the times of dozens that shared one loop would be a matter of luck.
+describe('scenarios', { concurrency: 3 }, () => {
+  for (const url of urls) {
+    test(`on ${url.includes(',') ? 'Redlock' : url.split(':')[0]}`, async (context) => {
+      for (const file of files) await context.test(file, (scenario) => play(read(file), url, scenario))
+    })
+  }
+})
 
 function read(file) {
   const lines = readFileSync(new URL(file, directory), 'utf8').split('\n')
