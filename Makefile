@@ -25,7 +25,7 @@ test: ## Installs what is missing, checks the code and runs every test in every 
 	$(SERVERS) tests/suite.py \
 	    lint="$(MAKE) lint" \
 	    rust="cargo test --workspace --no-fail-fast" \
-	    simulation="$(MAKE) simulation-test" \
+	    simulation="$(MAKE) simulation" \
 	    $(foreach language,$(LANGUAGES) $(OVER_C),$(language)="$(MAKE) $(language)-test") \
 	    monitoring="$(MAKE) monitoring-test" \
 	    together="$(MAKE) together-test" \
@@ -93,14 +93,10 @@ postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is gra
 	POLYLOCK_TEST_ROUNDS=100 cargo test -p polylock --test postgres giving_up
 	POLYLOCK_TEST_ROUNDS=7 cargo test -p polylock --test postgres crash::
 
+# On an engine that is built for speed, in the build that all other tests use.
 .PHONY: simulation
 simulation: ## Redlock in a simulated world, 20,000 random schedules; POLYLOCK_SEEDS= says how many for each of four worlds.
-	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-5000} cargo test -p polylock --lib --profile simulation backend::redis::simulated
-
-# On an engine that is built for speed: fewer than `make simulation` plays, as many as pay for that build.
-.PHONY: simulation-test
-simulation-test:
-	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-1250} cargo test -p polylock --lib --config profile.dev.package.polylock.opt-level=1 \
+	POLYLOCK_SEEDS=$${POLYLOCK_SEEDS:-5000} cargo test -p polylock --lib --config profile.dev.package.polylock.opt-level=2 \
 	    backend::redis::simulated
 
 .PHONY: mutants

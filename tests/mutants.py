@@ -55,7 +55,7 @@ def build() -> str:
         "test",
         "--package=polylock",
         "--lib",
-        "--profile=simulation",
+        "--config=profile.dev.package.polylock.opt-level=2",
         "--no-run",
         "--message-format=json",
         "--quiet",

@@ -4,7 +4,7 @@
 //! answers, servers that are away for a while and then restarted (with their data, or without: a minority), clients that
 //! are paused past their ttl, cancelled acquisitions, dropped leases. At every event: no two leases may be
 //! acted on; over time: tokens strictly grow. `POLYLOCK_SEED=n` plays one seed again, `POLYLOCK_SEEDS=n` so many
-//! (`make simulation-test`, which `make test` runs, plays 5,000 schedules; `make simulation` 20,000).
+//! in each world (`make simulation`, which is a part of `make test`, plays 20,000 schedules in all).
 
 use std::{
     cell::{Cell, RefCell},
