@@ -43,11 +43,18 @@ pub(crate) struct Options {
     pub(crate) drift: Drift,
     pub(crate) node_timeout: Option<Duration>,
     pub(crate) metrics: bool,
+    pub(crate) thorough: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { prefix: String::new(), drift: Drift { factor: 0.01 }, node_timeout: None, metrics: true }
+        Self {
+            prefix: String::new(),
+            drift: Drift { factor: 0.01 },
+            node_timeout: None,
+            metrics: true,
+            thorough: false,
+        }
     }
 }
 
@@ -82,6 +89,14 @@ impl Connect {
         self
     }
 
+    /// Has what a majority of several servers decided wait a moment for the others, so that a program which looks at each
+    /// of its servers finds there what it was told. For the drop-in for redlock, whose users do.
+    #[doc(hidden)]
+    pub fn thorough(mut self) -> Self {
+        self.options.thorough = true;
+        self
+    }
+
     /// Makes the manager without touching the backend.
     ///
     /// # Errors
@@ -93,7 +108,7 @@ impl Connect {
     }
 
     fn check(&self) -> Result<()> {
-        let Options { prefix, drift, node_timeout, metrics: _ } = &self.options;
+        let Options { prefix, drift, node_timeout, metrics: _, thorough: _ } = &self.options;
         if !(0.0..=0.5).contains(&drift.factor) {
             return Err(Error::invalid("drift_factor", format!("must be from 0 to 0.5, not {}", drift.factor)));
         }
@@ -251,7 +266,14 @@ mod tests {
             assert!(connect_error(several).to_string().contains("list"));
         }
         assert_eq!(connect_error(Vec::<String>::new()).argument(), Some("url"));
-        assert_eq!(connect_error(vec!["redis://a", "redis://a:6379"]).to_string(), "url lists a:6379 twice");
+        for (twice, named) in [
+            (["redis://a", "redis://a:6379"], "a:6379"),
+            (["redis+cluster://a,b", "redis+cluster://c,b"], "b:6379"),
+            (["redis+cluster://a,b", "redis://b"], "b:6379"),
+            (["redis+sentinel://a,b/m", "redis+sentinel://b/m"], "m of b:26379"),
+        ] {
+            assert_eq!(connect_error(twice).to_string(), format!("url lists {named} twice"));
+        }
     }
 
     fn connect_error(urls: impl IntoUrls) -> Error {

@@ -41,6 +41,7 @@ pub fn connect(
     prefix: Option<String>,
     drift_factor: Option<f64>,
     node_timeout: Option<f64>,
+    thorough: Option<bool>,
 ) -> Reply {
     let connected = || {
         let mut connect = polylock::connect(urls);
@@ -52,6 +53,9 @@ pub fn connect(
         }
         if let Some(timeout) = node_timeout {
             connect = connect.node_timeout(duration("node_timeout", timeout, MILLISECOND)?);
+        }
+        if thorough == Some(true) {
+            connect = connect.thorough();
         }
         opened(env)?.adopt_manager(connect.lazy()?)
     };

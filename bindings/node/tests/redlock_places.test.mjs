@@ -14,6 +14,7 @@ import Redlock from 'polylock/redlock'
 import { closedPort, eventually, redisUrl, unique } from './support.mjs'
 
 const skip = redisUrl === undefined
+const nodes = (process.env.POLYLOCK_TEST_REDLOCK ?? '').split(',').filter((url) => url !== '')
 
 /** Runs `body` with a redis-server of its own: its port, and a client of it. */
 async function withServer(options, body) {
@@ -48,14 +49,50 @@ async function assertLocks(clients, client, prefix) {
   await redlock.quit()
 }
 
-test('a client of a cluster', { skip }, () =>
+/** That each server that `servers` see has been told of what `redlock` does when it is done, as those who look at once expect. */
+async function assertEverywhere(redlock, servers) {
+  const rounds = 40
+  let behind = 0
+  const look = async (holds) => {
+    const seen = await Promise.all(servers.map(holds))
+    behind += Number(!seen.every(Boolean))
+  }
+  for (let round = 0; round < rounds; round++) {
+    const key = unique('{r}everywhere')
+    const lock = await redlock.acquire([key], 10_000)
+    await look(async (server) => (await server.get(key)) === lock.value)
+    const extended = await lock.extend(30_000)
+    await look(async (server) => (await server.pttl(key)) > 20_000)
+    await servers[0].set(key + 'taken', 'somebody')
+    await servers[1].set(key + 'taken', 'somebody')
+    await assert.rejects(redlock.acquire([key + 'taken'], 10_000, { retryCount: 0 }))
+    await look(async (server) => [null, 'somebody'].includes(await server.get(key + 'taken')))
+    await extended.release()
+    await look(async (server) => (await server.get(key)) === null)
+  }
+  // None waits longer than a moment for those beyond the majority, and this machine may be slow.
+  assert.ok(behind < rounds / 2, `${behind} of ${4 * rounds}`)
+  await redlock.quit()
+}
+
+test('clients of a cluster', { skip }, () =>
   withServer(['cluster-enabled yes', 'requirepass sesame'], async (port, client) => {
     await client.cluster('ADDSLOTSRANGE', 0, 16_383)
     await eventually('the cluster works', async () => /cluster_state:ok/.test(await client.cluster('INFO')))
-    for (const nodes of [[{ host: '127.0.0.1', port }], [`redis://127.0.0.1:${port}`]]) {
-      const cluster = new Cluster(nodes, { redisOptions: { password: 'sesame' }, keyPrefix: 'p:', lazyConnect: true })
+    for (const seeds of [[{ host: '127.0.0.1', port }], [`redis://127.0.0.1:${port}`]]) {
+      const cluster = new Cluster(seeds, { redisOptions: { password: 'sesame' }, keyPrefix: 'p:', lazyConnect: true })
       await assertLocks([cluster], client, 'p:')
       cluster.disconnect()
+    }
+    const others = nodes.slice(0, 2).map((url) => new Redis(url))
+    const cluster = new Cluster([{ host: '127.0.0.1', port }], {
+      redisOptions: { password: 'sesame' },
+      lazyConnect: true,
+    })
+    try {
+      await assertEverywhere(new Redlock([cluster, ...others]), [client, ...others])
+    } finally {
+      for (const each of [cluster, ...others]) each.disconnect()
     }
   }),
 )

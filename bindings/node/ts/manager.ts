@@ -375,12 +375,21 @@ const unused = new FinalizationRegistry<number>((id) => native.forgetManager(id)
  * Throws `InvalidArgumentError` naming `url` or the option, `UnsupportedError`.
  */
 export function connect(url: string | readonly string[], options?: ConnectOptions): LockManager {
+  return opened(url, options, false)
+}
+
+/** `connect` for those who look at each of their servers: what most of them decided waits a moment for the others. */
+export function connectThoroughly(url: readonly string[], options: ConnectOptions): LockManager {
+  return opened(url, options, true)
+}
+
+function opened(url: string | readonly string[], options: ConnectOptions | undefined, thorough: boolean): LockManager {
   const { prefix, driftFactor, nodeTimeout } = arg.options(options)
   const urls = arg.urls(url)
   arg.optionalString('prefix', prefix)
   arg.optionalNumber('driftFactor', driftFactor)
   arg.optionalNumber('nodeTimeout', nodeTimeout)
   open()
-  const reply = check(native.connect(urls, prefix, driftFactor, nodeTimeout))
+  const reply = check(native.connect(urls, prefix, driftFactor, nodeTimeout, thorough))
   return new LockManager(reply[1] === Kind.Number ? reply[2] : 0)
 }

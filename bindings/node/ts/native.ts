@@ -111,7 +111,7 @@ export type Started = Reply | number
 interface Native {
   open(deliver: (...replies: Replies) => void): Reply
   cancel(operation: number): boolean
-  connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number): Reply
+  connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number, thorough?: boolean): Reply
   acquire(
     manager: number,
     resource: string | readonly string[],

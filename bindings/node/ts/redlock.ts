@@ -14,7 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import { AcquireTimeoutError, AuthError, ConflictError, LockLostError, UnavailableError } from './errors.js'
 import type { Lease } from './lease.js'
-import { connect, type LockManager } from './manager.js'
+import { connectThoroughly, type LockManager } from './manager.js'
 import { placesOf, type Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
 import { forget, leaseOf, leaveAll, Lock, remember } from './redlock/lock.js'
@@ -115,7 +115,7 @@ class Redlock extends EventEmitter {
     const [lockScript, unlockScript] = [acquireScript, releaseScript]
     this.scripts = { lockScript, unlockScript, extendScript, acquireScript, releaseScript }
     const { urls, prefix } = placesOf(this.servers)
-    this.#locks = connect(urls, { prefix, driftFactor: this.driftFactor })
+    this.#locks = connectThoroughly(urls, { prefix, driftFactor: this.driftFactor })
   }
 
   /** redlock 4: takes a lock. Rejects with `LockError`. */

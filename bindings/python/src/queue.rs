@@ -15,6 +15,7 @@ use crate::{
     boundary::{self, to_python},
     lease,
     outcome::{self, Outcome},
+    waiting,
 };
 
 /// What is watched by one event loop, or by the thread that calls back for blocking code.
@@ -112,6 +113,12 @@ impl Queue {
         let started = boundary::guard(|| self.operations.start(operation))?;
         match started.map_err(to_python)? {
             Started::Pending(id) => id.into_py_any(py),
+            // By way of the loop, which does not tell a daemon thread in the last milliseconds.
+            Started::Done(Outcome::Failed(error)) if waiting::is_of_the_end(&error) => {
+                let id = self.operations.reserve().map_err(to_python)?;
+                let _ = self.operations.push(id, Outcome::Failed(error));
+                id.into_py_any(py)
+            }
             Started::Done(Outcome::Failed(error)) => Err(to_python(error)),
             Started::Done(value) => value.into_python(py, &self.held),
         }

@@ -76,10 +76,15 @@ enum Failure {
     Raised(PyErr),
 }
 
+/// Whether this is said because the process ends.
+pub(crate) fn is_of_the_end(error: &Error) -> bool {
+    error.kind() == ErrorKind::Closed && ENDING.load(Ordering::Acquire)
+}
+
 /// A daemon thread that still waits when the process ends is told `Closed`, but should not print a traceback for
 /// it in the last milliseconds. So it lingers; for a bounded time, in case somebody joins it.
 fn stay_quiet(error: &Error) {
-    if error.kind() == ErrorKind::Closed && ENDING.load(Ordering::Acquire) {
+    if is_of_the_end(error) {
         std::thread::sleep(Duration::from_secs(5));
     }
 }

@@ -62,12 +62,22 @@ threading.Thread(target=work, daemon=True).start()
 time.sleep(0.05)
 """,
     "a loop in a daemon thread with an acquire pending": """
-locks = polylock.asyncio.connect(url)
+locks, held = polylock.asyncio.connect(url), threading.Event()
 async def main():
     async with locks.lock(name, ttl=60):
+        held.set()
         await locks.acquire(name)
 threading.Thread(target=asyncio.run, args=(main(),), daemon=True).start()
+held.wait()
 while locks.waiting(name) != 1: time.sleep(0.001)
+""",
+    "a loop in a daemon thread that never stops acquiring": """
+locks, held = polylock.asyncio.connect(url), threading.Event()
+async def main():
+    while True:
+        async with locks.lock(name, ttl=60): held.set()
+threading.Thread(target=asyncio.run, args=(main(),), daemon=True).start()
+held.wait()
 """,
     "a closed loop and its lease": """
 lease = asyncio.run(polylock.asyncio.connect(url).acquire(name, ttl=60))

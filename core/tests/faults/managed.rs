@@ -120,6 +120,38 @@ async fn a_cluster_keeps_locks_wherever_their_slots_are() {
     }
 }
 
+/// A cluster or a primary behind sentinels may be one of those that a Redlock votes by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redlock_of_a_cluster_a_primary_behind_sentinels_and_a_server() {
+    let (cluster, primary, single) = (Server::of_a_cluster(), Server::start(), Server::start());
+    let _: () = cluster.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    let works = || cluster.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+    eventually(PATIENCE, "the cluster is up", works).await;
+    let sentinel = Server::sentinel(&format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", primary.port));
+    // The others do not tell how long they have been up, so the single one would be taken for one that was restarted.
+    let urls = format!(
+        "redis+cluster://127.0.0.1:{}?longest_ttl=0,redis+sentinel://127.0.0.1:{}/mymaster?longest_ttl=0,{}?longest_ttl=0",
+        cluster.port,
+        sentinel.port,
+        single.url()
+    );
+    let (one, two) = (connect(urls.clone()), connect(urls));
+    assert_eq!(one.capabilities().guarantee, Guarantee::BestEffort);
+    let name = fresh("r");
+    let lease = soon(&one, &name).await;
+    let everywhere = || [&cluster, &primary, &single].iter().all(|server| server.get(&name).is_some());
+    eventually(PATIENCE, "all of them have it", everywhere).await;
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+    // A majority is left without it.
+    cluster.kill();
+    lease.extend(None).await.unwrap();
+    assert!(two.try_acquire(&name, long()).await.unwrap().is_none());
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    assert_eq!(soon(&two, &name).await.release().await.unwrap(), Release::Released);
+    let error = one.acquire(["a", "b"], long()).await.unwrap_err();
+    assert!(error.to_string().contains("slots of the cluster"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_at_once_are_of_one_slot() {
     let cluster = Cluster::start().await;

@@ -48,9 +48,9 @@ impl RedisBackend {
         }
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
-            let is_split = ballot.is_split();
+            let matters = ballot.is_split() || self.thorough;
             let attempt = self.refused(ballot, &claim.progress);
-            if is_split && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
+            if matters && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
                 self.step_back(claim, driver).await;
             }
             return attempt;
@@ -114,16 +114,8 @@ impl RedisBackend {
                 given_up.give_back(index, &nodes[index]);
             }
         };
-        self.ask(request, driver, decide, late, self.grace(claim)).await
-    }
-
-    /// How long a first attempt that is decided waits for the other nodes. Their connections are opened for it, one
-    /// a little after the other: a program that looks at its servers right afterwards shall find the lock on each, as it
-    /// does later, when a request is on its way to all nodes before any has answered.
-    fn grace(&self, claim: &Claim) -> Duration {
-        const LONGEST: Duration = Duration::from_millis(50);
         let first = self.untried.load(Ordering::Relaxed) && self.untried.swap(false, Ordering::Relaxed);
-        if first { LONGEST.min(claim.ttl / 20) } else { Duration::ZERO }
+        self.ask(request, driver, decide, late, self.grace(claim, first)).await
     }
 
     /// Gives back a part that would be in the way of the caller's next attempt, which comes when he likes. The release goes

@@ -1,6 +1,6 @@
 //! Where servers are, and how to log in.
 
-use std::{borrow::Cow, fmt, path::PathBuf, time::Duration};
+use std::{borrow::Cow, collections::HashSet, fmt, path::PathBuf, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt};
 use redis::{ConnectionAddr, IntoConnectionInfo};
@@ -31,6 +31,20 @@ pub(super) enum Place {
     },
     /// The servers of a cluster, to be found by way of any of these.
     Cluster(Vec<NodeConfig>),
+}
+
+impl Place {
+    /// What is at this place and at no other: the names of servers with their databases, those of primaries with who knows them.
+    pub(super) fn names(&self) -> HashSet<(String, i64)> {
+        match self {
+            Self::One(node) => [(node.name.clone(), node.database)].into(),
+            Self::Sentinel { sentinels, master, server } => {
+                let named = |sentinel: &NodeConfig| (format!("{master} of {}", sentinel.name), server.database);
+                sentinels.iter().map(named).collect()
+            }
+            Self::Cluster(seeds) => seeds.iter().map(|seed| (seed.name.clone(), 0)).collect(),
+        }
+    }
 }
 
 /// One server. Printing it shows no password.

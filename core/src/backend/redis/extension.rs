@@ -84,7 +84,7 @@ impl RedisBackend {
             won.store(decision == Some(Verdict::Won), Ordering::Release);
             decision
         };
-        match self.ask(&request, driver, decide, late, Duration::ZERO).await {
+        match self.ask(&request, driver, decide, late, self.grace(claim, false)).await {
             Some(Verdict::Won) => {
                 for index in missing {
                     repair(claim, &repairs, index, &self.nodes, sits_out);

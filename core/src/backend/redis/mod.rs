@@ -55,10 +55,11 @@ mod subscriber;
 mod wire;
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -69,7 +70,7 @@ use tokio_util::task::TaskTracker;
 
 use self::{
     cluster::Cluster,
-    config::{Config, NodeConfig, Place},
+    config::{Config, Place},
     keys::{Key, Side},
     node::Node,
     quorum::{Verdict, verdict},
@@ -108,6 +109,10 @@ pub(crate) struct RedisBackend {
     background: TaskTracker,
     /// Nothing was asked for yet, so the connections are yet to be opened.
     untried: AtomicBool,
+    /// What a majority has decided waits a moment for the others.
+    thorough: bool,
+    /// A bit for each node that did not answer within that moment, and so is not waited for.
+    behind: Arc<AtomicU32>,
 }
 
 impl RedisBackend {
@@ -115,25 +120,21 @@ impl RedisBackend {
         const MOST_NODES: usize = 31;
         let mut longest_ttl = Duration::ZERO;
         let (mut nodes, mut places) = (Vec::<Arc<dyn Server>>::new(), Vec::<Arc<dyn Locate>>::new());
-        let mut configs: Vec<NodeConfig> = Vec::new();
+        let mut named = HashSet::new();
         let (mut managed, mut slots) = (false, false);
         for url in urls {
             let Config { place, longest_ttl: longest } = Config::parse(url)?;
             longest_ttl = longest_ttl.max(longest);
-            if !matches!(place, Place::One(_)) && urls.len() > 1 {
-                return Err(Error::invalid("url", "may list single servers only: no sentinels and no cluster"));
+            let names = place.names();
+            if let Some((name, _)) = names.intersection(&named).next() {
+                // Two votes of one server would be no majority of servers.
+                return Err(Error::invalid("url", format!("lists {name} twice")));
             }
+            named.extend(names);
             match place {
                 Place::One(config) => {
-                    let same =
-                        |other: &NodeConfig| other.address == config.address && other.database == config.database;
-                    if configs.iter().any(same) {
-                        // Two votes of one server would be no majority of servers.
-                        return Err(Error::invalid("url", format!("lists {} twice", config.name)));
-                    }
                     places.push(Arc::new(config.clone()));
-                    nodes.push(Node::new(config.clone()));
-                    configs.push(config);
+                    nodes.push(Node::new(config));
                 }
                 Place::Sentinel { sentinels, master, server } => {
                     let server = SentinelServer::new(sentinels, master, server);
@@ -164,6 +165,8 @@ impl RedisBackend {
             slots,
             background: TaskTracker::new(),
             untried: AtomicBool::new(true),
+            thorough: options.thorough,
+            behind: Arc::default(),
         })
     }
 
@@ -209,8 +212,17 @@ impl RedisBackend {
         })
     }
 
-    /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes
-    /// that have not answered by then are not waited for, but for `grace`: `late` sees their answers wherever they are read.
+    /// How long what is decided waits for the other nodes. The connections of a first attempt are opened for it, one
+    /// a little after the other: a program that looks at its servers right afterwards shall find the lock on each, as it
+    /// does later, when a request is on its way to all nodes before any has answered.
+    fn grace(&self, claim: &Claim, first: bool) -> Duration {
+        const LONGEST: Duration = Duration::from_millis(50);
+        if first || self.thorough { LONGEST.min(claim.ttl / 20) } else { Duration::ZERO }
+    }
+
+    /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes that
+    /// have not answered by then are waited for during `grace`, unless they were behind the last time: `late` sees their
+    /// answers wherever they are read.
     async fn ask<D>(
         &self,
         request: &Arc<Request>,
@@ -221,20 +233,29 @@ impl RedisBackend {
     ) -> Option<D> {
         let grace = if mutant!("D16") { Duration::MAX } else { grace };
         let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
-        for mut left in (0..self.nodes.len()).rev() {
+        let mut missing = (1_u32 << self.nodes.len()) - 1;
+        while missing != 0 {
             let (index, answer) = answers.next().await;
+            missing &= !(1 << index);
             let Some(decision) = decide(index, answer) else { continue };
+            let until = Instant::now().after(grace);
             if !grace.is_zero() {
-                let until = Instant::now().after(grace);
-                while left > 0
+                while missing & !self.behind.load(Ordering::Relaxed) != 0
                     && let Some((index, answer)) = timer::until(Some(until), answers.next()).await
                 {
+                    missing &= !(1 << index);
                     late(index, answer);
-                    left -= 1;
                 }
+                self.behind.fetch_or(missing, Ordering::Relaxed);
             }
-            if left > 0 {
-                answers.leave(late);
+            if missing != 0 {
+                let behind = Arc::clone(&self.behind);
+                answers.leave(move |index, answer| {
+                    if Instant::now() < until {
+                        behind.fetch_and(!(1 << index), Ordering::Relaxed);
+                    }
+                    late(index, answer);
+                });
             }
             return Some(decision);
         }

@@ -56,7 +56,7 @@ impl RedisBackend {
                 pursuit.begin(index, &nodes[index], freed);
             }
         };
-        let decided = self.ask(&request, driver, decide, late, Duration::ZERO).await;
+        let decided = self.ask(&request, driver, decide, late, self.grace(claim, false)).await;
         let release = decided.unwrap_or(match (unknown, released) {
             (0, 0) => Release::NotHeld,
             (0, _) => Release::Released,
