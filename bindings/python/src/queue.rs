@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     future::Future,
     os::fd::{AsFd, AsRawFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use polylock::host::{CompletionQueue, OperationId, Started};
@@ -23,6 +26,8 @@ use crate::{
 pub(crate) struct Queue {
     operations: CompletionQueue<Outcome>,
     held: Held,
+    /// A `flush` will follow: what is started until then shares a system call.
+    gathering: AtomicBool,
 }
 
 #[pymethods]
@@ -30,7 +35,7 @@ impl Queue {
     #[new]
     fn new() -> PyResult<Self> {
         let operations = boundary::guard(CompletionQueue::new)?.map_err(to_python)?;
-        Ok(Self { operations, held: Held::default() })
+        Ok(Self { operations, held: Held::default(), gathering: AtomicBool::new(false) })
     }
 
     /// The descriptor to watch for reading.
@@ -50,6 +55,17 @@ impl Queue {
         let timeout = arguments::seconds("timeout", timeout)?;
         let finished = py.detach(|| boundary::guard(|| self.operations.turn_within(timeout)))?;
         self.to_python(py, finished)
+    }
+
+    /// What is started from now on is sent by `flush`, which is to be called before the loop sleeps.
+    fn gather(&self) {
+        self.gathering.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends what was gathered.
+    fn flush(&self) -> PyResult<()> {
+        self.gathering.store(false, Ordering::Relaxed);
+        boundary::guard(|| self.operations.flush())
     }
 
     /// A number for what comes by `push` or a signal of loss.
@@ -110,7 +126,13 @@ impl Queue {
         F: Future<Output = polylock::Result<Outcome>> + Send + 'static,
     {
         let operation = outcome::of(operation(self.operations.driver()));
-        let started = boundary::guard(|| self.operations.start(operation))?;
+        let started = boundary::guard(|| {
+            if self.gathering.load(Ordering::Relaxed) {
+                self.operations.begin(operation)
+            } else {
+                self.operations.start(operation)
+            }
+        })?;
         match started.map_err(to_python)? {
             Started::Pending(id) => id.into_py_any(py),
             // By way of the loop, which does not tell a daemon thread in the last milliseconds.

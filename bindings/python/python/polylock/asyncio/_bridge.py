@@ -1,7 +1,8 @@
 """Operations of the engine on one event loop.
 
 The loop watches one descriptor. When that is readable the engine reads the replies, moves its operations on, and
-returns all that has finished, so one wake-up serves a whole batch and no other thread takes part.
+returns all that has finished, so one wake-up serves a whole batch and no other thread takes part. What such a batch
+starts in its turn is sent as one, too; what is started alone is sent at once.
 
 A result can be lost to a cancellation in three places, and each gives it back:
 
@@ -96,6 +97,10 @@ class Bridge:
                 waiting.get_loop().call_later(LINGER, _fail, waiting, value)
             else:
                 waiting.set_exception(value)
+        if len(results) > 1:
+            # Those who waited run before this, and what they start is sent by one system call instead of one each.
+            get_running_loop().call_soon(self.queue.flush)
+            self.queue.gather()
 
     def _call(self, callback: Callable[[Any], object], reason: object) -> None:
         try:
