@@ -238,6 +238,9 @@ impl RedisBackend {
             let (index, answer) = answers.next().await;
             missing &= !(1 << index);
             let Some(decision) = decide(index, answer) else { continue };
+            if missing == 0 {
+                return Some(decision);
+            }
             let until = Instant::now().after(grace);
             if !grace.is_zero() {
                 while missing & !self.behind.load(Ordering::Relaxed) != 0
