@@ -215,6 +215,7 @@ async fn a_script_that_breaks_off_leaves_nothing() {
     let _: i64 = server.ask(&["LPUSH", &fence, "not a fence"]);
     let error = locks.try_acquire(&name, long()).await.unwrap_err();
     assert!(format!("{error:?}").contains("WRONGTYPE"), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
     assert_eq!(server.get(&name), None, "a lock without its token");
     // The same for several, and for one that is shared.
     let others = [fresh("r"), fresh("r")];
@@ -240,6 +241,63 @@ async fn a_script_that_breaks_off_leaves_nothing() {
     let _: () = server.ask(&["ACL", "SETUSER", "clerk", "+pexpire", "-publish"]);
     let lease = soon(&clerk, &name).await;
     assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
+/// A fence that somebody else wrote, from which tokens would fall, repeat or not be numbers: no lock, and the fence stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_that_cannot_be_counted_on_from_is_refused() {
+    let server = Server::start();
+    let locks = manager(&[server.url()]);
+    for written in ["9999999999999999", "9007199254740991 somebody", "1e300", "inf", "0x7fffffffffffff"] {
+        let (one, other) = (fresh("r"), fresh("r"));
+        let fence = format!("polylock:fence:{{{one}}}");
+        let _: () = server.ask(&["SET", &fence, written]);
+        let all = Target::all([one.clone(), other.clone()]);
+        let in_turn = locks.acquire(&one, long().wait(SLACK).fair(true)).await.unwrap_err();
+        assert_eq!(in_turn.kind(), ErrorKind::Conflict, "{written}: {in_turn:?}");
+        for target in [Target::from(&*one), all, Target::shared(&one), Target::permit(&one, 2)] {
+            let error = locks.acquire(target.clone(), long().wait(SLACK)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Conflict, "{written}, {target:?}: {error:?}");
+            assert!(error.to_string().contains(&fence), "{written}, {target:?}: {error}");
+            assert_eq!(server.get(&fence).as_deref(), Some(written), "{target:?}");
+            eventually(SLACK, "no lock is left", || server.get(&one).is_none() && server.get(&other).is_none()).await;
+        }
+    }
+    // The last one that can be counted on from, and what is no number is no counter.
+    let name = fresh("r");
+    let fence = format!("polylock:fence:{{{name}}}");
+    for (written, next) in [("9007199254740990", Some((1 << 53) - 1)), ("nan", None), ("hello", None)] {
+        let _: () = server.ask(&["SET", &fence, written]);
+        let lease = soon(&locks, &name).await;
+        match next {
+            Some(next) => assert_eq!(lease.fencing_token(), next),
+            None => assert!((1 << 50..1 << 53).contains(&lease.fencing_token()), "{written}"),
+        }
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
+    // Nor is one raised to it, when the majority's tokens differ.
+    let raise = include_str!("../../src/backend/redis/scripts/raise.lua");
+    let _: () = server.ask(&["MSET", "lock", "owner", "fence", "9999999999999999"]);
+    let error = server
+        .try_ask::<i64>(&["EVAL", raise, "2", "lock", "fence", "owner", "0000000000000009", "1000"])
+        .unwrap_err();
+    assert!(error.to_string().contains("fence is not a fencing counter"), "{error}");
+}
+
+/// Commands that are called something else on this server (`rename-command`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_have_other_names() {
+    for command in ["SET", "TIME", "EVAL"] {
+        let server = Server::with(&["--rename-command", command, "other"], &[]);
+        let error = manager(&[server.url()]).acquire(&fresh("r"), long().wait(SLACK)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{command}: {error:?}");
+        assert!(server.keys().is_empty(), "{command}");
+    }
+    let server = Server::with(&["--rename-command", "DEL", "other"], &[]);
+    let (locks, name) = (manager(&[server.url()]), fresh("r"));
+    let lease = locks.acquire(&name, Acquire::ttl(ms(500))).await.unwrap();
+    assert_eq!(lease.release().await.unwrap(), Release::Unknown);
+    eventually(SLACK, "it is free once its ttl is over", || server.keys().is_empty()).await;
 }
 
 /// A request whose first answer was lost is sent again: it is granted with the same token, or a later one if the fence

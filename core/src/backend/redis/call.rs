@@ -66,6 +66,7 @@ impl CallError {
     /// | `NOSCRIPT` | ask again with the script's text |
     /// | `NOAUTH` `WRONGPASS` `NOPERM`, and `ERR` about a password or about what a user may do | `Auth`: not tried again |
     /// | `ERR unknown command` | `Unsupported`: not tried again |
+    /// | `WRONGTYPE` (a fence is something else) | `Conflict`: not tried again |
     /// | any error that a script of ours met on its way (another kind of key, a command that the user may not run) | as below and above, but a part may have been done |
     /// | `MOVED` `ASK` `TRYAGAIN` `CLUSTERDOWN` | in a cluster: ask there, or again |
     /// | `READONLY` `MASTERDOWN` | behind sentinels: ask them who the primary is |
@@ -79,7 +80,11 @@ impl CallError {
             "NOSCRIPT" => return Self::NoScript,
             "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
             _ if about_password || may_not => ErrorKind::Auth,
-            "ERR" if detail.starts_with("unknown command") => ErrorKind::Unsupported,
+            // The second is what a script meets.
+            "ERR" if detail.starts_with("unknown command") || detail.contains("Unknown Redis command") => {
+                ErrorKind::Unsupported
+            }
+            "WRONGTYPE" => ErrorKind::Conflict,
             _ => ErrorKind::Unavailable,
         };
         let error = Error::new(kind, format!("{peer}: {code} {detail}"));

@@ -15,6 +15,7 @@
 -- { 0, ttl left}          somebody else holds it; -1 for one without ttl
 -- {-2, now}               too late: nothing was done
 -- {-3, ttl left}          in use as something that is not a lock of ours
+-- an error                the fence is something else: the lock is left free
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
@@ -31,8 +32,8 @@ if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
     end
     return {0, left}
   end
-  local token = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16))
-  if token then return token end
+  local token = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16)) or 0
+  if token > 0 and token < 9007199254740992 then return token end
 end
 
 -- A fresh lock costs three calls: the fence is written with the proposed token, which is nearly always the higher one.
@@ -48,8 +49,14 @@ end
 if type(last) ~= 'string' then last = redis.pcall('GET', KEYS[2]) or '' end
 local token
 if type(last) == 'string' then
-  token = math.max((tonumber(string.sub(last, 1, 16)) or 0) + 1, proposed)
-  last = redis.pcall('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
+  token = math.max(proposed, (tonumber(string.sub(last, 1, 16)) or 0) + 1)
+  if token < 9007199254740992 then
+    last = redis.pcall('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
+  else
+    -- No counter of ours comes to 2^53. It stays as it is: from a lower one tokens would fall.
+    redis.call('SET', KEYS[2], last, 'PX', ARGV[6])
+    last = redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a fencing counter')
+  end
 end
 if last.err then
   -- Something else is kept there, or the user may not use it: no lock without its token.

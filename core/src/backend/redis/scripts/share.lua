@@ -29,7 +29,7 @@ if first[1] and string.sub(first[1], 1, 7) ~= ARGV[7] then
 end
 local last = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16)) or 0
 local ours = redis.call('ZSCORE', KEYS[1], member)
-if ours and last > 0 then return last end
+if ours and last > 0 and last < 9007199254740992 then return last end
 local limit = tonumber(ARGV[8])
 if ours then limit = -1 end
 if limit > 0 and redis.call('ZCARD', KEYS[1]) >= limit then return {0, first[2] - now} end
@@ -38,7 +38,8 @@ if limit == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return {0, redis.call(
 
 local proposed = tonumber(ARGV[3])
 if proposed > (now + 3600000) * 1000 then proposed = 0 end
-local token = math.max(last + 1, proposed)
+local token = math.max(proposed, last + 1)
+if token >= 9007199254740992 then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a fencing counter') end
 redis.call('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
 redis.call('ZADD', KEYS[1], now + ARGV[2], member)
 redis.call('PEXPIRE', KEYS[1], math.max(held, tonumber(ARGV[2])))
