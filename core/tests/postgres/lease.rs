@@ -127,6 +127,37 @@ async fn what_comes_too_late_is_not_granted() {
     assert!(locks.inspect("r").await.unwrap().is_none());
 }
 
+/// It need not be waited for until it is too late for the attempt: the release that followed it was answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_ends_with_the_attempt_that_was_on_its_way() {
+    let server = Server::start(&[]);
+    let others = manager(&server.url);
+    others.acquire("r", long()).await.unwrap().release().await.unwrap();
+    let sql = server.sql().await;
+    for url in [&server.url, &server.pooler] {
+        let locks = manager(url);
+        let mut administrator = server.sql().await;
+        let in_the_way = administrator.transaction().await.unwrap();
+        in_the_way.execute("SELECT 1 FROM polylock_lease WHERE key = 'r' FOR UPDATE", &[]).await.unwrap();
+        let acquiring = tokio::spawn({
+            let locks = locks.clone();
+            async move { locks.acquire("r", long()).await.map(drop).unwrap_err().kind() }
+        });
+        while count(&sql, "SELECT count(*) FROM pg_locks WHERE NOT granted").await == 0 {
+            tokio::task::yield_now().await;
+        }
+        let closing = tokio::spawn(async move { locks.close().await });
+        assert_eq!(acquiring.await.unwrap(), ErrorKind::Closed);
+        // It may be granted yet.
+        in_the_way.commit().await.unwrap();
+        let began = Instant::now();
+        closing.await.unwrap();
+        // Nothing could be granted any more after a third of the ttl, 5 s at the most.
+        assert!(began.elapsed() < 2500 * MS, "{:?}", began.elapsed());
+        assert!(others.inspect("r").await.unwrap().is_none());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_holds_no_snapshot_and_is_told_of_the_release() {
     let server = Server::start(&[]);

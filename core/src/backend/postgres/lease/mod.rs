@@ -6,6 +6,9 @@
 //!   Else it is `Unknown`, and the engine releases it until [`Backend::settles_within`] is over. A statement that
 //!   is carried out later finds its `not after` passed on the server's clock and does nothing; one that was carried out and
 //!   is not yet committed is waited for by the release.
+//! * *The caller goes away before the answer*: a release follows on the same connection, which the server comes to after the
+//!   attempt, also behind a pooler. Once that is answered nothing is on its way any more, and "not held" is final
+//!   everywhere. Should the connection break, it is as if the answer was lost.
 //! * *An extension's answer is lost*: the old deadline stands. It does not bring back a lease that lapsed.
 //! * *The holder is paused past its deadline*: the row is taken by the next attempt, with a greater token.
 //! * *The server crashes*: a grant and an extension were on its disk before they were answered. A release may be
@@ -35,7 +38,7 @@ use crate::{
     backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Holder, Release, Said, Watch},
     clock::Instant,
     connect::Options,
-    engine::driver::Driver,
+    engine::{driver::Driver, process, runtime},
     pattern::Pattern,
 };
 
@@ -68,6 +71,11 @@ impl LeaseBackend {
         self.node_timeout.unwrap_or((ttl / 3).clamp(Duration::from_millis(250), SLOWEST))
     }
 
+    /// The same for a release: nothing depends on a quick answer, and a certain one is worth some time.
+    fn releases_within(&self) -> Duration {
+        self.node_timeout.unwrap_or(SLOWEST)
+    }
+
     fn key(&self, resource: &Resource) -> String {
         format!("{}{resource}", self.prefix)
     }
@@ -75,6 +83,7 @@ impl LeaseBackend {
     async fn acquire(&self, claim: &Claim) -> Attempt {
         /// Bounds the rounds in which others were faster, or the server's clock jumped.
         const ROUNDS: usize = 4;
+        claim.progress.track();
         let asked_for = Asked::new(&self.statements, claim, &self.prefix);
         let ttl = micros(claim.ttl);
         let (pid, label) = (i32::try_from(std::process::id()).ok(), claim.label.as_deref());
@@ -96,7 +105,10 @@ impl LeaseBackend {
             let not_after = connection.server_time(expires);
             let want = asked_for.keys.iter().all(|key| self.listener.hears(key));
             let (statement, params) = asked_for.acquire([&ttl, &not_after, &self.config.host, &pid, &label, &want]);
-            let seen = match connection.query(statement, &params, expires).await {
+            let on_its_way = OnItsWay::new(self, claim, &connection);
+            let answer = connection.query(statement, &params, expires).await;
+            on_its_way.ended(!answer.as_ref().is_err_and(Failure::is_ambiguous));
+            let seen = match answer {
                 Ok(Some(row)) => match Seen::read(&row) {
                     Ok(seen) => seen,
                     Err(error) => return Attempt::Unknown(strange(&connection, &error)),
@@ -184,18 +196,7 @@ impl LeaseBackend {
     async fn release_lease(&self, claim: &Claim) -> Release {
         let asked_for = Asked::new(&self.statements, claim, &self.prefix);
         let (statement, params) = asked_for.release();
-        // Nothing depends on a quick answer, and a certain one is worth some time.
-        let within = self.node_timeout.unwrap_or(SLOWEST);
-        match self.ask(statement, &params, within).await.1 {
-            Ok(Some(row)) => match row.try_get("was_held") {
-                Ok(true) => Release::Released,
-                Ok(false) => Release::NotHeld,
-                Err(_) => Release::Unknown,
-            },
-            Ok(None) => Release::NotHeld,
-            Err(failure) if failure.is_undefined_table() => Release::NotHeld,
-            Err(_) => Release::Unknown,
-        }
+        released(self.ask(statement, &params, self.releases_within()).await.1)
     }
 
     async fn holder(&self, resource: &Resource) -> Result<Option<Holder>> {
@@ -225,6 +226,65 @@ impl LeaseBackend {
             Err(failure) if failure.is_undefined_table() => Ok(false),
             Err(failure) => Err(failure.into_error()),
         }
+    }
+}
+
+/// What became of a release.
+fn released(answer: std::result::Result<Option<Row>, Failure>) -> Release {
+    match answer {
+        Ok(Some(row)) => match row.try_get("was_held") {
+            Ok(true) => Release::Released,
+            Ok(false) => Release::NotHeld,
+            Err(_) => Release::Unknown,
+        },
+        Ok(None) => Release::NotHeld,
+        Err(failure) if failure.is_undefined_table() => Release::NotHeld,
+        Err(_) => Release::Unknown,
+    }
+}
+
+/// An attempt that was sent. Dropped before it has ended, because its caller went away, it has a release follow it.
+struct OnItsWay<'a> {
+    backend: &'a LeaseBackend,
+    claim: &'a Claim,
+    connection: &'a Arc<Connection>,
+    /// Of the process that sent it: its connection is not to be used by another.
+    generation: u32,
+    ended: bool,
+}
+
+impl<'a> OnItsWay<'a> {
+    /// To be made before it is sent.
+    fn new(backend: &'a LeaseBackend, claim: &'a Claim, connection: &'a Arc<Connection>) -> Self {
+        claim.progress.doubt(0);
+        Self { backend, claim, connection, generation: process::generation(), ended: false }
+    }
+
+    /// It was answered, or nobody waits for that any more; says whether it is `certain` what became of it.
+    fn ended(mut self, certain: bool) {
+        self.ended = true;
+        if certain {
+            self.claim.progress.resolve(0);
+        }
+    }
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        if self.ended || self.generation != process::generation() {
+            return;
+        }
+        let (statements, prefix) = (Arc::clone(&self.backend.statements), self.backend.prefix.clone());
+        let (connection, claim) = (Arc::clone(self.connection), self.claim.clone());
+        let within = self.backend.releases_within();
+        runtime::spawn(async move {
+            let asked_for = Asked::new(&statements, &claim, &prefix);
+            let (statement, params) = asked_for.release();
+            let answer = connection.query(statement, &params, Instant::now().after(within)).await;
+            if released(answer) != Release::Unknown {
+                claim.progress.resolve(0);
+            }
+        });
     }
 }
 
