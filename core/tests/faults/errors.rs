@@ -210,24 +210,6 @@ async fn the_key_is_something_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_script_that_breaks_off_leaves_nothing() {
     let server = Server::start();
-    let (locks, name) = (manager(&[server.url()]), fresh("r"));
-    let fence = format!("polylock:fence:{{{name}}}");
-    let _: i64 = server.ask(&["LPUSH", &fence, "not a fence"]);
-    let error = locks.try_acquire(&name, long()).await.unwrap_err();
-    assert!(format!("{error:?}").contains("WRONGTYPE"), "{error:?}");
-    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
-    assert_eq!(server.get(&name), None, "a lock without its token");
-    // The same for several, and for one that is shared.
-    let others = [fresh("r"), fresh("r")];
-    for resource in &others {
-        let _: i64 = server.ask(&["LPUSH", &format!("polylock:fence:{{{resource}}}"), "not a fence"]);
-    }
-    for target in [Target::shared(&others[0]), Target::all(others.clone())] {
-        let error = locks.try_acquire(target, long()).await.unwrap_err();
-        assert!(format!("{error:?}").contains("WRONGTYPE"), "{error:?}");
-        eventually(SLACK, "no key is left", || server.keys().is_empty()).await;
-    }
-
     // A user who lacks what comes after the first writes.
     let _: () = server.ask(&["ACL", "SETUSER", "clerk", "on", ">secret", "~*", "&*", "+@all", "-pexpire"]);
     let clerk = manager(&[format!("redis://clerk:secret@127.0.0.1:{}", server.port)]);
@@ -243,45 +225,80 @@ async fn a_script_that_breaks_off_leaves_nothing() {
     assert_eq!(lease.release().await.unwrap(), Release::Released);
 }
 
-/// A fence that somebody else wrote, from which tokens would fall, repeat or not be numbers: no lock, and the fence stays.
+/// What somebody else wrote where the fencing tokens are counted is no counter: no token comes of it, whatever it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fence_that_cannot_be_counted_on_from_is_refused() {
+async fn the_fence_is_something_else() {
     let server = Server::start();
     let locks = manager(&[server.url()]);
-    for written in ["9999999999999999", "9007199254740991 somebody", "1e300", "inf", "0x7fffffffffffff"] {
-        let (one, other) = (fresh("r"), fresh("r"));
-        let fence = format!("polylock:fence:{{{one}}}");
-        let _: () = server.ask(&["SET", &fence, written]);
-        let all = Target::all([one.clone(), other.clone()]);
-        let in_turn = locks.acquire(&one, long().wait(SLACK).fair(true)).await.unwrap_err();
-        assert_eq!(in_turn.kind(), ErrorKind::Conflict, "{written}: {in_turn:?}");
-        for target in [Target::from(&*one), all, Target::shared(&one), Target::permit(&one, 2)] {
-            let error = locks.acquire(target.clone(), long().wait(SLACK)).await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Conflict, "{written}, {target:?}: {error:?}");
-            assert!(error.to_string().contains(&fence), "{written}, {target:?}: {error}");
-            assert_eq!(server.get(&fence).as_deref(), Some(written), "{target:?}");
-            eventually(SLACK, "no lock is left", || server.get(&one).is_none() && server.get(&other).is_none()).await;
+    let fence_of = |name: &str| format!("polylock:fence:{{{name}}}");
+    let contents = [
+        "9999999999999999",
+        "9007199254740991 owner record",
+        "10000000000000000",
+        "inf",
+        "nan",
+        "1e300",
+        "0x7",
+        "-5",
+        "x",
+    ];
+    let shapes = |name: &str, other: &str| {
+        [
+            (Target::from(name), long()),
+            (Target::from(name), long().fair(true)),
+            (Target::shared(name), long()),
+            (Target::permit(name, 2), long()),
+            (Target::all([other, name]), long()),
+        ]
+    };
+    for content in contents.iter().map(Some).chain([None]) {
+        for index in 0..5 {
+            let (name, other) = (fresh("r"), fresh("r"));
+            let fence = fence_of(&name);
+            match content {
+                Some(content) => server.ask::<()>(&["SET", &fence, content]),
+                None => server.ask::<()>(&["LPUSH", &fence, "not a fence"]),
+            }
+            let before: Vec<u8> = server.ask(&["DUMP", &fence]);
+            let (target, options) = shapes(&name, &other).into_iter().nth(index).unwrap();
+            let error =
+                tokio::time::timeout(SLACK, locks.acquire(target, options)).await.expect("retried").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Conflict, "{content:?}: {error:?}");
+            assert!(error.to_string().contains(&fence), "{error}");
+            assert_eq!(server.ask::<Vec<u8>>(&["DUMP", &fence]), before, "{content:?}");
+            assert_eq!(server.keys(), Vec::<String>::new(), "a lock without its token");
         }
     }
-    // The last one that can be counted on from, and what is no number is no counter.
+    // The last number that there is, and one that somebody set without an owner.
+    for (content, token) in
+        [("9007199254740990", 9007199254740991), ("9007199254740000 owner record", 9007199254740001)]
+    {
+        for index in 0..5 {
+            let (name, other) = (fresh("r"), fresh("r"));
+            let _: () = server.ask(&["SET", &fence_of(&name), content]);
+            let (target, options) = shapes(&name, &other).into_iter().nth(index).unwrap();
+            let lease = locks.acquire(target, options).await.unwrap();
+            assert_eq!(lease.fencing_token(), token);
+            let holder = locks.inspect(&name).await.unwrap().expect("it is held");
+            assert_eq!(holder.fencing_token, Some(token));
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+        }
+    }
+    // One that is held already is extended, looked at and released as ever.
     let name = fresh("r");
-    let fence = format!("polylock:fence:{{{name}}}");
-    for (written, next) in [("9007199254740990", Some((1 << 53) - 1)), ("nan", None), ("hello", None)] {
-        let _: () = server.ask(&["SET", &fence, written]);
-        let lease = soon(&locks, &name).await;
-        match next {
-            Some(next) => assert_eq!(lease.fencing_token(), next),
-            None => assert!((1 << 50..1 << 53).contains(&lease.fencing_token()), "{written}"),
-        }
-        assert_eq!(lease.release().await.unwrap(), Release::Released);
-    }
+    let lease = soon(&locks, &name).await;
+    let _: () = server.ask(&["DEL", &fence_of(&name)]);
+    let _: () = server.ask(&["LPUSH", &fence_of(&name), "not a fence"]);
+    lease.extend(None).await.unwrap();
+    assert_eq!(locks.inspect(&name).await.unwrap().expect("it is held").owner, lease.owner_token().as_str());
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
     // Nor is one raised to it, when the majority's tokens differ.
     let raise = include_str!("../../src/backend/redis/scripts/raise.lua");
     let _: () = server.ask(&["MSET", "lock", "owner", "fence", "9999999999999999"]);
     let error = server
         .try_ask::<i64>(&["EVAL", raise, "2", "lock", "fence", "owner", "0000000000000009", "1000"])
         .unwrap_err();
-    assert!(error.to_string().contains("fence is not a fencing counter"), "{error}");
+    assert!(error.to_string().contains("the fence fence holds something else than a token"), "{error}");
 }
 
 /// Commands that are called something else on this server (`rename-command`).
@@ -300,6 +317,34 @@ async fn commands_have_other_names() {
     eventually(SLACK, "it is free once its ttl is over", || server.keys().is_empty()).await;
 }
 
+/// A server whose counter is not one does not vote; the others go on, and their counters stay what they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fence_of_a_minority_is_something_else() {
+    const WRONG: &str = "9999999999999998";
+    let servers = Server::several(3);
+    let locks = manager(&urls(&servers));
+    let mut last = 0;
+    for (index, target) in [Target::from("a"), Target::shared("b"), Target::all(["c", "d"])].into_iter().enumerate() {
+        for name in ["a", "b", "c", "d"] {
+            let _: () = servers[index].ask(&["SET", &format!("polylock:fence:{{{name}}}"), WRONG]);
+        }
+        for _ in 0..3 {
+            let lease = locks.acquire(target.clone(), long()).await.unwrap();
+            assert!(lease.fencing_token() > last && lease.fencing_token() < 9_000_000_000_000_000);
+            last = lease.fencing_token();
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+        }
+        let _: () = servers[index].ask(&["FLUSHALL"]);
+    }
+    for server in &servers[1..] {
+        let _: () = server.ask(&["SET", "polylock:fence:{a}", WRONG]);
+    }
+    let error = tokio::time::timeout(SLACK, locks.acquire("a", long())).await.expect("retried").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+    let left = || servers.iter().all(|server| server.keys().is_empty());
+    eventually(SLACK, "no key is left", left).await;
+}
+
 /// A request whose first answer was lost is sent again: it is granted with the same token, or a later one if the fence
 /// is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -316,11 +361,12 @@ async fn asking_again_is_granted_again() {
         (share, &["3", "lock", "fence", "writer"], &["permit:", "1"]),
     ];
     for (script, keys, how) in shapes {
-        let ask = |proposed: &str| -> i64 {
+        let try_ask = |proposed: &str| -> redis::RedisResult<i64> {
             let fence = format!("{proposed} owner record");
             let args = ["owner", "60000", proposed, "9999999999999999", &fence, "3600000"];
-            server.ask(&[&["EVAL", script][..], keys, &args[..], how].concat())
+            server.try_ask(&[&["EVAL", script][..], keys, &args[..], how].concat())
         };
+        let ask = |proposed| try_ask(proposed).unwrap();
         assert_eq!(ask(first), 7, "{keys:?}");
         assert_eq!(ask(second), 7, "{keys:?}");
         let _: i64 = server.ask(&["DEL", "fence", "fence2"]);
@@ -330,6 +376,10 @@ async fn asking_again_is_granted_again() {
         // The counter is ahead of whoever asks next.
         assert_eq!(ask(first), 10, "{keys:?}");
         assert_eq!(server.get("fence").as_deref(), Some("0000000000000010 owner record"), "{keys:?}");
+        // Somebody else has written there meanwhile: refused, and what was granted is given back.
+        let _: () = server.ask(&["SET", "fence", "x"]);
+        assert_eq!(try_ask(first).unwrap_err().code(), Some("WRONGTYPE"), "{keys:?}");
+        assert_eq!(server.ask::<i64>(&["EXISTS", "lock", "lock2"]), 0, "{keys:?}");
         let _: () = server.ask(&["FLUSHALL"]);
     }
 }

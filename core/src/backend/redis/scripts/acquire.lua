@@ -15,7 +15,7 @@
 -- { 0, ttl left}          somebody else holds it; -1 for one without ttl
 -- {-2, now}               too late: nothing was done
 -- {-3, ttl left}          in use as something that is not a lock of ours
--- an error                the fence is something else: the lock is left free
+-- error WRONGTYPE         the fence holds something else than a token: it is as it was, and so is the lock
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
@@ -32,8 +32,9 @@ if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
     end
     return {0, left}
   end
-  local token = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16)) or 0
-  if token > 0 and token < 9007199254740992 then return token end
+  local fence = redis.pcall('GET', KEYS[2])
+  local token = type(fence) == 'string' and tonumber(string.match(fence .. ' ', '^(%d+) '))
+  if token and token < 9007199254740992 then return token end
 end
 
 -- A fresh lock costs three calls: the fence is written with the proposed token, which is nearly always the higher one.
@@ -43,24 +44,27 @@ if proposed > (now + 3600000) * 1000 then proposed = 0 end
 if proposed > 0 then
   last = redis.pcall('SET', KEYS[2], ARGV[5], 'PX', ARGV[6], 'GET')
   if not last then return proposed end
-  if type(last) == 'string' and (tonumber(string.sub(last, 1, 16)) or 0) < proposed then return proposed end
+  -- As we write it; anything else is looked at more closely below.
+  local counter = type(last) == 'string' and string.byte(last, 17) == 32 and tonumber(string.sub(last, 1, 16))
+  if counter and counter < proposed then return proposed end
 end
 -- The counter is ahead of the client's clock (or this server older than 6.2, which has no SET with GET).
-if type(last) ~= 'string' then last = redis.pcall('GET', KEYS[2]) or '' end
-local token
+if type(last) ~= 'string' then last = redis.pcall('GET', KEYS[2]) or '0' end
+local failed = last
 if type(last) == 'string' then
-  token = math.max(proposed, (tonumber(string.sub(last, 1, 16)) or 0) + 1)
+  -- What is no number, or too large for numbers to grow from, was not written by us, and nobody knows which tokens were.
+  local token = math.max((tonumber(string.match(last .. ' ', '^(%d+) ')) or math.huge) + 1, proposed)
   if token < 9007199254740992 then
-    last = redis.pcall('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
+    failed = redis.pcall('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
+    if not failed.err then return token end
   else
-    -- No counter of ours comes to 2^53. It stays as it is: from a lower one tokens would fall.
-    redis.call('SET', KEYS[2], last, 'PX', ARGV[6])
-    last = redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a fencing counter')
+    failed = redis.pcall('SET', KEYS[2], last, 'PX', ARGV[6])
+    if not failed.err then failed = {err = 'WRONGTYPE'} end
   end
 end
-if last.err then
-  -- Something else is kept there, or the user may not use it: no lock without its token.
-  redis.call('DEL', KEYS[1])
-  return last
+-- Something else is kept there, or the user may not use it: no lock without its token.
+redis.call('DEL', KEYS[1])
+if string.sub(failed.err, 1, 9) == 'WRONGTYPE' then
+  return {err = 'WRONGTYPE the fence ' .. KEYS[2] .. ' holds something else than a token'}
 end
-return token
+return failed

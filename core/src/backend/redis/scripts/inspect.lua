@@ -5,7 +5,8 @@
 -- {managers that wait or -1, fencing token, owner token of the fence, holder record, kind, owner token, ttl left in ms,
 -- kind, owner token, ...}: the last three for each holder, the longest ttl first; none if it is free. The kind is
 -- "exclusive", "shared" or "permit"; the ttl is -1 for a lock without one.
-local token, last, record = string.match(redis.call('GET', KEYS[2]) or '', '^(%d+) (%x*) (.*)$')
+local fence = redis.pcall('GET', KEYS[2])
+local token, last, record = string.match(type(fence) == 'string' and fence or '', '^(%d+) (%x*) (.*)$')
 -- A user may be without the right to ask this.
 local listening = redis.pcall('PUBSUB', 'NUMSUB', ARGV[1])
 local answer = {listening.err and -1 or listening[2], token or false, last or false, record or false}

@@ -8,17 +8,20 @@
 -- { 1, token}  the fences are at the token now, and the locks were ours
 -- {-1, token}  a fence is above already: that is the token to agree on
 -- { 0, 0}      the locks are not ours
+-- error WRONGTYPE  a fence holds something else than a token
 local n = #KEYS / 2
-local highest, fence, fences = 0, nil, {}
+local highest, fences = 0, {}
 for i = 1, n do
   local owner = redis.pcall('GET', KEYS[i])
   local shared = type(owner) == 'table' and type(redis.pcall('ZSCORE', KEYS[i], ARGV[1])) == 'string'
   if owner ~= ARGV[1] and not shared then return {0, 0} end
-  fences[i] = redis.call('GET', KEYS[n + i]) or ''
-  local counter = tonumber(string.sub(fences[i], 1, 16)) or 0
-  if counter > highest then highest, fence = counter, KEYS[n + i] end
+  fences[i] = redis.call('GET', KEYS[n + i]) or '0'
+  local token = tonumber(string.match(fences[i] .. ' ', '^(%d+) ')) or math.huge
+  if token >= 9007199254740992 then
+    return {err = 'WRONGTYPE the fence ' .. KEYS[n + i] .. ' holds something else than a token'}
+  end
+  highest = math.max(highest, token)
 end
-if highest >= 9007199254740992 then return redis.error_reply('WRONGTYPE ' .. fence .. ' is not a fencing counter') end
 if highest > tonumber(ARGV[2]) then return {-1, highest} end
 for i = 1, n do redis.call('SET', KEYS[n + i], ARGV[2] .. string.sub(fences[i], 17), 'PX', ARGV[3]) end
 return {1, tonumber(ARGV[2])}

@@ -16,8 +16,9 @@ for i = 1, n do
   if owner and owner ~= ARGV[1] then return 0 end
 end
 for i = 1, n do
-  local fence = redis.call('GET', KEYS[n + i]) or ''
-  if (tonumber(string.sub(fence, 1, 16)) or 0) < tonumber(ARGV[3]) then
+  local fence = redis.call('GET', KEYS[n + i]) or '0'
+  -- What is not a token stays: nobody gets one there.
+  if (tonumber(string.match(fence .. ' ', '^(%d+) ')) or math.huge) < tonumber(ARGV[3]) then
     redis.call('SET', KEYS[n + i], ARGV[3] .. string.sub(fence, 17), 'PX', ARGV[5])
   end
   redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])

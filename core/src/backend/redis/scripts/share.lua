@@ -27,9 +27,16 @@ if first[1] and string.sub(first[1], 1, 7) ~= ARGV[7] then
   -- A shared lock and a semaphore; only a reader and a writer exclude each other.
   return {-3, held}
 end
-local last = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16)) or 0
+local fence = redis.pcall('GET', KEYS[2]) or '0'
+if type(fence) == 'table' and string.sub(fence.err, 1, 9) ~= 'WRONGTYPE' then return fence end
+-- Not written by us; see acquire.lua.
+local last = type(fence) == 'string' and tonumber(string.match(fence .. ' ', '^(%d+) ')) or math.huge
+if last + 1 >= 9007199254740992 then
+  redis.call('ZREM', KEYS[1], member)
+  return {err = 'WRONGTYPE the fence ' .. KEYS[2] .. ' holds something else than a token'}
+end
 local ours = redis.call('ZSCORE', KEYS[1], member)
-if ours and last > 0 and last < 9007199254740992 then return last end
+if ours and last > 0 then return last end
 local limit = tonumber(ARGV[8])
 if ours then limit = -1 end
 if limit > 0 and redis.call('ZCARD', KEYS[1]) >= limit then return {0, first[2] - now} end
@@ -38,8 +45,7 @@ if limit == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return {0, redis.call(
 
 local proposed = tonumber(ARGV[3])
 if proposed > (now + 3600000) * 1000 then proposed = 0 end
-local token = math.max(proposed, last + 1)
-if token >= 9007199254740992 then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a fencing counter') end
+local token = math.max(last + 1, proposed)
 redis.call('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
 redis.call('ZADD', KEYS[1], now + ARGV[2], member)
 redis.call('PEXPIRE', KEYS[1], math.max(held, tonumber(ARGV[2])))
