@@ -13,6 +13,7 @@ mod masks;
 mod once;
 mod proxy;
 mod restart;
+mod rights;
 mod server;
 mod transport;
 

@@ -65,26 +65,25 @@ impl CallError {
     /// |---|---|
     /// | `NOSCRIPT` | ask again with the script's text |
     /// | `NOAUTH` `WRONGPASS` `NOPERM`, and `ERR` about a password or about what a user may do | `Auth`: not tried again |
-    /// | `ERR unknown command` | `Unsupported`: not tried again |
+    /// | `ERR unknown command`, also of a script, and a server that is no part of a cluster | `Unsupported`: not tried again |
     /// | `WRONGTYPE` (a fence is something else) | `Conflict`: not tried again |
     /// | any error that a script of ours met on its way (another kind of key, a command that the user may not run) | as below and above, but a part may have been done |
     /// | `MOVED` `ASK` `TRYAGAIN` `CLUSTERDOWN` | in a cluster: ask there, or again |
     /// | `READONLY` `MASTERDOWN` | behind sentinels: ask them who the primary is |
     /// | `LOADING` `BUSY` `OOM`, too many clients, the rest, and the above where no other server is known | the server is out of reach for now |
     pub(super) fn from_server(peer: &str, code: &str, detail: &str) -> Self {
-        let about_password = code == "ERR" && detail.to_ascii_lowercase().contains("password");
-        // What a script's user may not do is an ERR like any other, in different words from version to version.
-        let may_not = code == "ERR"
-            && ["user executing the script can't", "ACL failure"].iter().any(|words| detail.contains(words));
+        // What a script meets is in different words from version to version, and in some no code stands before them.
+        let says = |words: &str| detail.contains(words);
         let kind = match code {
             "NOSCRIPT" => return Self::NoScript,
             "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
-            _ if about_password || may_not => ErrorKind::Auth,
-            // The second is what a script meets.
-            "ERR" if detail.starts_with("unknown command") || detail.contains("Unknown Redis command") => {
+            "WRONGTYPE" => ErrorKind::Conflict,
+            "ERR" if detail.starts_with("unknown command") || says("cluster support disabled") => {
                 ErrorKind::Unsupported
             }
-            "WRONGTYPE" => ErrorKind::Conflict,
+            _ if says("Unknown Redis command") => ErrorKind::Unsupported,
+            _ if says("user executing the script can't") || says("ACL failure") => ErrorKind::Auth,
+            "ERR" if detail.to_ascii_lowercase().contains("password") => ErrorKind::Auth,
             _ => ErrorKind::Unavailable,
         };
         let error = Error::new(kind, format!("{peer}: {code} {detail}"));

@@ -23,6 +23,8 @@ if now >= tonumber(ARGV[4]) then return {-2, now} end
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   local owner = redis.pcall('GET', KEYS[1])
   if owner ~= ARGV[1] then
+    -- Who may not look does not know who holds it.
+    if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
     local left = redis.call('PTTL', KEYS[1])
     if type(owner) == 'table' then
       local first = redis.pcall('ZRANGE', KEYS[1], 0, 0)

@@ -11,6 +11,7 @@ local n = #KEYS / 2
 local ours, busy, foreign, left, last, wrong = {}, false, false, -2, 0, nil
 for i = 1, n do
   local owner = redis.pcall('GET', KEYS[i])
+  if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
   if owner == ARGV[1] then
     ours[#ours + 1] = KEYS[i]
   elseif owner then

@@ -6,6 +6,7 @@
 --  0  somebody else holds it: nothing was done
 -- -1  nobody does
 local owner = redis.pcall('GET', KEYS[1])
+if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
 if not owner then return -1 end
 if type(owner) == 'table' then
   if redis.pcall('ZREM', KEYS[1], 'shared:' .. ARGV[1], 'permit:' .. ARGV[1]) ~= 1 then return 0 end

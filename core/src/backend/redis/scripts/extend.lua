@@ -8,6 +8,7 @@
 -- -1  one is not there: nothing was done
 for i = 1, #KEYS do
   local owner = redis.pcall('GET', KEYS[i])
+  if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
   if not owner then return -1 end
   if owner ~= ARGV[1] then return 0 end
 end

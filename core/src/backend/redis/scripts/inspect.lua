@@ -12,6 +12,7 @@ local listening = redis.pcall('PUBSUB', 'NUMSUB', ARGV[1])
 local answer = {listening.err and -1 or listening[2], token or false, last or false, record or false}
 
 local owner = redis.pcall('GET', KEYS[1])
+if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
 if not owner then return answer end
 if type(owner) ~= 'table' then
   for _, value in ipairs({'exclusive', owner, redis.call('PTTL', KEYS[1])}) do answer[#answer + 1] = value end

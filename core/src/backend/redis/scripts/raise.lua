@@ -13,6 +13,7 @@ local n = #KEYS / 2
 local highest, fences = 0, {}
 for i = 1, n do
   local owner = redis.pcall('GET', KEYS[i])
+  if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
   local shared = type(owner) == 'table' and type(redis.pcall('ZSCORE', KEYS[i], ARGV[1])) == 'string'
   if owner ~= ARGV[1] and not shared then return {0, 0} end
   fences[i] = redis.call('GET', KEYS[n + i]) or '0'

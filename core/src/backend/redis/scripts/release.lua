@@ -9,6 +9,7 @@
 local outcome = 1
 for i = 1, #KEYS do
   local owner = redis.pcall('GET', KEYS[i])
+  if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
   if owner == ARGV[1] then
     redis.call('DEL', KEYS[i])
     -- A user without the right to publish still releases; waiters then find out by their timers.

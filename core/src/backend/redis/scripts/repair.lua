@@ -13,6 +13,7 @@ if time[1] * 1000 + math.floor(time[2] / 1000) >= tonumber(ARGV[4]) then return 
 local n = #KEYS / 2
 for i = 1, n do
   local owner = redis.pcall('GET', KEYS[i])
+  if type(owner) == 'table' and string.sub(owner.err, 1, 9) ~= 'WRONGTYPE' then return owner end
   if owner and owner ~= ARGV[1] then return 0 end
 end
 for i = 1, n do

@@ -8,6 +8,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local member = ARGV[3] .. ARGV[1]
 local expires = redis.pcall('ZSCORE', KEYS[1], member)
+if type(expires) == 'table' and string.sub(expires.err, 1, 9) ~= 'WRONGTYPE' then return expires end
 if type(expires) ~= 'string' or tonumber(expires) <= now then return -1 end
 redis.call('ZADD', KEYS[1], now + ARGV[2], member)
 redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[2])))

@@ -4,6 +4,8 @@
 -- ARGV[1]  owner token    ARGV[2]  "shared:" or "permit:"    ARGV[3]  channel to wake waiters on
 --
 -- 1 given up, -1 did not hold
-if redis.pcall('ZREM', KEYS[1], ARGV[2] .. ARGV[1]) ~= 1 then return -1 end
+local removed = redis.pcall('ZREM', KEYS[1], ARGV[2] .. ARGV[1])
+if type(removed) == 'table' and string.sub(removed.err, 1, 9) ~= 'WRONGTYPE' then return removed end
+if removed ~= 1 then return -1 end
 redis.pcall('PUBLISH', ARGV[3], '')
 return 1
