@@ -102,16 +102,17 @@ impl RedisBackend {
                 decided => Some(decided),
             }
         };
-        let within = self.settles_within(claim.ttl);
-        let background = self.background.clone();
-        let given_up = Overtaken { claim: claim.clone(), prefix: self.prefix.clone(), within, background };
-        let nodes = self.nodes.clone();
-        let late = move |index: usize, answer: request::Answer| {
-            let counts = restart::votes(&nodes, index, sits_out, Instant::now());
-            let progress = &given_up.claim.progress;
-            note(progress, index, &answer, counts);
-            if progress.is_over() && answer.is_ok_and(|answered| granted(&answered.value).is_some()) {
-                given_up.give_back(index, &nodes[index]);
+        let late = |_: &Verdict| {
+            let (claim, prefix, nodes) = (claim.clone(), self.prefix.clone(), self.nodes.clone());
+            let (within, background) = (self.settles_within(claim.ttl), self.background.clone());
+            let given_up = Overtaken { claim, prefix, within, background };
+            move |index: usize, answer: request::Answer| {
+                let counts = restart::votes(&nodes, index, sits_out, Instant::now());
+                let progress = &given_up.claim.progress;
+                note(progress, index, &answer, counts);
+                if progress.is_over() && answer.is_ok_and(|answered| granted(&answered.value).is_some()) {
+                    given_up.give_back(index, &nodes[index]);
+                }
             }
         };
         let first = self.untried.load(Ordering::Relaxed) && self.untried.swap(false, Ordering::Relaxed);

@@ -1,10 +1,7 @@
 //! Making a lease last longer: what counts, and putting a lock back on a node that lost it.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -33,7 +30,7 @@ impl RedisBackend {
         let (nodes, sits_out) = (self.nodes.len(), self.sits_out(ttl));
         let (mut yes, mut no, mut lost, mut errors) = (0, 0, 0, Vec::new());
         let mut missing = Vec::new();
-        let mut decide = |index, answer: request::Answer| {
+        let decide = |index, answer: request::Answer| {
             match answer.as_ref().map(|answered| number(&answered.value)) {
                 Ok(Some(1)) if claim.progress.holds(index) => yes += 1,
                 Ok(Some(0)) if mutant!("D24") => yes += 1,
@@ -65,29 +62,25 @@ impl RedisBackend {
                 decided => Some(decided),
             }
         };
-        let won = Arc::new(AtomicBool::new(false));
         let token = claim.progress.fencing_token.load(Ordering::Relaxed);
-        let repairs = Request::repair(&keys, claim, token, ttl, expires);
-        let late = {
-            let (won, claim, repairs, nodes) =
-                (Arc::clone(&won), claim.clone(), Arc::clone(&repairs), self.nodes.clone());
+        let repairs = move |claim: &Claim, prefix: &str| {
+            Request::repair(&Keys::of(prefix, &claim.resources), claim, token, ttl, expires)
+        };
+        let late = |verdict: &Verdict| {
+            let won = *verdict == Verdict::Won;
+            let (claim, prefix, nodes) = (claim.clone(), self.prefix.clone(), self.nodes.clone());
             move |index: usize, answer: request::Answer| match answer.map(|answered| number(&answered.value)) {
                 Ok(Some(1)) if restart::votes(&nodes, index, sits_out, Instant::now()) => {
                     claim.progress.add_holder(index);
                 }
-                Ok(Some(-1)) if won.load(Ordering::Acquire) => repair(&claim, &repairs, index, &nodes, sits_out),
+                Ok(Some(-1)) if won => repair(&claim, &repairs(&claim, &prefix), index, &nodes, sits_out),
                 _ => {}
             }
-        };
-        let decide = |index, answer| {
-            let decision = decide(index, answer);
-            won.store(decision == Some(Verdict::Won), Ordering::Release);
-            decision
         };
         match self.ask(&request, driver, decide, late, self.grace(claim, false)).await {
             Some(Verdict::Won) => {
                 for index in missing {
-                    repair(claim, &repairs, index, &self.nodes, sits_out);
+                    repair(claim, &repairs(claim, &self.prefix), index, &self.nodes, sits_out);
                 }
                 Extension::Extended { since }
             }

@@ -221,16 +221,19 @@ impl RedisBackend {
     }
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes that
-    /// have not answered by then are waited for during `grace`, unless they were behind the last time: `late` sees their
-    /// answers wherever they are read.
-    async fn ask<D>(
+    /// have not answered by then are waited for during `grace`, unless they were behind the last time. If there are any,
+    /// `late` makes what sees their answers, wherever they are read.
+    async fn ask<D, L>(
         &self,
         request: &Arc<Request>,
         driver: &Driver,
         mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
-        late: impl Fn(usize, request::Answer) + Send + Sync + 'static,
+        late: impl FnOnce(&D) -> L,
         grace: Duration,
-    ) -> Option<D> {
+    ) -> Option<D>
+    where
+        L: Fn(usize, request::Answer) + Send + Sync + 'static,
+    {
         let grace = if mutant!("D16") { Duration::MAX } else { grace };
         let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
         let mut missing = (1_u32 << self.nodes.len()) - 1;
@@ -241,16 +244,19 @@ impl RedisBackend {
             if missing == 0 {
                 return Some(decision);
             }
-            let until = Instant::now().after(grace);
-            if !grace.is_zero() {
-                while missing & !self.behind.load(Ordering::Relaxed) != 0
-                    && let Some((index, answer)) = timer::until(Some(until), answers.next()).await
-                {
-                    missing &= !(1 << index);
-                    late(index, answer);
-                }
-                self.behind.fetch_or(missing, Ordering::Relaxed);
+            let late = late(&decision);
+            if grace.is_zero() {
+                answers.leave(late);
+                return Some(decision);
             }
+            let until = Instant::now().after(grace);
+            while missing & !self.behind.load(Ordering::Relaxed) != 0
+                && let Some((index, answer)) = timer::until(Some(until), answers.next()).await
+            {
+                missing &= !(1 << index);
+                late(index, answer);
+            }
+            self.behind.fetch_or(missing, Ordering::Relaxed);
             if missing != 0 {
                 let behind = Arc::clone(&self.behind);
                 answers.leave(move |index, answer| {

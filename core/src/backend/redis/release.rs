@@ -24,12 +24,14 @@ impl RedisBackend {
         let expires = Instant::now().after(self.node_timeout(claim.ttl));
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::release(&keys, claim, expires);
-        let pursuit = Arc::new(Pursuit {
-            claim: claim.clone(),
-            request: Arc::clone(&request),
-            settles_within: self.settles_within(claim.ttl),
-            _underway: self.background.token(),
-        });
+        let pursuit = || {
+            Arc::new(Pursuit {
+                claim: claim.clone(),
+                request: Arc::clone(&request),
+                settles_within: self.settles_within(claim.ttl),
+                _underway: self.background.token(),
+            })
+        };
         let nodes = self.nodes.len();
         let (mut released, mut not_held, mut unknown) = (0, 0, 0);
         let mut unsettled = Vec::new();
@@ -49,8 +51,8 @@ impl RedisBackend {
                 None
             }
         };
-        let late = {
-            let (pursuit, nodes) = (Arc::clone(&pursuit), self.nodes.clone());
+        let late = |_: &Release| {
+            let (pursuit, nodes) = (pursuit(), self.nodes.clone());
             move |index: usize, answer| {
                 let freed = Freed::of(&pursuit.claim.progress, index, answer);
                 pursuit.begin(index, &nodes[index], freed);
@@ -64,8 +66,9 @@ impl RedisBackend {
         });
         // What is unknown as a whole is asked again as a whole.
         if nodes > 1 && release != Release::Unknown {
+            unsettled.retain(|(index, freed)| is_unsettled(&claim.progress, *index, *freed));
             for (index, freed) in unsettled {
-                pursuit.begin(index, &self.nodes[index], freed);
+                pursuit().begin(index, &self.nodes[index], freed);
             }
         }
         release
@@ -112,6 +115,11 @@ impl Freed {
     }
 }
 
+/// Whether something may be left on a node that answered so.
+fn is_unsettled(progress: &Progress, index: usize, freed: Freed) -> bool {
+    progress.is_in_doubt(index) || (freed == Freed::Unanswered && progress.holds(index))
+}
+
 /// Sees to it that nothing is left on single nodes of what a majority has freed.
 struct Pursuit {
     claim: Claim,
@@ -122,17 +130,11 @@ struct Pursuit {
 }
 
 impl Pursuit {
-    /// Whether something may be left on a node that answered so.
-    fn is_unsettled(&self, index: usize, freed: Freed) -> bool {
-        let progress = &self.claim.progress;
-        progress.is_in_doubt(index) || (freed == Freed::Unanswered && progress.holds(index))
-    }
-
     /// Asks the node to release until it has, in the background, if it may still hold or get it.
     fn begin(self: &Arc<Self>, index: usize, node: &Arc<dyn Server>, mut freed: Freed) {
         const FIRST_PAUSE: Duration = Duration::from_millis(10);
         const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-        if !self.is_unsettled(index, freed) || !self.claim.progress.pursue(index) {
+        if !is_unsettled(&self.claim.progress, index, freed) || !self.claim.progress.pursue(index) {
             return;
         }
         let (pursuit, node) = (Arc::clone(self), Arc::clone(node));
@@ -145,7 +147,7 @@ impl Pursuit {
                 timer::sleep_until(Instant::now().after(pause)).await;
                 let asked = Instant::now();
                 // The answer to the attempt may have come meanwhile.
-                if node.is_closed() || asked >= expired || !pursuit.is_unsettled(index, freed) {
+                if node.is_closed() || asked >= expired || !is_unsettled(&claim.progress, index, freed) {
                     return;
                 }
                 let request = pursuit.request.until(asked.after(pursuit.settles_within));
