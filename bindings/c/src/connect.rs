@@ -7,7 +7,7 @@ use engine::{Connect, Result, host};
 
 use crate::{
     abi::{polylock_connect_options, polylock_error, polylock_manager, polylock_status},
-    boundary, fork_mark,
+    boundary,
     object::{discard, find, find_or_none, keep},
     pointer::{Out, Text, Texts},
 };
@@ -63,7 +63,7 @@ fn connect(connect: Connect, options: polylock_connect_options, manager: *mut po
         Some(settings) => settings.apply(connect),
         None => connect,
     };
-    fork_mark::give();
+    polylock_fork_mark::give();
     place.put(keep(connect.lazy()?)?);
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The C library: converts, calls the engine, converts back. What callers need to know is in
 //! `include/polylock.h`, which is made from this crate's doc comments.
 //!
-//! `unsafe` is in four files alone: [`table`] (handles), [`pointer`] (what C hands in and gets out), [`callback`] (what
-//! C wants to be called) and [`fork_mark`] (memory that a fork wipes).
+//! `unsafe` is in three files alone: [`table`] (handles), [`pointer`] (what C hands in and gets out) and [`callback`] (what
+//! C wants to be called).
 
 #![deny(
     clippy::expect_used,
@@ -17,7 +17,6 @@
 mod abi;
 mod boundary;
 mod callback;
-mod fork_mark;
 mod object;
 mod pointer;
 mod table;

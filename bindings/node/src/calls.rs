@@ -57,6 +57,7 @@ pub fn connect(
         if thorough == Some(true) {
             connect = connect.thorough();
         }
+        polylock_fork_mark::give();
         opened(env)?.adopt_manager(connect.lazy()?)
     };
     Reply::number(connected())

@@ -42,6 +42,7 @@ impl Manager {
         if let Some(timeout) = arguments::optional_seconds("node_timeout", node_timeout)? {
             connect = connect.node_timeout(timeout);
         }
+        polylock_fork_mark::give();
         let locks = boundary::guard(|| connect.lazy())?.map_err(to_python)?;
         Ok(Self { locks, schemes })
     }

@@ -1,16 +1,18 @@
 //! A word that the kernel sets to 0 in the child of a fork, by which the engine knows in a nanosecond whether it still is
 //! in the process that it was in: asking for the process id is a system call, and a pair of calls took six of them.
+//!
+//! For all bindings, so that the engine itself has no `unsafe`.
 
 #[cfg(target_os = "linux")]
 use std::{ptr, sync::atomic::AtomicU32};
 
 /// Gives the engine its mark, if it has none. Without one (another system, a Linux before 4.14, an emulator) it asks for
 /// the process id as ever.
-pub(crate) fn give() {
+pub fn give() {
     #[cfg(target_os = "linux")]
-    if !engine::host::has_mark()
+    if !polylock::host::has_mark()
         && let Some(page) = Page::new()
-        && !engine::host::keep_mark(page.word())
+        && !polylock::host::keep_mark(page.word())
     {
         page.free(); // another thread was first
     }
