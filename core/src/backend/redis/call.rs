@@ -81,7 +81,7 @@ impl CallError {
             "ERR" if detail.starts_with("unknown command") || says("cluster support disabled") => {
                 ErrorKind::Unsupported
             }
-            _ if says("Unknown Redis command") => ErrorKind::Unsupported,
+            _ if says("command called from") => ErrorKind::Unsupported,
             _ if says("user executing the script can't") || says("ACL failure") => ErrorKind::Auth,
             "ERR" if detail.to_ascii_lowercase().contains("password") => ErrorKind::Auth,
             _ => ErrorKind::Unavailable,
@@ -113,6 +113,36 @@ impl CallError {
             Self::NotSent(error) | Self::Unanswered(error) | Self::Refused(error) | Self::BrokenOff(error) => error,
             Self::Elsewhere(_, error) => error,
             Self::NoScript => Error::unavailable("the server forgot a script twice in a row"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Redis 6, 7.0 and 8.2 and Valkey 8 say it.
+    #[test]
+    fn a_command_that_a_script_may_not_run_in_the_words_of_all_versions() {
+        let kind = |code, detail| CallError::from_server("peer", code, detail).into_error().kind();
+        for (code, detail, expected) in [
+            ("@user_script:", "23: Unknown Redis command called from Lua script", ErrorKind::Unsupported),
+            (
+                "ERR",
+                "Unknown Redis command called from script script: 0080, on @user_script:23.",
+                ErrorKind::Unsupported,
+            ),
+            ("ERR", "Unknown command called from script script: 78bd, on @user_script:23.", ErrorKind::Unsupported),
+            ("ERR", "unknown command 'EVALSHA', with args beginning with: 'password' ", ErrorKind::Unsupported),
+            ("@user_script:", "23: The user executing the script can't run this command", ErrorKind::Auth),
+            ("ERR", "The user executing the script can't run this command or subcommand script: 0", ErrorKind::Auth),
+            ("ERR", "ACL failure in script: User clerk has no permissions to run the 'set' command", ErrorKind::Auth),
+            ("NOPERM", "ACL failure in script: User clerk has no permissions to run the 'set'", ErrorKind::Auth),
+            ("ERR", "Client sent AUTH, but no password is set", ErrorKind::Auth),
+            ("WRONGTYPE", "Operation against a key holding the wrong kind of value", ErrorKind::Conflict),
+            ("OOM", "command not allowed when used memory > 'maxmemory'.", ErrorKind::Unavailable),
+        ] {
+            assert_eq!(kind(code, detail), expected, "{code} {detail}");
         }
     }
 }
