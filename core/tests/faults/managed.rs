@@ -152,6 +152,34 @@ async fn a_redlock_of_a_cluster_a_primary_behind_sentinels_and_a_server() {
     assert!(error.to_string().contains("slots of the cluster"), "{error}");
 }
 
+/// Two votes of one cluster, or of one primary, would be no majority, whatever the URL calls them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_cluster_or_primary_by_two_names() {
+    let cluster = Cluster::start().await;
+    let (primary, single) = (Server::start(), Server::start());
+    let sentinel = Server::sentinel(&format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", primary.port));
+    let seed = |index: usize| format!("redis+cluster://127.0.0.1:{}", cluster.0[index].port);
+    let name = name_at(&cluster, 2);
+    let behind = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port);
+    let lists = [
+        [seed(0), seed(1), single.url()],
+        [seed(0), single.url(), cluster.0[2].url()],
+        [primary.url(), behind.clone(), single.url()],
+        [behind.replace("127.0.0.1", "localhost"), behind, single.url()],
+    ];
+    for urls in lists {
+        let error = connect(urls.join(",")).acquire(&name, long()).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.argument()),
+            (ErrorKind::InvalidArgument, Some("url")),
+            "{urls:?}: {error:?}"
+        );
+        assert!(error.to_string().contains("lists one server twice"), "{error}");
+        let clean = || cluster.0.iter().chain([&primary, &single]).all(|server| server.keys().is_empty());
+        eventually(PATIENCE, "no key is left", clean).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_at_once_are_of_one_slot() {
     let cluster = Cluster::start().await;

@@ -278,6 +278,10 @@ impl Server for Cluster {
         None
     }
 
+    fn any_run(&self, like: &mut dyn FnMut(Run) -> bool) -> bool {
+        self.map().nodes.values().any(|node| node.any_run(like))
+    }
+
     fn stats(&self) -> &NodeStats {
         &self.stats
     }

@@ -33,6 +33,11 @@ pub(super) trait Server: Send + Sync {
     /// The run that it is in, as far as is known.
     fn known_run(&self) -> Option<Run>;
 
+    /// Whether any of the servers that it leads to, as far as they are known, is in a run like this.
+    fn any_run(&self, like: &mut dyn FnMut(Run) -> bool) -> bool {
+        self.known_run().is_some_and(like)
+    }
+
     /// What has become of the requests to it.
     fn stats(&self) -> &NodeStats;
 

@@ -87,12 +87,16 @@ pub(super) fn votes(servers: &[impl Lives], index: usize, sits_out: Duration, no
     }
 }
 
-/// Two of these that are the same server.
+/// Two of these that lead to the same server.
 pub(super) fn twins(servers: &[impl Lives]) -> Option<(usize, usize)> {
     (1..servers.len()).find_map(|two| {
-        let run = servers[two].run()?;
-        let one = servers[..two].iter().position(|other| other.run().is_some_and(|other| other.id == run.id))?;
-        Some((one, two))
+        let mut one = None;
+        servers[two].any_run(&mut |run| {
+            let leads_there = |other: &_| Lives::any_run(other, &mut |other| other.id == run.id);
+            one = servers[..two].iter().position(leads_there);
+            one.is_some()
+        });
+        Some((one?, two))
     })
 }
 
@@ -100,11 +104,20 @@ pub(super) fn twins(servers: &[impl Lives]) -> Option<(usize, usize)> {
 pub(super) trait Lives {
     /// The run that it is in, as far as is known.
     fn run(&self) -> Option<Run>;
+
+    /// Whether any of the servers that it leads to, as far as they are known, is in a run like this.
+    fn any_run(&self, like: &mut dyn FnMut(Run) -> bool) -> bool {
+        self.run().is_some_and(like)
+    }
 }
 
 impl Lives for Arc<dyn Server> {
     fn run(&self) -> Option<Run> {
         self.known_run()
+    }
+
+    fn any_run(&self, like: &mut dyn FnMut(Run) -> bool) -> bool {
+        (**self).any_run(like)
     }
 }
 

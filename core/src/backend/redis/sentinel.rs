@@ -221,6 +221,10 @@ impl Server for SentinelServer {
         None
     }
 
+    fn any_run(&self, like: &mut dyn FnMut(Run) -> bool) -> bool {
+        self.primary().node.as_ref().is_some_and(|node| node.any_run(like))
+    }
+
     fn stats(&self) -> &NodeStats {
         &self.stats
     }
