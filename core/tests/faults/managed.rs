@@ -7,19 +7,19 @@ use polylock::{Acquire, ErrorKind, Guarantee, LockManager, Release};
 use super::{NODE_TIMEOUT, eventually, fresh, long, ms, server::Server, soon};
 
 /// What a busy machine may need for a fail-over or for a cluster to come up.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-fn connect(url: String) -> LockManager {
+pub fn connect(url: String) -> LockManager {
     polylock::connect(url).node_timeout(NODE_TIMEOUT).lazy().expect("no manager")
 }
 
 /// Three primaries, each with a third of the slots.
-struct Cluster(Vec<Server>);
+pub struct Cluster(pub Vec<Server>);
 
 const THIRDS: [(u16, u16); 3] = [(0, 5460), (5461, 10922), (10923, 16383)];
 
 impl Cluster {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let nodes: Vec<Server> = (0..3).map(|_| Server::of_a_cluster()).collect();
         for (node, (first, last)) in nodes.iter().zip(THIRDS) {
             let _: () = node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
@@ -39,34 +39,34 @@ impl Cluster {
         Self(nodes)
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         let hosts: Vec<String> = self.0.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis+cluster://{}", hosts.join(","))
     }
 
-    fn id(&self, index: usize) -> String {
+    pub fn id(&self, index: usize) -> String {
         self.0[index].ask(&["CLUSTER", "MYID"])
     }
 
-    fn slot(&self, name: &str) -> u16 {
+    pub fn slot(&self, name: &str) -> u16 {
         self.0[0].ask(&["CLUSTER", "KEYSLOT", name])
     }
 
     /// Which node has the slot of a name.
-    fn index(&self, name: &str) -> usize {
+    pub fn index(&self, name: &str) -> usize {
         let slot = self.slot(name);
         THIRDS.iter().position(|(first, last)| (*first..=*last).contains(&slot)).expect("no node")
     }
 
     /// Begins to move a slot.
-    fn set_out(&self, slot: u16, from: usize, to: usize) {
+    pub fn set_out(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         let _: () = self.0[to].ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.id(from)]);
         let _: () = self.0[from].ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.id(to)]);
     }
 
     /// Moves what is in the slot.
-    fn carry(&self, slot: u16, from: usize, to: usize) {
+    pub fn carry(&self, slot: u16, from: usize, to: usize) {
         let keys: Vec<String> = self.0[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"]);
         let port = self.0[to].port.to_string();
         for key in keys {
@@ -75,7 +75,7 @@ impl Cluster {
     }
 
     /// Ends the move.
-    fn arrive(&self, slot: u16, to: usize) {
+    pub fn arrive(&self, slot: u16, to: usize) {
         let (slot, id) = (slot.to_string(), self.id(to));
         for node in [to, 0, 1, 2] {
             let _: () = self.0[node].ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]);
@@ -263,14 +263,14 @@ async fn a_slot_moves_under_a_lease() {
 }
 
 /// Sentinels, a primary and its replica.
-struct Watched {
-    servers: Vec<Server>,
-    sentinels: Vec<Server>,
+pub struct Watched {
+    pub servers: Vec<Server>,
+    pub sentinels: Vec<Server>,
 }
 
 impl Watched {
     /// With a password at the servers.
-    async fn start(password: Option<&str>) -> Self {
+    pub async fn start(password: Option<&str>) -> Self {
         let login: Vec<&str> =
             password.map_or(Vec::new(), |password| vec!["--requirepass", password, "--masterauth", password]);
         let primary = Server::with(&login, &[]);
@@ -296,7 +296,7 @@ impl Watched {
         watched
     }
 
-    fn url(&self, login: &str) -> String {
+    pub fn url(&self, login: &str) -> String {
         let hosts: Vec<String> = self.sentinels.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis+sentinel://{login}{}/mymaster", hosts.join(","))
     }

@@ -15,6 +15,7 @@ mod proxy;
 mod restart;
 mod rights;
 mod server;
+mod storms;
 mod transport;
 
 use std::{
