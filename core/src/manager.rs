@@ -102,8 +102,9 @@ impl LockManager {
         if manager.is_closed() {
             return Err(Error::closed());
         }
-        if !manager.enrolled.swap(true, Ordering::AcqRel) {
-            runtime::engine()?.enroll(manager);
+        if !manager.enrolled.load(Ordering::Acquire) {
+            runtime::engine()?.enroll(manager)?;
+            manager.enrolled.store(true, Ordering::Release);
         }
         Ok(manager)
     }
@@ -200,9 +201,14 @@ impl Manager {
         }
     }
 
+    /// Has whoever uses or awaits it be told that it is closed.
+    pub(crate) fn begin_close(&self) {
+        self.closed.send_replace(true);
+    }
+
     /// See [`LockManager::close`].
     pub(crate) async fn close(self: &Arc<Self>) {
-        self.closed.send_replace(true);
+        self.begin_close();
         self.attempts.undo_all(self);
         let engine = Driver::engine();
         let leases = self.leases.all();

@@ -1,9 +1,10 @@
 /* Threads, and the end of a process. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include "check.h"
 #include <dirent.h>
 #include <math.h>
 #include <pthread.h>
+#include <sys/resource.h>
 
 enum { THREADS = 16, ROUNDS = 200 };
 
@@ -124,6 +125,79 @@ static void shutdown_releases_and_stops_the_threads(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+static int locking; /* guarded by the mutex */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static int goes_on(void)
+{
+    int answer;
+    pthread_mutex_lock(&mutex);
+    answer = locking;
+    pthread_mutex_unlock(&mutex);
+    return answer;
+}
+
+static void *lock_anew(void *url)
+{
+    polylock_options options = polylock_options_new();
+    CHECK_OK(polylock_options_set_wait_ms(options, 100, NULL));
+    while (goes_on()) {
+        polylock_manager locks = check_connect(url);
+        polylock_lease lease = 0;
+        int status = polylock_acquire(locks, "c-shutdowns", options, &lease, NULL);
+        CHECK(status == POLYLOCK_OK || status == POLYLOCK_ERR_CLOSED || status == POLYLOCK_ERR_TIMEOUT ||
+              status == POLYLOCK_ERR_UNAVAILABLE);
+        polylock_release(lease, NULL, NULL);
+        polylock_lease_free(lease);
+        CHECK_OK(polylock_manager_free(locks));
+    }
+    CHECK_OK(polylock_options_free(options));
+    return NULL;
+}
+
+static void *shut_down(void *unused)
+{
+    (void)unused;
+    while (goes_on())
+        CHECK_OK(polylock_shutdown(20));
+    return NULL;
+}
+
+/* Whatever they do at once, everybody comes to an end. (Those who wait would wait for an engine that is gone.) */
+static void shutdowns_hang_nobody(void)
+{
+    pthread_t thread[8];
+    char *url = getenv("POLYLOCK_TEST_REDIS");
+    int i;
+    locking = 1;
+    for (i = 0; i < 8; i++)
+        CHECK(!pthread_create(&thread[i], NULL, i < 6 ? lock_anew : shut_down, url ? url : "memory:process"));
+    usleep(1500000);
+    pthread_mutex_lock(&mutex);
+    locking = 0;
+    pthread_mutex_unlock(&mutex);
+    for (i = 0; i < 8; i++)
+        pthread_join(thread[i], NULL);
+}
+
+/* What the system lacks at first it has later. */
+static void descriptors_that_are_used_up_come_back(void)
+{
+    struct rlimit usual, none;
+    polylock_manager locks = check_connect("memory:");
+    polylock_lease lease = 0;
+    CHECK_OK(polylock_shutdown(2000));
+    CHECK(!getrlimit(RLIMIT_NOFILE, &usual));
+    none = usual;
+    none.rlim_cur = 3;
+    CHECK(!setrlimit(RLIMIT_NOFILE, &none));
+    CHECK_IS(POLYLOCK_ERR_INTERNAL, polylock_acquire(locks, "r", 0, &lease, NULL));
+    CHECK(!setrlimit(RLIMIT_NOFILE, &usual));
+    CHECK_OK(polylock_acquire(locks, "r", 0, &lease, NULL));
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_manager_free(locks));
+}
+
 int main(void)
 {
     static const struct check_case cases[] = {
@@ -131,6 +205,8 @@ int main(void)
         CASE(threads_exclude_each_other),
         CASE(one_of_many_threads_frees),
         CASE(shutdown_releases_and_stops_the_threads),
+        CASE(shutdowns_hang_nobody),
+        CASE(descriptors_that_are_used_up_come_back),
     };
     return RUN("process", cases);
 }

@@ -122,9 +122,10 @@ impl<T> PerProcess<T> {
         self.made.load()
     }
 
-    /// Has this process start again with a new value.
-    pub(crate) fn renew(&self) {
-        self.made.store(Some(Arc::new(Made { generation: generation(), value: (self.make)() })));
+    /// Has this process start again with a new value, unless it has: `old` is the one that it had.
+    pub(crate) fn renew(&self, old: &Arc<Made<T>>) {
+        let new = Arc::new(Made { generation: old.generation, value: (self.make)() });
+        self.made.compare_and_swap(old, Some(new));
     }
 }
 
@@ -235,10 +236,11 @@ mod tests {
         assert_eq!((parents.generation(), childs.generation(), *childs.lock().unwrap()), (own, own + 1, 0));
         assert!(Arc::ptr_eq(&VALUE.of(own + 1), &childs));
         drop(held);
-        VALUE.renew();
-        assert!(
-            VALUE.last().as_ref().is_some_and(|last| !Arc::ptr_eq(last, &childs) && !Arc::ptr_eq(last, &parents))
-        );
+        VALUE.renew(&childs);
+        let renewed = VALUE.of(own + 1);
+        assert!(!Arc::ptr_eq(&renewed, &childs) && !Arc::ptr_eq(&renewed, &parents));
+        VALUE.renew(&childs);
+        assert!(Arc::ptr_eq(&VALUE.of(own + 1), &renewed), "it was not the last");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -24,7 +24,10 @@ pub(crate) struct Engine {
     pub(crate) timer: Timer,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
-    managers: Mutex<Vec<Weak<Manager>>>,
+    /// Whose leases [`shutdown`] releases; `None` once it has begun.
+    managers: Mutex<Option<Vec<Weak<Manager>>>>,
+    /// Whether that is over, and who waits for it.
+    shut_down: (Mutex<bool>, Condvar),
 }
 
 /// The place of the engine of one process; a new one for each process and after each shutdown.
@@ -52,7 +55,11 @@ pub(crate) fn engine() -> Result<Arc<Engine>> {
     let slot = Guard::into_inner(SLOT.last()).unwrap_or_else(|| SLOT.get());
     match slot.get_or_init(|| Engine::start().map(Arc::new).map_err(|error| error.to_string())) {
         Ok(engine) => Ok(Arc::clone(engine)),
-        Err(why) => Err(Error::new(ErrorKind::Internal, format!("the engine cannot start: {why}"))),
+        Err(why) => {
+            // What the system lacks now it may have again when the next one asks.
+            SLOT.renew(&slot);
+            Err(Error::new(ErrorKind::Internal, format!("the engine cannot start: {why}")))
+        }
     }
 }
 
@@ -87,7 +94,8 @@ impl Engine {
             timer,
             handle: runtime.handle().clone(),
             runtime: Mutex::new(Some(runtime)),
-            managers: Mutex::default(),
+            managers: Mutex::new(Some(Vec::new())),
+            shut_down: Default::default(),
         })
     }
 
@@ -96,17 +104,27 @@ impl Engine {
         &self.handle
     }
 
+    fn lock_managers(&self) -> MutexGuard<'_, Option<Vec<Weak<Manager>>>> {
+        self.managers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has [`shutdown`] release the leases of `manager`.
-    pub(crate) fn enroll(&self, manager: &Arc<Manager>) {
-        let mut managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+    ///
+    /// # Errors
+    /// `Closed` if it has begun.
+    pub(crate) fn enroll(&self, manager: &Arc<Manager>) -> Result<()> {
+        let mut managers = self.lock_managers();
+        let Some(managers) = &mut *managers else {
+            return Err(Error::new(ErrorKind::Closed, "polylock is being shut down"));
+        };
         managers.retain(|other| other.strong_count() > 0);
         managers.push(Arc::downgrade(manager));
+        Ok(())
     }
 
     /// The managers that are in use.
     pub(crate) fn managers(&self) -> Vec<Arc<Manager>> {
-        let managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
-        managers.iter().filter_map(Weak::upgrade).collect()
+        self.lock_managers().iter().flatten().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -114,13 +132,29 @@ impl Engine {
 ///
 /// What could not be released in time expires on its server. Managers made before are closed; new ones start
 /// a new engine. For the end of a process: a binding calls it in its exit hook. Blocks.
+///
+/// # What can happen meanwhile in other threads
+///
+/// * *A manager is used*: it was closed before anything else, so that who waits by it is told at once.
+/// * *One is used for the first time*: as long as this engine is the process's that is refused with `Closed`.
+/// * *Something waits for a time*: the times of this engine are over when it is, see [`Alarm::forgotten`](super::timer::Alarm::forgotten).
+/// * *Another shuts down, too*: it waits for this one. A second engine that was started since is not touched.
 pub fn shutdown(timeout: Duration) {
     enter_process();
-    let Some(engine) = running() else { return };
-    let managers: Vec<_> = {
-        let mut managers = engine.managers.lock().unwrap_or_else(PoisonError::into_inner);
-        managers.drain(..).filter_map(|manager| manager.upgrade()).collect()
+    let Some(slot) = Guard::into_inner(SLOT.last()) else { return };
+    let Some(Ok(engine)) = slot.get() else { return };
+    let started = std::time::Instant::now();
+    let left = || timeout.saturating_sub(started.elapsed());
+    let Some(managers) = engine.lock_managers().take() else {
+        let (over, told) = &engine.shut_down;
+        let over = over.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(told.wait_timeout_while(over, left(), |over| !*over));
+        return;
     };
+    let managers: Vec<_> = managers.iter().filter_map(Weak::upgrade).collect();
+    for manager in &managers {
+        manager.begin_close();
+    }
     // From a thread of the engine's own: the caller may itself run inside some runtime.
     let (done, released) = std::sync::mpsc::channel();
     engine.handle.spawn(async move {
@@ -128,11 +162,13 @@ pub fn shutdown(timeout: Duration) {
         futures_util::future::join_all(closing).await;
         let _ = done.send(());
     });
-    let started = std::time::Instant::now();
     let _ = released.recv_timeout(timeout);
-    SLOT.renew();
+    SLOT.renew(&slot);
     let runtime = engine.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(runtime) = runtime {
-        runtime.shutdown_timeout(timeout.saturating_sub(started.elapsed()).max(Duration::from_millis(10)));
+        runtime.shutdown_timeout(left().max(Duration::from_millis(10)));
     }
+    let (over, told) = &engine.shut_down;
+    *over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    told.notify_all();
 }

@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -25,6 +25,9 @@ use crate::clock::Instant;
 /// Something to be told when its time has come. Runs on the timer's thread: it must be quick.
 pub(crate) trait Alarm: Send + Sync {
     fn ring(self: Arc<Self>);
+
+    /// Its time will not come: the engine was shut down before.
+    fn forgotten(&self) {}
 }
 
 /// Names an alarm that was set, for [`Timer::cancel`].
@@ -107,7 +110,9 @@ impl Drop for Timer {
             agenda.stopped = true;
             std::mem::take(&mut agenda.alarms)
         };
-        drop(alarms);
+        for alarm in alarms.into_values() {
+            alarm.forgotten();
+        }
         self.shared.sleeper.arm(Instant::now());
     }
 }
@@ -246,11 +251,28 @@ pub(crate) struct Sleep {
 }
 
 #[derive(Default)]
-struct WakeUp(AtomicWaker);
+struct WakeUp {
+    waker: AtomicWaker,
+    /// Nobody will ring.
+    forgotten: AtomicBool,
+}
+
+impl WakeUp {
+    /// Whether there is nothing more to wait for.
+    fn is_over(&self, at: Instant) -> bool {
+        // Without an engine there is no time: better too early than never.
+        Instant::now() >= at || self.forgotten.load(Ordering::Acquire)
+    }
+}
 
 impl Alarm for WakeUp {
     fn ring(self: Arc<Self>) {
-        self.0.wake();
+        self.waker.wake();
+    }
+
+    fn forgotten(&self) {
+        self.forgotten.store(true, Ordering::Release);
+        self.waker.wake();
     }
 }
 
@@ -262,16 +284,13 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         if let Some((_, wake_up)) = &self.alarm {
-            wake_up.0.register(cx.waker());
+            wake_up.waker.register(cx.waker());
             // The alarm may have rung between the look at the clock and the registration.
-            return if Instant::now() >= self.at { Poll::Ready(()) } else { Poll::Pending };
+            return if wake_up.is_over(self.at) { Poll::Ready(()) } else { Poll::Pending };
         }
         let wake_up = Arc::new(WakeUp::default());
-        wake_up.0.register(cx.waker());
-        let Some(key) = set(self.at, Arc::clone(&wake_up) as Arc<dyn Alarm>) else {
-            // No engine, no time: better too early than never.
-            return Poll::Ready(());
-        };
+        wake_up.waker.register(cx.waker());
+        let Some(key) = set(self.at, Arc::clone(&wake_up) as Arc<dyn Alarm>) else { return Poll::Ready(()) };
         self.alarm = Some((key, wake_up));
         Poll::Pending
     }
