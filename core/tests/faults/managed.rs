@@ -358,6 +358,72 @@ async fn sentinels_that_do_not_help_are_named() {
     soon(&one, &fresh("r")).await.release().await.unwrap();
 }
 
+/// As many name one as another: nobody goes to and fro between the two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_that_disagree() {
+    let (one, other) = (Server::start(), Server::start());
+    let sentinel = |server: &Server, epoch: u32| {
+        let port = server.port;
+        Server::sentinel(&format!("sentinel monitor m 127.0.0.1 {port} 2\nsentinel config-epoch m {epoch}\n"))
+    };
+    let (first, second, later) = (sentinel(&one, 1), sentinel(&other, 1), sentinel(&other, 2));
+    let cases = [
+        ([&first, &second].to_vec(), &one),
+        ([&second, &first].to_vec(), &other),
+        ([&first, &later].to_vec(), &other),
+        ([&first, &second, &later].to_vec(), &other),
+    ];
+    for protocol in ["", "?protocol=3"] {
+        for (sentinels, primary) in &cases {
+            let hosts: Vec<String> = sentinels.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+            for _ in 0..4 {
+                let locks = connect(format!("redis+sentinel://{}/m{protocol}", hosts.join(",")));
+                let name = fresh("r");
+                let lease = soon(&locks, &name).await;
+                assert!(primary.get(&name).is_some(), "{hosts:?}");
+                assert_eq!(lease.release().await.unwrap(), Release::Released);
+            }
+        }
+    }
+}
+
+/// What they name is not the primary any more: nothing is granted there, and all goes on once they know better.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_names_a_demoted_primary() {
+    let old = Server::start();
+    let new = Server::with(&["--replicaof", "127.0.0.1", &old.port.to_string()], &[]);
+    let linked = || old.ask::<String>(&["INFO", "replication"]).contains("state=online");
+    eventually(PATIENCE, "it replicates", linked).await;
+    // One of two that would be needed: it changes nothing by itself.
+    let sentinel = Server::sentinel(&format!("sentinel monitor m 127.0.0.1 {} 2\n", old.port));
+    let locks = connect(format!("redis+sentinel://127.0.0.1:{}/m", sentinel.port));
+    let name = fresh("r");
+    let lease = locks.acquire(&name, Acquire::ttl(Duration::from_secs(60))).await.unwrap();
+    eventually(PATIENCE, "the replica has it", || new.get(&name).is_some()).await;
+    let _: () = new.ask(&["REPLICAOF", "NO", "ONE"]);
+    let _: () = old.ask(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
+    let other = fresh("r");
+    let error = locks.try_acquire(&other, long()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert_eq!(lease.extend(None).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(lease.is_held());
+    let waiter = tokio::spawn({
+        let (locks, other) = (locks.clone(), other.clone());
+        async move { locks.acquire(&other, long().wait(PATIENCE)).await }
+    });
+    let _: () = sentinel.ask(&["SENTINEL", "REMOVE", "m"]);
+    let _: () = sentinel.ask(&["SENTINEL", "MONITOR", "m", "127.0.0.1", &new.port.to_string(), "2"]);
+    let next = waiter.await.unwrap().unwrap();
+    assert!(new.get(&other).is_some());
+    lease.extend(None).await.unwrap();
+    // Without any sentinel the primary that is known goes on.
+    sentinel.kill();
+    tokio::time::sleep(ms(1500)).await;
+    assert_eq!(next.release().await.unwrap(), Release::Released);
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    soon(&locks, &name).await.release().await.unwrap();
+}
+
 /// Sentinels may have a password of their own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sentinels_have_their_own_log_in() {

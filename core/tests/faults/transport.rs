@@ -40,7 +40,8 @@ async fn all_works(url: &str) {
     assert!(next.fencing_token() > lease.fencing_token());
     assert_eq!(next.release().await.unwrap(), Release::Released);
     assert!(one.inspect(&name).await.unwrap().is_none());
-    for target in [Target::shared("readers"), Target::permit("permits", 2), ["a", "b"].into()] {
+    let names = ["fault:a", "fault:b"];
+    for target in [Target::shared("fault:readers"), Target::permit("fault:permits", 2), names.into()] {
         let lease = one.acquire(target, long()).await.unwrap();
         lease.extend(None).await.unwrap();
         assert_eq!(lease.release().await.unwrap(), Release::Released);
@@ -164,7 +165,8 @@ async fn users_databases_and_the_newer_protocol() {
     // What the documentation says that a user needs, and no more.
     let rights = "+eval +evalsha +time +get +set +del +pexpire +pttl +type +exists +zadd +zrem +zcard \
                   +zscore +zrange +zrevrange +zremrangebyscore +publish +subscribe +unsubscribe +select +hello +scan +ping";
-    let mut user = vec!["ACL", "SETUSER", "clerk", "on", ">p@ss:w/rd", "~*", "&*", "-@all"];
+    let mut user =
+        vec!["ACL", "SETUSER", "clerk", "on", ">p@ss:w/rd", "~fault:*", "~polylock:*", "&polylock:wake:*", "-@all"];
     user.extend(rights.split_whitespace());
     let _: () = server.ask(&user);
     for protocol in ["", "?protocol=2", "?protocol=3"] {

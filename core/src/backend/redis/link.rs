@@ -108,7 +108,10 @@ impl Link {
                 }
                 Ok(None) if self.input.len() > LONGEST_REPLY => return Err("an endless reply".into()),
                 Ok(None) => return Ok(()),
-                Err(error) => return Err(format!("not the Redis protocol: {error}")),
+                Err(error) => {
+                    let why = error.to_string();
+                    return Err(format!("not the Redis protocol: {}", why.lines().next().unwrap_or_default()));
+                }
             }
         }
         Ok(())

@@ -2,14 +2,13 @@
 //!
 //! Sentinels are asked at the first use, whenever the primary fails or says that it is none, and every second while it is
 //! used: a primary that is cut off from its sentinels goes on as if nothing had happened until its clients look away. They
-//! may disagree for a moment, so the address that most of them name is taken; and the server found there has to say
+//! may disagree for a moment, so the address that most of them name is taken, or that of the latest fail-over; and the server found there has to say
 //! itself that it is a primary ([`Role::Primary`](super::config::Role)). During a fail-over a request is tried
 //! again while its time lasts.
 //!
 //! A replica that is promoted may lack what the primary had granted last, unless the URL asks for `replicas`.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +17,7 @@ use std::{
 };
 
 use futures_util::{
-    future::{BoxFuture, FutureExt},
+    future::{self, BoxFuture, FutureExt},
     stream::{FuturesUnordered, StreamExt},
 };
 use redis::Value;
@@ -117,29 +116,39 @@ impl SentinelServer {
         }
     }
 
-    /// The address that most of the sentinels name.
+    /// The address that most of the sentinels name. If as many name another one, theirs who know of the later fail-over
+    /// counts, or theirs who come first in the URL: all managers shall go to the same place, and stay there.
     async fn ask(&self, expires: Instant) -> Result<Address, CallError> {
-        let ask = |sentinel: &Arc<Node>| {
-            let mut command = redis::cmd("SENTINEL");
-            command.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
-            let answer = Arc::clone(sentinel).command(command, Driver::engine(), expires);
+        let ask = |(index, sentinel): (usize, &Arc<Node>)| {
+            let answer = self.sentinel(sentinel, "GET-MASTER-ADDR-BY-NAME", expires);
             let sentinel = Arc::clone(sentinel);
-            answer.map(move |answer| (sentinel, answer))
+            answer.map(move |answer| (index, sentinel, answer))
         };
-        let mut answers: FuturesUnordered<_> = self.sentinels.iter().map(ask).collect();
-        let (mut named, mut errors) = (HashMap::<Address, usize>::new(), Vec::new());
+        let mut answers: FuturesUnordered<_> = self.sentinels.iter().enumerate().map(ask).collect();
+        let (mut named, mut errors) = (Vec::<(usize, Address)>::new(), Vec::new());
         let mut until = expires;
-        while let Some(Some((sentinel, answer))) = timer::until(Some(until), answers.next()).await {
+        while let Some(Some((index, sentinel, answer))) = timer::until(Some(until), answers.next()).await {
             match self.address(&sentinel, answer) {
                 Ok(address) => {
-                    *named.entry(address).or_default() += 1;
+                    named.push((index, address));
                     until = until.min(Instant::now().after(STRAGGLERS));
                 }
                 Err(error) => errors.push(error),
             }
         }
-        if let Some((address, _)) = named.into_iter().max_by_key(|(_, count)| *count) {
-            return Ok(address);
+        named.sort_unstable_by_key(|(index, _)| *index);
+        let voices = |address: &Address| named.iter().filter(|(_, other)| other == address).count();
+        let most = named.iter().map(|(_, address)| voices(address)).max();
+        let most: Vec<_> = named.iter().filter(|(_, address)| Some(voices(address)) == most).collect();
+        if let [(_, first), others @ ..] = &most[..] {
+            if others.iter().all(|(_, other)| other == first) {
+                return Ok(first.clone());
+            }
+            let epochs = most.iter().map(|(index, _)| self.epoch(&self.sentinels[*index], expires));
+            let epochs = future::join_all(epochs).await;
+            let latest = epochs.iter().copied().max();
+            let index = epochs.iter().position(|epoch| Some(*epoch) == latest).unwrap_or(0);
+            return Ok(most[index].1.clone());
         }
         let fatal = errors.iter().position(|error| !error.is_retryable());
         let error = match fatal {
@@ -147,6 +156,30 @@ impl SentinelServer {
             None => super::out_of_reach(errors),
         };
         Err(CallError::NotSent(error))
+    }
+
+    /// Asks one sentinel about the primary.
+    fn sentinel(&self, sentinel: &Arc<Node>, what: &str, expires: Instant) -> BoxFuture<'static, Reply> {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg(what).arg(&self.master);
+        Arc::clone(sentinel).command(command, Driver::engine(), expires)
+    }
+
+    /// Which fail-over a sentinel knows of; 0 if it does not tell.
+    async fn epoch(&self, sentinel: &Arc<Node>, expires: Instant) -> u64 {
+        let patience = expires.min(Instant::now().after(STRAGGLERS));
+        let Ok(state) = self.sentinel(sentinel, "MASTER", patience).await else { return 0 };
+        let text = |value: &Value| match value {
+            Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+            _ => None,
+        };
+        let fields: Vec<_> = match &state {
+            Value::Array(parts) => parts.chunks_exact(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect(),
+            Value::Map(pairs) => pairs.iter().map(|(name, value)| (text(name), text(value))).collect(),
+            _ => Vec::new(),
+        };
+        let epoch = fields.into_iter().find(|(name, _)| name.as_deref() == Some("config-epoch"));
+        epoch.and_then(|(_, epoch)| epoch?.parse().ok()).unwrap_or(0)
     }
 
     fn address(&self, sentinel: &Arc<Node>, answer: Reply) -> Result<Address, crate::Error> {
