@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use polylock::{ErrorKind, LockManager, Release, Target};
+use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
 
 use super::{
-    NODE_TIMEOUT, SLACK, fresh, long, ms,
+    NODE_TIMEOUT, SLACK, eventually, fresh, long, ms,
     server::{Server, free_port},
     soon,
 };
@@ -58,13 +58,19 @@ impl Certificates {
         let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
         let authority = ["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2"];
         own.openssl(&[&["req", "-x509"], &new_key[..], &authority].concat());
-        for (name, names) in [("server", "IP:127.0.0.1"), ("other", "DNS:example.org"), ("client", "DNS:client")] {
+        for (name, names, days) in [
+            ("server", "IP:127.0.0.1", "2"),
+            ("other", "DNS:example.org", "2"),
+            ("expired", "IP:127.0.0.1", "-1"),
+            ("client", "DNS:client", "2"),
+            ("former", "DNS:client", "-1"),
+        ] {
             std::fs::write(own.0.join("names"), format!("subjectAltName={names}")).unwrap();
             let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
             let ask = ["-keyout", &key, "-out", &request, "-subj", "/CN=somebody"];
             own.openssl(&[&["req"], &new_key[..], &ask].concat());
             let sign = ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-            own.openssl(&[&sign[..], &["-out", &certificate, "-days", "2", "-extfile", "names"]].concat());
+            own.openssl(&[&sign[..], &["-out", &certificate, "-days", days, "-extfile", "names"]].concat());
         }
         own
     }
@@ -112,6 +118,8 @@ async fn tls_is_verified() {
     refuses(&format!("rediss://127.0.0.1:{port}"), "UnknownIssuer").await;
     let (_other, port) = files.server("other", "no");
     refuses(&format!("rediss://127.0.0.1:{port}?ca={ca}"), "not valid for name").await;
+    let (_expired, port) = files.server("expired", "no");
+    refuses(&format!("rediss://127.0.0.1:{port}?ca={ca}"), "certificate: Expired").await;
     // TLS to who does not speak it, and the other way round.
     let plain = Server::start();
     refuses(&format!("rediss://127.0.0.1:{}?ca={ca}", plain.port), "").await;
@@ -126,6 +134,12 @@ async fn a_client_shows_its_certificate() {
     let with = format!("{url}&cert={}&key={}", files.path("client.pem"), files.path("client.key"));
     all_works(&with).await;
     refuses(&url, "").await;
+    // One that is over, and one of an authority that the server does not know.
+    let (former, key) = (files.path("former.pem"), files.path("former.key"));
+    refuses(&format!("{url}&cert={former}&key={key}"), "").await;
+    let others = Certificates::make();
+    let (stranger, key) = (others.path("client.pem"), others.path("client.key"));
+    refuses(&format!("{url}&cert={stranger}&key={key}"), "").await;
     // Files are read when a connection is made: a renewed certificate is taken up.
     let locks = connect(&with);
     for name in ["client.pem", "client.key"] {
@@ -139,6 +153,76 @@ async fn a_client_shows_its_certificate() {
         let error = polylock::connect(url).lazy().unwrap_err();
         assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some("url")), "{error:?}");
     }
+}
+
+/// A certificate that is replaced by one that does not hold is noticed by the next connection, and a lease that cannot be
+/// renewed any more is lost in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_expires_while_a_lease_is_held() {
+    let files = Certificates::make();
+    let (server, port) = files.server("server", "no");
+    let locks = connect(&format!("rediss://127.0.0.1:{port}?ca={}", files.path("ca.pem")));
+    let name = fresh("r");
+    let lease = locks.acquire(&name, Acquire::ttl(ms(1500))).await.unwrap();
+    let show = |which: &str| {
+        let _: () = server.ask(&[
+            "CONFIG",
+            "SET",
+            "tls-cert-file",
+            &files.path(&format!("{which}.pem")),
+            "tls-key-file",
+            &files.path(&format!("{which}.key")),
+        ]);
+    };
+    show("expired");
+    // Connections that are open stay so.
+    lease.extend(None).await.unwrap();
+    server.cut_clients();
+    assert!(tokio::time::timeout(SLACK, lease.lost()).await.expect("never told").is_some());
+    let error = locks.try_acquire(&name, long()).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Unavailable && error.to_string().contains("certificate: Expired"),
+        "{error:?}"
+    );
+    let waiter = tokio::spawn({
+        let (locks, name) = (locks.clone(), name.clone());
+        async move { locks.acquire(&name, long()).await }
+    });
+    tokio::time::sleep(ms(200)).await;
+    show("server");
+    let next = tokio::time::timeout(SLACK, waiter).await.expect("not tried again").unwrap().unwrap();
+    assert_eq!(next.release().await.unwrap(), Release::Released);
+}
+
+/// TLS with the sentinels and with the primary that they name, and with all servers of a cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_those_that_are_managed() {
+    let files = Certificates::make();
+    let (file, key, ca) = (files.path("server.pem"), files.path("server.key"), files.path("ca.pem"));
+    let (_primary, port) = files.server("server", "no");
+    let sentinel_port = free_port();
+    let _sentinel = Server::sentinel(&format!(
+        "tls-port {sentinel_port}\ntls-cert-file {file}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n\
+         tls-auth-clients no\ntls-replication yes\nsentinel monitor m 127.0.0.1 {port} 1\n"
+    ));
+    all_works(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m?ca={ca}")).await;
+    refuses(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m"), "UnknownIssuer").await;
+
+    let (port, bus) = (free_port(), free_port().to_string());
+    let port_text = port.to_string();
+    let tls = ["--tls-port", &port_text, "--tls-cert-file", &file, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+    let more =
+        ["--tls-auth-clients", "no", "--tls-cluster", "yes", "--cluster-enabled", "yes", "--cluster-port", &bus];
+    let cluster = Server::with(&[&tls[..], &more].concat(), &[]);
+    let _: () = cluster.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    let works = || cluster.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+    eventually(Duration::from_secs(20), "the cluster is up", works).await;
+    let url = format!("rediss+cluster://127.0.0.1:{port}?ca={ca}");
+    let locks = connect(&url);
+    let lease = soon(&locks, &fresh("r")).await;
+    lease.extend(None).await.unwrap();
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    refuses(&format!("rediss+cluster://127.0.0.1:{port}"), "UnknownIssuer").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
