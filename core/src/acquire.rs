@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 
 use crate::{
     Acquire, Error, ErrorKind, Lease, Mode, OwnerToken, Resource, Result, Target,
-    backend::{Attempt, Claim, Watch},
+    backend::{Attempt, Claim, Progress, Watch},
     clock::Instant,
     engine::{
         driver::Driver,
@@ -78,6 +78,7 @@ pub(crate) async fn acquire(
         mode,
         began,
         refusal: None,
+        progress: None,
         outage: None,
         tries: 0,
         first_in_line: None,
@@ -124,6 +125,8 @@ struct Waiting<'a> {
     mode: Mode,
     began: Instant,
     refusal: Option<Refusal>,
+    /// The latest attempt.
+    progress: Option<Arc<Progress>>,
     /// Since when the backend has been out of reach.
     outage: Option<Instant>,
     tries: u32,
@@ -199,6 +202,7 @@ impl Waiting<'_> {
             waits: options.wait != Wait::No,
             progress: Arc::default(),
         };
+        self.progress = Some(Arc::clone(&claim.progress));
         let pending = Pending::new(manager, claim)?;
         let series = &self.measured.series;
         match manager.backend.try_acquire(pending.claim(), driver).await {
@@ -302,7 +306,13 @@ impl Waiting<'_> {
             {
                 Error::new(ErrorKind::Timeout, format!("others of this process were before us; waited {waited:.3} s"))
             }
-            None if self.tries > 0 => Error::unavailable(format!("no answer within {waited:.3} s")),
+            None if self.tries > 0 => {
+                let error = Error::unavailable(format!("no answer within {waited:.3} s"));
+                match self.progress.as_ref().and_then(|progress| progress.trouble()) {
+                    Some(trouble) => error.with_causes_of(&trouble),
+                    None => error,
+                }
+            }
             None => {
                 Error::new(ErrorKind::Timeout, format!("others of this process are before us; waited {waited:.3} s"))
             }

@@ -17,7 +17,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -228,6 +228,8 @@ pub(crate) struct Progress {
     pub(crate) session: OnceLock<Arc<SessionEnd>>,
     /// What it has in ZooKeeper.
     pub(crate) contention: zookeeper::Contention,
+    /// What went wrong last with an attempt that goes on, for the case that its caller's time is over first.
+    trouble: Mutex<Option<Error>>,
 }
 
 /// When a session ends unless its server is heard again; shared by the leases that it holds.
@@ -262,6 +264,16 @@ fn nanos(at: Instant) -> u64 {
 }
 
 impl Progress {
+    /// Goes on, though this went wrong.
+    pub(crate) fn meets(&self, trouble: Error) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+    }
+
+    /// What went wrong last.
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     pub(crate) fn add_holder(&self, node: usize) {
         self.holders.fetch_or(1 << node, Ordering::Relaxed);
     }

@@ -346,12 +346,20 @@ async fn a_demoted_primary_is_followed_to_its_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sentinels_that_do_not_help_are_named() {
+async fn those_that_do_not_help_are_named() {
     let watched = Watched::start(None).await;
     let url = watched.url("").replace("mymaster", "other");
     let error = connect(url).try_acquire(fresh("r"), long()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(format!("{error:?}").contains("knows no master \"other\""), "{error:?}");
+    // Also to somebody who does not wait for as long as they are asked.
+    let url = watched.url("").replace("mymaster", "other");
+    let error = connect(url).acquire(fresh("r"), long().wait(ms(200))).await.unwrap_err();
+    assert!(format!("{error:?}").contains("knows no master \"other\""), "{error:?}");
+    let cluster = Server::of_a_cluster();
+    let url = format!("redis+cluster://127.0.0.1:{}", cluster.port);
+    let error = connect(url).acquire(fresh("r"), long().wait(ms(200))).await.unwrap_err();
+    assert!(format!("{error:?}").contains("no map of the cluster"), "{error:?}");
     // One of them is enough.
     let port = watched.sentinels[0].port;
     let one = connect(format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/mymaster"));

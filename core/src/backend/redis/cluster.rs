@@ -209,6 +209,7 @@ impl Cluster {
                 // What was sent before may have been carried out.
                 return Err(unanswered.unwrap_or(error));
             }
+            request.meets(&error);
             // At once the first time: most often the answer says where to go.
             if !pause.is_zero() {
                 timer::sleep_until(again).await;

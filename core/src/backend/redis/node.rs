@@ -182,6 +182,7 @@ impl Node {
                     if Instant::now() >= expires {
                         return Err(error);
                     }
+                    request.meets(&error);
                     unanswered = Some(error);
                 }
                 Err(CallError::NotSent(_)) if Instant::now() < expires && connection.is_broken() => {}

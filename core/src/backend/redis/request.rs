@@ -278,6 +278,11 @@ impl Request {
         matches!(answer, Value::Int(1..)) && grants.iter().any(|script| std::ptr::eq(*script, self.script))
     }
 
+    /// It is tried again, though this went wrong.
+    pub(super) fn meets(&self, trouble: &CallError) {
+        self.progress.meets(trouble.clone().into_error());
+    }
+
     /// The first of its keys.
     pub(super) fn first_key(&self) -> &str {
         std::str::from_utf8(&self.words.bytes[self.first_key.clone()]).unwrap_or_default()

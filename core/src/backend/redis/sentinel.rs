@@ -239,6 +239,7 @@ impl SentinelServer {
                 // What was sent before may have been carried out.
                 return Err(unanswered.unwrap_or(error));
             }
+            request.meets(&error);
             timer::sleep_until(again).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
