@@ -23,6 +23,7 @@ from types import TracebackType
 from redis_server import free_port
 
 PROGRAMS = pathlib.Path("/usr/lib/postgresql/15/bin")
+CLOCK_SHIM = pathlib.Path(__file__).parents[2] / "core/tests/faults/clock_shim.c"
 # A start takes some 100 ms; a loaded machine gets this many seconds before it counts as failed.
 START_LIMIT = 60.0
 # Nothing is lost when the server is killed; only a crash of the machine would need the disk.
@@ -36,6 +37,7 @@ class _Server:
         self.port = 0
         self._name = name
         self._process: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str] = {}
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"polylock-{name}-"))
         if os.getuid() == 0:
             account = pwd.getpwnam("postgres")
@@ -55,6 +57,7 @@ class _Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
+                env={**os.environ, **self._environment},
                 # Ctrl-C is for whoever runs the tests; servers are stopped in order.
                 start_new_session=True,
             )
@@ -89,8 +92,18 @@ class _Server:
 class PostgresServer(_Server):
     """A cluster of its own with a database `app`, which belongs to the user `app`; `admin` may do everything."""
 
-    def __init__(self, *options: str, tls: bool = False, standby_of: str | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        tls: bool = False,
+        standby_of: str | None = None,
+        own_clock: bool = False,
+        disk: str | None = None,
+    ) -> None:
         """`options` are settings, as in `max_connections=20`.
+
+        With `own_clock` its wall clock is off by the milliseconds in the file `clock` in `directory`, a 64-bit number.
+        With `disk` its data is on one of this size, mounted at `disk` there; with `SIZE,log-apart` its log is not.
 
         With `tls` it is `localhost` by a certificate of `ca.pem` in `directory`, knows the user `carol` by
         `client.pem` and `client.key` alone, and lets others in over TLS only. With `standby_of`, an
@@ -98,6 +111,15 @@ class PostgresServer(_Server):
         """
         super().__init__("postgres")
         self.options = options
+        if own_clock:
+            self._bend_clock()
+        size, _, log_apart = (disk or "").partition(",")
+        self._disk = self.directory / "disk" if disk else None
+        if self._disk is not None:
+            self._disk.mkdir()
+            account = pwd.getpwnam("postgres")
+            owner = f"uid={account.pw_uid},gid={account.pw_gid}"
+            _check("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700,{owner}", "polylock", self._disk)
         if standby_of is not None:
             self.password = urllib.parse.urlsplit(standby_of).password or ""
             target = (f"--pgdata={self._data}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
@@ -111,7 +133,8 @@ class PostgresServer(_Server):
         _check(
             *_as_postgres(),
             *(PROGRAMS / "initdb", "--pgdata", self._data, "--username=admin", "--auth=scram-sha-256"),
-            *(f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync"),
+            *(f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync", "--wal-segsize=1"),
+            *([f"--waldir={self.directory / 'wal'}"] if log_apart else []),
         )
         rules = self._data / "pg_hba.conf"
         if tls:
@@ -130,7 +153,21 @@ class PostgresServer(_Server):
 
     @property
     def _data(self) -> pathlib.Path:
-        return self.directory / "data"
+        return (self._disk or self.directory) / "data"
+
+    def _bend_clock(self) -> None:
+        shim, offset = self.directory / "clock_shim.so", self.directory / "clock"
+        _check("cc", "-shared", "-fPIC", "-O1", "-o", shim, CLOCK_SHIM)
+        offset.write_bytes(bytes(4096))
+        self._environment = {"LD_PRELOAD": str(shim), "CLOCK_SHIM": str(offset)}
+
+    def stop(self) -> None:
+        """Ends it, also if it is paused, and removes what it kept on disk."""
+        self._end(signal.SIGQUIT)
+        if self._disk is not None:
+            # Lazily: those that served its connections may be about to end.
+            subprocess.run(["umount", "--lazy", self._disk], check=False)
+        super().stop()
 
     @property
     def url(self) -> str:
@@ -285,11 +322,21 @@ def _obey(options: list[str]) -> None:
     """Runs a server for tests in other languages: a line of URLs, then orders by standard input, each answered `ok`.
 
     `kill`, `start`, `pause` and `resume` do just that; `standby` restarts it as a replica, `primary` undoes that. It
-    ends with the input. The options `--tls` and `--standby-of=URL` are of ours, the others are settings.
+    ends with the input. Options that begin with `--` are the arguments of `PostgresServer`, the others are settings.
     """
     settings = [option for option in options if not option.startswith("--")]
-    primary = next((option.partition("=")[2] for option in options if option.startswith("--standby-of=")), None)
-    with PostgresServer(*settings, tls="--tls" in options, standby_of=primary) as server, PgBouncer(server) as pooler:
+
+    def value(name: str) -> str | None:
+        return next((option.partition("=")[2] for option in options if option.startswith(f"{name}=")), None)
+
+    started = PostgresServer(
+        *settings,
+        tls="--tls" in options,
+        standby_of=value("--standby-of"),
+        own_clock="--own-clock" in options,
+        disk=value("--disk"),
+    )
+    with started as server, PgBouncer(server) as pooler:
         print(server.url, server.admin_url, pooler.url, server.directory, flush=True)
         for order in sys.stdin:
             if order == "kill\n":

@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// Counts the rows that no statement writes.
+pub(super) const HALVES: &str = "SELECT count(*) FROM polylock_lease WHERE token IS NULL OR expires_at IS NULL
+    OR owner IS NOT NULL AND (acquired_at IS NULL OR host IS NULL OR pid IS NULL)";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_grow_and_grants_stay_though_the_server_is_killed_under_load() {
     // Only what the statements ask for themselves is then on the disk.
@@ -38,9 +42,7 @@ async fn tokens_grow_and_grants_stay_though_the_server_is_killed_under_load() {
             let holder = locks.inspect(&format!("{name} {round}")).await.unwrap().expect("the grant was forgotten");
             assert_eq!(holder.fencing_token, Some(lease.fencing_token()));
         }
-        let halves = "SELECT count(*) FROM polylock_lease WHERE token IS NULL OR expires_at IS NULL
-            OR owner IS NOT NULL AND (acquired_at IS NULL OR host IS NULL OR pid IS NULL)";
-        assert_eq!(count(&server.sql().await, halves).await, 0, "a row is half-written");
+        assert_eq!(count(&server.sql().await, HALVES).await, 0, "a row is half-written");
         // The lock that was on its way may be left to its ttl: take it by force.
         let sql = server.sql().await;
         sql.execute("UPDATE polylock_lease SET owner = NULL WHERE key = 'r'", &[]).await.unwrap();

@@ -2,9 +2,11 @@
 //!
 //! `POLYLOCK_TEST_ROUNDS` multiplies the rounds; the usual number is for everyday.
 
+mod clocks;
 mod connecting;
 mod crash;
 mod cut_off;
+mod disk;
 mod failover;
 mod lease;
 mod session;
