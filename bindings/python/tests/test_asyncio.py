@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import random
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,9 @@ import polylock
 import polylock.asyncio
 from conftest import assert_free, wait_until
 from polylock.asyncio._bridge import Bridge, bridge
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
+from redis_server import RedisServer
 
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
@@ -388,3 +394,34 @@ def test_use_after_close(url: str, name: str, run: Run) -> None:
         assert await lease.release() is polylock.Released.NOT_HELD
 
     run(main())
+
+
+def test_what_many_tasks_ask_for_at_once_is_sent_as_one(run: Run) -> None:
+    tasks = 64
+
+    with RedisServer() as server:
+
+        def reads() -> int:
+            stats = server.command("INFO", "stats")
+            assert isinstance(stats, bytes)
+            return int(stats.partition(b"total_reads_processed:")[2].split()[0])
+
+        async def main() -> None:
+            async with polylock.asyncio.connect(server.url) as locks:
+
+                async def pair(number: int) -> None:
+                    lease = await locks.acquire(f"r{number}")
+                    await lease.release()
+
+                await pair(0)
+                before = reads()
+                server.pause()
+                os.waitid(os.P_PID, server.pid, os.WSTOPPED)
+                pairs = [asyncio.create_task(pair(number)) for number in range(tasks)]
+                await asyncio.sleep(0)
+                # All that they asked for is there when it goes on, so it answers all at once.
+                server.resume()
+                await asyncio.gather(*pairs)
+                assert reads() - before < tasks // 4
+
+        run(main())
