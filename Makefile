@@ -86,6 +86,7 @@ faults: ## Random faults under workers in four languages, on every backend; SECO
 .PHONY: faults-test
 faults-test: fault-workers
 	tests/faults/test_history.py
+	tests/faults/test_mutants.py $(VENV)/bin/python
 	tests/faults/faults.py --seconds $(FAULT_TEST_SECONDS) $(FAULT_WORKERS)
 
 .PHONY: postgres-long

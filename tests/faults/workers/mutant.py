@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""`worker.py` with one mistake, which the harness has to find: `mutant.py MISTAKE`, and the arguments of that."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import polylock
+import worker
+
+# It holds for longer than its leases last.
+TTL, HOLDS = 0.3, 1.5
+
+
+class Believing:
+    """It takes itself for the holder whatever the clock shows."""
+
+    def __init__(self, lease: polylock.Lease) -> None:
+        self.lease = lease
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lease, name)
+
+    is_held = True
+
+
+class Deaf(Believing):
+    """It does not hear that its lease was lost."""
+
+    @property
+    def is_held(self) -> bool:  # type: ignore[override]
+        return self.lease.is_held
+
+    def on_lost(self, _: object) -> None:
+        pass
+
+
+class Repeating(Deaf):
+    """It has one token for all its leases."""
+
+    fencing_token = 1
+
+    def on_lost(self, listener: Any) -> None:
+        self.lease.on_lost(listener)
+
+
+MISTAKES = {"believing": Believing, "deaf": Deaf, "repeating": Repeating}
+
+
+def main(mistake: str, *arguments: str) -> None:
+    acquire, hold = polylock.LockManager.acquire, worker.hold
+
+    def wrong(self: polylock.LockManager, resource: str, *, wait: float, **_: Any) -> Any:
+        return MISTAKES[mistake](acquire(self, resource, ttl=TTL, wait=wait, auto_extend=False))
+
+    polylock.LockManager.acquire = wrong  # type: ignore[assignment, method-assign]
+    worker.hold = lambda lease, _, *told: hold(lease, HOLDS, *told)
+    worker.main(*arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
