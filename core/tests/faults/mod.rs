@@ -3,6 +3,7 @@
 mod cancel;
 mod clocks;
 mod contention;
+mod cut_off;
 mod errors;
 mod guarantee;
 mod history;
@@ -10,6 +11,8 @@ mod holder;
 mod latency;
 mod managed;
 mod masks;
+#[path = "../namespace/mod.rs"]
+mod namespace;
 mod once;
 mod proxy;
 mod restart;

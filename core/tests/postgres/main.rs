@@ -9,6 +9,8 @@ mod cut_off;
 mod disk;
 mod failover;
 mod lease;
+#[path = "../namespace/mod.rs"]
+mod namespace;
 mod session;
 mod transaction;
 
