@@ -42,7 +42,7 @@ impl Place {
     }
 
     /// Cut off, the holder loses the lease in time, and somebody else holds only after that.
-    async fn is_lost(self, lost: Lost) {
+    async fn cut_off(self, lost: Lost) {
         assert!(self.others.try_acquire("r", long()).await.unwrap().is_none());
         self.namespace.cut(lost);
         let cut = since_boot();
@@ -56,11 +56,11 @@ impl Place {
 }
 
 /// At one time, as they only wait.
-async fn is_lost_in_each_way(servers: usize) {
+async fn cut_off_in_each_way(servers: usize) {
     let ways = [Lost::All, Lost::Requests, Lost::Replies].map(|lost| {
         tokio::spawn(async move {
             if let Some(place) = Place::of(servers) {
-                place.is_lost(lost).await;
+                place.cut_off(lost).await;
             }
         })
     });
@@ -71,12 +71,12 @@ async fn is_lost_in_each_way(servers: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_is_cut_off_from_a_server_knows_before_the_next_one_holds() {
-    is_lost_in_each_way(1).await;
+    cut_off_in_each_way(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_is_cut_off_from_all_of_a_redlock_knows_before_the_next_one_holds() {
-    is_lost_in_each_way(5).await;
+    cut_off_in_each_way(5).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,5 +87,5 @@ async fn who_is_cut_off_from_a_minority_holds_on() {
     }
     place.holder.renews_after(since_boot() + TTL);
     assert!(place.others.try_acquire("r", long()).await.unwrap().is_none());
-    place.is_lost(Lost::All).await;
+    place.cut_off(Lost::All).await;
 }
