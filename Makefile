@@ -119,6 +119,12 @@ interop-test: node-build python-build
 monitoring-test: python-build ## The examples of monitoring, with a real Prometheus.
 	$(VENV)/bin/python tests/monitoring/monitoring.py $${POLYLOCK_TEST_REDIS:-memory:}
 
+.PHONY: picture
+picture: python-build ## Draws docs/dashboard.svg: the dashboard of examples/monitoring, from a real Prometheus; takes some minutes.
+	tests/install.sh
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check matplotlib==3.11.2
+	$(VENV)/bin/python tests/monitoring/picture.py docs/dashboard.svg
+
 # Python outside of the package.
 SCRIPTS := tests/*.py tests/*/*.py examples/monitoring/*.py benches/*.py benches/*/*.py
 

@@ -7,6 +7,7 @@ query of the dashboard and of the alerts is asked there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -51,43 +52,58 @@ def ask(prometheus: str, query: str) -> list[Any]:
     return result
 
 
+def filled_in(query: str, interval: str = "10s") -> str:
+    """As Grafana would."""
+    return query.replace("$__rate_interval", interval).replace("$job", ".*").replace("$system", ".*")
+
+
 def queries() -> Iterator[str]:
-    """All of the dashboard's and the alerts', as Grafana would fill them in."""
+    """All of the dashboard's and the alerts'."""
     dashboard = json.loads((EXAMPLES / "dashboard.json").read_text())
     found = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     found += [annotation["expr"] for annotation in dashboard["annotations"]["list"]]
-    for query in found:
-        yield query.replace("$__rate_interval", "10s").replace("$job", ".*").replace("$system", ".*")
+    yield from map(filled_in, found)
 
 
-def scrapes(url: str, directory: pathlib.Path) -> None:
-    exporter = subprocess.Popen([sys.executable, EXAMPLES / "exporter.py", url, "0"], stdout=subprocess.PIPE, text=True)
-    prometheus = None
-    try:
+@contextlib.contextmanager
+def scraped(url: str, directory: pathlib.Path) -> Iterator[str]:
+    """A Prometheus that scrapes the exporter, whose locks are at `url`, each second: where it answers."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*command: str | pathlib.Path, **streams: Any) -> subprocess.Popen[str]:
+            process = subprocess.Popen(command, text=True, **streams)
+            stack.callback(process.wait, PATIENCE)
+            stack.callback(process.terminate)
+            return process
+
+        exporter = run(sys.executable, EXAMPLES / "exporter.py", url, "0", stdout=subprocess.PIPE)
         assert exporter.stdout is not None
         target = urllib.parse.urlsplit(exporter.stdout.readline().strip())
         promtool("check", "metrics", text=get(target.geturl()))
         config = (EXAMPLES / "prometheus.yml").read_text().replace("127.0.0.1:9464", target.netloc)
         config = config.replace("5s", "1s").replace("[alerts.yml]", f"[{EXAMPLES / 'alerts.yml'}]")
         (directory / "prometheus.yml").write_text(config)
-        log = (directory / "log").open("w")
-        prometheus = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={directory / 'prometheus.yml'}",
-                f"--storage.tsdb.path={directory / 'data'}",
-                "--web.listen-address=127.0.0.1:0",
-                "--log.level=info",
-            ],
+        log = stack.enter_context((directory / "log").open("w"))
+        run(
+            "prometheus",
+            f"--config.file={directory / 'prometheus.yml'}",
+            f"--storage.tsdb.path={directory / 'data'}",
+            "--web.listen-address=127.0.0.1:0",
+            "--log.level=info",
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        where = until("it listens", lambda: listens(directory / "log"))
+        where: str = until("it listens", lambda: listens(directory / "log"))
         # A rate needs two scrapes.
         until(
             "scraped",
             lambda: ask(where, 'sum(rate(polylock_acquire_duration_seconds_count{outcome="acquired"}[10s])) > 0'),
         )
+        yield where
+
+
+def scrapes(url: str, directory: pathlib.Path) -> None:
+    with scraped(url, directory) as where:
         empty = [query for query in queries() if not ask(where, query) and not MAY_BE_EMPTY.search(query)]
         if url.startswith("memory:"):
             empty = [query for query in empty if "polylock_node" not in query]
@@ -95,11 +111,6 @@ def scrapes(url: str, directory: pathlib.Path) -> None:
         rules = json.loads(get(f"{where}/api/v1/rules"))["data"]["groups"]
         broken = [rule for group in rules for rule in group["rules"] if rule["health"] == "err"]
         assert rules and not broken, broken
-    finally:
-        for process in (prometheus, exporter):
-            if process is not None:
-                process.terminate()
-                process.wait(PATIENCE)
 
 
 def listens(log: pathlib.Path) -> str | None:
