@@ -137,7 +137,7 @@ impl Engine {
 ///
 /// * *A manager is used*: it was closed before anything else, so that who waits by it is told at once.
 /// * *One is used for the first time*: as long as this engine is the process's that is refused with `Closed`.
-/// * *Something waits for a time*: the times of this engine are over when it is, see [`Alarm::forgotten`](super::timer::Alarm::forgotten).
+/// * *Something waits for a time*: its time is over when this engine is.
 /// * *Another shuts down, too*: it waits for this one. A second engine that was started since is not touched.
 pub fn shutdown(timeout: Duration) {
     enter_process();
