@@ -24,11 +24,11 @@ def finds(python: str, mistake: str, violation: str) -> bool:
         run = subprocess.run(
             [HERE / "faults.py", *options, f"right={right}", f"wrong={wrong}"], capture_output=True, text=True
         )
-        if run.returncode == 1 and violation in run.stdout:
-            return True
         if run.returncode == 1:
-            print(run.stdout, run.stderr, sep="\n")
-            return False
+            found = violation in run.stdout
+            if not found:
+                print(run.stdout, run.stderr, sep="\n")
+            return found
     return False
 
 

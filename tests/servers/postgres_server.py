@@ -99,11 +99,12 @@ class PostgresServer(_Server):
         standby_of: str | None = None,
         own_clock: bool = False,
         disk: str | None = None,
+        log_apart: bool = False,
     ) -> None:
         """`options` are settings, as in `max_connections=20`.
 
         With `own_clock` its wall clock is off by the milliseconds in the file `clock` in `directory`, a 64-bit number.
-        With `disk` its data is on one of this size, mounted at `disk` there; with `SIZE,log-apart` its log is not.
+        With `disk` its data is on one of this size, mounted at `disk` there; with `log_apart` its log is not.
 
         With `tls` it is `localhost` by a certificate of `ca.pem` in `directory`, knows the user `carol` by
         `client.pem` and `client.key` alone, and lets others in over TLS only. With `standby_of`, an
@@ -113,13 +114,12 @@ class PostgresServer(_Server):
         self.options = options
         if own_clock:
             self._bend_clock()
-        size, _, log_apart = (disk or "").partition(",")
         self._disk = self.directory / "disk" if disk else None
         if self._disk is not None:
             self._disk.mkdir()
             account = pwd.getpwnam("postgres")
             owner = f"uid={account.pw_uid},gid={account.pw_gid}"
-            _check("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700,{owner}", "polylock", self._disk)
+            _check("mount", "-t", "tmpfs", "-o", f"size={disk},mode=0700,{owner}", "polylock", self._disk)
         if standby_of is not None:
             self.password = urllib.parse.urlsplit(standby_of).password or ""
             target = (f"--pgdata={self._data}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
@@ -133,7 +133,8 @@ class PostgresServer(_Server):
         _check(
             *_as_postgres(),
             *(PROGRAMS / "initdb", "--pgdata", self._data, "--username=admin", "--auth=scram-sha-256"),
-            *(f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync", "--wal-segsize=1"),
+            *(f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync"),
+            *(["--wal-segsize=1"] if disk else []),
             *([f"--waldir={self.directory / 'wal'}"] if log_apart else []),
         )
         rules = self._data / "pg_hba.conf"
@@ -335,6 +336,7 @@ def _obey(options: list[str]) -> None:
         standby_of=value("--standby-of"),
         own_clock="--own-clock" in options,
         disk=value("--disk"),
+        log_apart="--log-apart" in options,
     )
     with started as server, PgBouncer(server) as pooler:
         print(server.url, server.admin_url, pooler.url, server.directory, flush=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import polylock
+
+# Real servers, which some of them start.
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
 
 URLS = os.environ.get("POLYLOCK_TEST_URLS", "memory:").split()
 _runs = itertools.count()

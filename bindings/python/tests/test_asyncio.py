@@ -8,23 +8,19 @@ import gc
 import os
 import random
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from redis_server import RedisServer
 
 import polylock
 import polylock.asyncio
 from conftest import assert_free, wait_until
 from polylock.asyncio._bridge import Bridge, bridge
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
-from redis_server import RedisServer
 
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 

@@ -14,17 +14,14 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_server import RedisServer
 
 import polylock
 import polylock.asyncio
 from conftest import assert_free, unique, wait_until
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
-from redis_server import RedisServer
 
 
 def test_with_gives_the_lease_and_releases_it(url: str, name: str) -> None:

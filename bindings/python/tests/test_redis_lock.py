@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,15 +16,13 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 import redis.asyncio
+from redis_server import RedisServer, free_port
 
 import polylock
 import polylock.redis
 import polylock.redis.asyncio
 from conftest import unique, wait_until
 from polylock.redis._settings import url_of
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "servers"))
-from redis_server import RedisServer, free_port
 
 URL = os.environ.get("POLYLOCK_TEST_REDIS")
 pytestmark = pytest.mark.skipif(URL is None, reason="needs a Redis server")

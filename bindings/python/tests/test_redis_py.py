@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis_server import RedisServer
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-sys.path.append(str(CHECKOUT / "tests" / "servers"))
-from redis_server import RedisServer  # noqa: E402
 
 RELEASES = {"5.2.1": 84, "6.4.0": 90, "7.4.1": 92, "8.1.0": 92}
 """The last release with tests that run by themselves of each major version, and how many tests of locks it has."""

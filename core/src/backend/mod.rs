@@ -178,7 +178,7 @@ pub(crate) struct Claim {
     pub(crate) turn: Option<Turn>,
     /// Should it be busy, another attempt of the same caller follows soon.
     pub(crate) waits: bool,
-    /// For backends of several nodes.
+    /// What its backend notes of it.
     pub(crate) progress: Arc<Progress>,
 }
 

@@ -242,17 +242,16 @@ async fn the_fence_is_something_else() {
         "-5",
         "x",
     ];
-    let shapes = |name: &str, other: &str| {
-        [
-            (Target::from(name), long()),
-            (Target::from(name), long().fair(true)),
-            (Target::shared(name), long()),
-            (Target::permit(name, 2), long()),
-            (Target::all([other, name]), long()),
-        ]
-    };
+    type Shape = fn(&str, &str) -> (Target, Acquire);
+    let shapes: [Shape; 5] = [
+        |name, _| (Target::from(name), long()),
+        |name, _| (Target::from(name), long().fair(true)),
+        |name, _| (Target::shared(name), long()),
+        |name, _| (Target::permit(name, 2), long()),
+        |name, other| (Target::all([other, name]), long()),
+    ];
     for content in contents.iter().map(Some).chain([None]) {
-        for index in 0..5 {
+        for shape in shapes {
             let (name, other) = (fresh("r"), fresh("r"));
             let fence = fence_of(&name);
             match content {
@@ -260,7 +259,7 @@ async fn the_fence_is_something_else() {
                 None => server.ask::<()>(&["LPUSH", &fence, "not a fence"]),
             }
             let before: Vec<u8> = server.ask(&["DUMP", &fence]);
-            let (target, options) = shapes(&name, &other).into_iter().nth(index).unwrap();
+            let (target, options) = shape(&name, &other);
             let error =
                 tokio::time::timeout(SLACK, locks.acquire(target, options)).await.expect("retried").unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Conflict, "{content:?}: {error:?}");
@@ -273,10 +272,10 @@ async fn the_fence_is_something_else() {
     for (content, token) in
         [("9007199254740990", 9007199254740991), ("9007199254740000 owner record", 9007199254740001)]
     {
-        for index in 0..5 {
+        for shape in shapes {
             let (name, other) = (fresh("r"), fresh("r"));
             let _: () = server.ask(&["SET", &fence_of(&name), content]);
-            let (target, options) = shapes(&name, &other).into_iter().nth(index).unwrap();
+            let (target, options) = shape(&name, &other);
             let lease = locks.acquire(target, options).await.unwrap();
             assert_eq!(lease.fencing_token(), token);
             let holder = locks.inspect(&name).await.unwrap().expect("it is held");

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
+use polylock::{Acquire, ErrorKind, Lease, LockManager, Release, Target};
 use tokio_postgres::NoTls;
 
 const MS: Duration = Duration::from_millis(1);
@@ -130,3 +130,12 @@ async fn count(sql: &tokio_postgres::Client, query: &str) -> i64 {
 
 /// Counts the advisory locks.
 const OURS: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+
+/// Waits until it has been renewed once more.
+async fn renewed(lease: &Lease) {
+    let (deadline, began) = (lease.deadline(), Instant::now());
+    while lease.deadline() == deadline {
+        assert!(lease.is_held() && began.elapsed() < LIMIT);
+        tokio::time::sleep(MS).await;
+    }
+}

@@ -13,8 +13,8 @@ import worker
 TTL, HOLDS = 0.3, 1.5
 
 
-class Believing:
-    """It takes itself for the holder whatever the clock shows."""
+class Wrong:
+    """A lease but for what is wrong with it."""
 
     def __init__(self, lease: polylock.Lease) -> None:
         self.lease = lease
@@ -22,27 +22,24 @@ class Believing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lease, name)
 
+
+class Believing(Wrong):
+    """It takes itself for the holder whatever the clock shows."""
+
     is_held = True
 
 
-class Deaf(Believing):
+class Deaf(Wrong):
     """It does not hear that its lease was lost."""
-
-    @property
-    def is_held(self) -> bool:  # type: ignore[override]
-        return self.lease.is_held
 
     def on_lost(self, _: object) -> None:
         pass
 
 
-class Repeating(Deaf):
+class Repeating(Wrong):
     """It has one token for all its leases."""
 
     fencing_token = 1
-
-    def on_lost(self, listener: Any) -> None:
-        self.lease.on_lost(listener)
 
 
 MISTAKES = {"believing": Believing, "deaf": Deaf, "repeating": Repeating}

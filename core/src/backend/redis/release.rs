@@ -34,7 +34,7 @@ impl RedisBackend {
         };
         let nodes = self.nodes.len();
         let (mut released, mut not_held, mut unknown) = (0, 0, 0);
-        let mut unsettled = Vec::new();
+        let mut answered = Vec::new();
         let decide = |index, answer: request::Answer| {
             let freed = Freed::of(&claim.progress, index, answer);
             match freed {
@@ -42,7 +42,7 @@ impl RedisBackend {
                 Freed::NotOurs => not_held += 1,
                 Freed::Repeated | Freed::Unanswered => unknown += 1,
             }
-            unsettled.push((index, freed));
+            answered.push((index, freed));
             if released >= majority(nodes) {
                 Some(Release::Released)
             } else if not_held >= majority(nodes) {
@@ -55,7 +55,9 @@ impl RedisBackend {
             let (pursuit, nodes) = (pursuit(), self.nodes.clone());
             move |index: usize, answer| {
                 let freed = Freed::of(&pursuit.claim.progress, index, answer);
-                pursuit.begin(index, &nodes[index], freed);
+                if is_unsettled(&pursuit.claim.progress, index, freed) {
+                    pursuit.begin(index, &nodes[index], freed);
+                }
             }
         };
         let decided = self.ask(&request, driver, decide, late, self.grace(claim, false)).await;
@@ -66,9 +68,10 @@ impl RedisBackend {
         });
         // What is unknown as a whole is asked again as a whole.
         if nodes > 1 && release != Release::Unknown {
-            unsettled.retain(|(index, freed)| is_unsettled(&claim.progress, *index, *freed));
-            for (index, freed) in unsettled {
-                pursuit().begin(index, &self.nodes[index], freed);
+            for (index, freed) in answered {
+                if is_unsettled(&claim.progress, index, freed) {
+                    pursuit().begin(index, &self.nodes[index], freed);
+                }
             }
         }
         release
@@ -130,11 +133,11 @@ struct Pursuit {
 }
 
 impl Pursuit {
-    /// Asks the node to release until it has, in the background, if it may still hold or get it.
+    /// Asks the node to release until it has, in the background, unless somebody does so already.
     fn begin(self: &Arc<Self>, index: usize, node: &Arc<dyn Server>, mut freed: Freed) {
         const FIRST_PAUSE: Duration = Duration::from_millis(10);
         const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-        if !is_unsettled(&self.claim.progress, index, freed) || !self.claim.progress.pursue(index) {
+        if !self.claim.progress.pursue(index) {
             return;
         }
         let (pursuit, node) = (Arc::clone(self), Arc::clone(node));

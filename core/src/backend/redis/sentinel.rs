@@ -2,9 +2,9 @@
 //!
 //! Sentinels are asked at the first use, whenever the primary fails or says that it is none, and every second while it is
 //! used: a primary that is cut off from its sentinels goes on as if nothing had happened until its clients look away. They
-//! may disagree for a moment, so the address that most of them name is taken, or that of the latest fail-over; and the server found there has to say
-//! itself that it is a primary ([`Role::Primary`](super::config::Role)). During a fail-over a request is tried
-//! again while its time lasts.
+//! may disagree for a moment, so the address that most of them name is taken, or that of the latest fail-over; and the
+//! server found there has to say itself that it is a primary ([`Role::Primary`](super::config::Role)). During a fail-over
+//! a request is tried again while its time lasts.
 //!
 //! A replica that is promoted may lack what the primary had granted last, unless the URL asks for `replicas`.
 
@@ -169,10 +169,6 @@ impl SentinelServer {
     async fn epoch(&self, sentinel: &Arc<Node>, expires: Instant) -> u64 {
         let patience = expires.min(Instant::now().after(STRAGGLERS));
         let Ok(state) = self.sentinel(sentinel, "MASTER", patience).await else { return 0 };
-        let text = |value: &Value| match value {
-            Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
-            _ => None,
-        };
         let fields: Vec<_> = match &state {
             Value::Array(parts) => parts.chunks_exact(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect(),
             Value::Map(pairs) => pairs.iter().map(|(name, value)| (text(name), text(value))).collect(),
@@ -183,10 +179,6 @@ impl SentinelServer {
     }
 
     fn address(&self, sentinel: &Arc<Node>, answer: Reply) -> Result<Address, crate::Error> {
-        let text = |value: &Value| match value {
-            Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
-            _ => None,
-        };
         let parts = match answer.map_err(CallError::into_error)? {
             Value::Array(parts) => parts,
             _ => Vec::new(),
@@ -310,5 +302,12 @@ impl Locate for Located {
             Ok(server.server.at(address))
         }
         .boxed()
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        _ => None,
     }
 }

@@ -71,8 +71,8 @@ impl LeaseBackend {
         self.node_timeout.unwrap_or((ttl / 3).clamp(Duration::from_millis(250), SLOWEST))
     }
 
-    /// The same for a release: nothing depends on a quick answer, and a certain one is worth some time.
-    fn releases_within(&self) -> Duration {
+    /// The same where nothing depends on a quick answer, and a certain one is worth some time.
+    fn patience(&self) -> Duration {
         self.node_timeout.unwrap_or(SLOWEST)
     }
 
@@ -196,12 +196,11 @@ impl LeaseBackend {
     async fn release_lease(&self, claim: &Claim) -> Release {
         let asked_for = Asked::new(&self.statements, claim, &self.prefix);
         let (statement, params) = asked_for.release();
-        released(self.ask(statement, &params, self.releases_within()).await.1)
+        released(self.ask(statement, &params, self.patience()).await.1)
     }
 
     async fn holder(&self, resource: &Resource) -> Result<Option<Holder>> {
-        let within = self.node_timeout.unwrap_or(SLOWEST);
-        match self.ask(&self.statements.inspect, &[&self.key(resource), &1i64], within).await.1 {
+        match self.ask(&self.statements.inspect, &[&self.key(resource), &1i64], self.patience()).await.1 {
             Ok(row) => Ok(row.and_then(|row| read_holder(&row, &self.prefix))),
             Err(failure) if failure.is_undefined_table() => Ok(None),
             Err(failure) => Err(failure.into_error()),
@@ -211,7 +210,7 @@ impl LeaseBackend {
     async fn holders(&self, pattern: &Pattern, limit: usize) -> Result<Vec<Holder>> {
         let (pattern, limit) = (like(&self.prefix, pattern), i64::try_from(limit).unwrap_or(i64::MAX));
         let connection = self.pool.get().await.map_err(Failure::into_error)?;
-        let expires = Instant::now().after(self.node_timeout.unwrap_or(SLOWEST));
+        let expires = Instant::now().after(self.patience());
         match connection.query_all(&self.statements.list, &[&pattern, &limit], expires).await {
             Ok(rows) => Ok(read_holders(&rows, &self.prefix)),
             Err(failure) if failure.is_undefined_table() => Ok(Vec::new()),
@@ -220,8 +219,7 @@ impl LeaseBackend {
     }
 
     async fn break_lease(&self, resource: &Resource, owner: &str) -> Result<bool> {
-        let within = self.node_timeout.unwrap_or(SLOWEST);
-        match self.ask(&self.statements.break_lock, &[&self.key(resource), &owner], within).await.1 {
+        match self.ask(&self.statements.break_lock, &[&self.key(resource), &owner], self.patience()).await.1 {
             Ok(row) => Ok(row.is_some()),
             Err(failure) if failure.is_undefined_table() => Ok(false),
             Err(failure) => Err(failure.into_error()),
@@ -276,7 +274,7 @@ impl Drop for OnItsWay<'_> {
         }
         let (statements, prefix) = (Arc::clone(&self.backend.statements), self.backend.prefix.clone());
         let (connection, claim) = (Arc::clone(self.connection), self.claim.clone());
-        let within = self.backend.releases_within();
+        let within = self.backend.patience();
         runtime::spawn(async move {
             let asked_for = Asked::new(&statements, &claim, &prefix);
             let (statement, params) = asked_for.release();
@@ -347,7 +345,7 @@ impl Backend for LeaseBackend {
         Box::pin(async move {
             let asked = async {
                 let connection = self.pool.get().await?;
-                let expires = Instant::now().after(self.node_timeout.unwrap_or(SLOWEST));
+                let expires = Instant::now().after(self.patience());
                 connection.texts(&question.concat(), expires).await
             };
             vec![("server".to_owned(), asked.await.map_err(Failure::into_error))]
