@@ -5,6 +5,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <sys/resource.h>
+#include <time.h>
 
 enum { THREADS = 16, ROUNDS = 200 };
 
@@ -180,6 +181,36 @@ static void shutdowns_hang_nobody(void)
         pthread_join(thread[i], NULL);
 }
 
+/* What was given up as it was answered is known when the manager is closed. (Not to know would take 20 s.) */
+static void what_was_given_up_does_not_hold_up_the_end(void)
+{
+    polylock_manager locks, others = check_connect(server_url());
+    polylock_lease mine, held = check_acquire(others, "c-given-up", 60000, 1);
+    polylock_connect_options patient = polylock_connect_options_new();
+    polylock_queue queue;
+    polylock_future future;
+    struct timespec begin, end;
+    CHECK_OK(polylock_connect_options_set_node_timeout_ms(patient, 20000, NULL));
+    CHECK_OK(polylock_connect(server_url(), patient, &locks, NULL));
+    CHECK_OK(polylock_queue_new(&queue, NULL));
+    CHECK_OK(polylock_acquire_start(locks, "c-mine", 0, queue, &future, NULL)); /* connects */
+    CHECK_OK(polylock_future_wait(future, 30000, NULL));
+    CHECK_OK(polylock_future_take_lease(future, &mine, NULL));
+    CHECK_OK(polylock_future_free(future));
+    CHECK_OK(polylock_acquire_start(locks, "c-given-up", 0, queue, &future, NULL));
+    CHECK_OK(polylock_future_free(future));
+    CHECK_OK(polylock_queue_free(queue));
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    CHECK_OK(polylock_close(locks, NULL));
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    CHECK(end.tv_sec - begin.tv_sec < 10);
+    CHECK_OK(polylock_lease_free(mine));
+    CHECK_OK(polylock_connect_options_free(patient));
+    CHECK_OK(polylock_manager_free(locks));
+    CHECK_OK(polylock_lease_free(held));
+    CHECK_OK(polylock_manager_free(others));
+}
+
 /* What the system lacks at first it has later. */
 static void descriptors_that_are_used_up_come_back(void)
 {
@@ -206,6 +237,7 @@ int main(void)
         CASE(one_of_many_threads_frees),
         CASE(shutdown_releases_and_stops_the_threads),
         CASE(shutdowns_hang_nobody),
+        CASE(what_was_given_up_does_not_hold_up_the_end),
         CASE(descriptors_that_are_used_up_come_back),
     };
     return RUN("process", cases);

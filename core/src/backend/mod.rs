@@ -110,6 +110,9 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// Has `lease` told as soon as the backend itself learns that it is gone; at once if it knows already.
     fn on_loss(&self, _claim: &Claim, _lease: Weak<dyn Losable>) {}
 
+    /// Reads what was answered to those whose thread or loop may not run again, so that it is known. Does not block.
+    fn look(&self) {}
+
     /// Waits for what is on its way in the background, beyond what was answered: as long as a server may take to answer.
     fn drain(&self) -> Answer<'_, ()> {
         Box::pin(async {})

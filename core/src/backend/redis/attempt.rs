@@ -13,7 +13,7 @@ use super::{
     release::Overtaken,
     request::{self, Request},
     restart,
-    round::Answers,
+    round::{Answers, Late},
 };
 use crate::{
     Error,
@@ -115,8 +115,13 @@ impl RedisBackend {
                 }
             }
         };
+        // An attempt that is known to have come to its end need not be undone for as long as it might come.
+        let forsaken = || {
+            let progress = Arc::clone(&claim.progress);
+            Arc::new(move |index, answer| note(&progress, index, &answer, false)) as Late
+        };
         let first = self.untried.load(Ordering::Relaxed) && self.untried.swap(false, Ordering::Relaxed);
-        self.ask(request, driver, decide, late, self.grace(claim, first)).await
+        self.ask(request, driver, decide, late, Some(&forsaken), self.grace(claim, first)).await
     }
 
     /// Gives back a part that would be in the way of the caller's next attempt, which comes when he likes. The release goes
@@ -139,7 +144,7 @@ impl RedisBackend {
         while Instant::now() < expires {
             let request = Request::raise(keys, claim, token, expires);
             let to = holders.iter().map(|index| (*index, &self.nodes[*index]));
-            let mut raises = Answers::ask(to, &request, driver);
+            let mut raises = Answers::ask(to, &request, driver, None);
             let (mut confirmed, mut higher) = (0, token);
             for _ in holders {
                 // Not held up by one that has just fallen silent.

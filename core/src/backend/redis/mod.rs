@@ -75,7 +75,7 @@ use self::{
     node::Node,
     quorum::{Verdict, verdict},
     request::{Request, Server},
-    round::Answers,
+    round::{Answers, Late},
     sentinel::SentinelServer,
     subscriber::{Locate, Subscriptions},
 };
@@ -222,20 +222,21 @@ impl RedisBackend {
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes that
     /// have not answered by then are waited for during `grace`, unless they were behind the last time. If there are any,
-    /// `late` makes what sees their answers, wherever they are read.
+    /// `late` makes what sees their answers, wherever they are read. If the caller goes away before, `forsaken` does.
     async fn ask<D, L>(
         &self,
         request: &Arc<Request>,
         driver: &Driver,
         mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
         late: impl FnOnce(&D) -> L,
+        forsaken: Option<&(dyn Fn() -> Late + Sync)>,
         grace: Duration,
     ) -> Option<D>
     where
         L: Fn(usize, request::Answer) + Send + Sync + 'static,
     {
         let grace = if mutant!("D16") { Duration::MAX } else { grace };
-        let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
+        let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver, forsaken);
         let mut missing = (1_u32 << self.nodes.len()) - 1;
         while missing != 0 {
             let (index, answer) = answers.next().await;
@@ -401,6 +402,10 @@ impl Backend for RedisBackend {
 
     fn watch(&self, resource: &Resource) -> Watch {
         self.subscriptions.watch(Key::of(&self.prefix, resource).side(Side::Wake))
+    }
+
+    fn look(&self) {
+        self.nodes.iter().for_each(|node| node.look());
     }
 
     fn drain(&self) -> Answer<'_, ()> {

@@ -60,7 +60,7 @@ impl RedisBackend {
                 }
             }
         };
-        let decided = self.ask(&request, driver, decide, late, self.grace(claim, false)).await;
+        let decided = self.ask(&request, driver, decide, late, None, self.grace(claim, false)).await;
         let release = decided.unwrap_or(match (unknown, released) {
             (0, 0) => Release::NotHeld,
             (0, _) => Release::Released,
@@ -85,8 +85,7 @@ impl RedisBackend {
         self.background.close();
         let mut pause = FIRST_PAUSE;
         while !self.background.is_empty() && Instant::now() < until {
-            // The thread or the loop that asked need not be there any more.
-            self.nodes.iter().for_each(|node| node.look());
+            self.look();
             timer::until(Some(Instant::now().after(pause).min(until)), self.background.wait()).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What answers that come late are for.
-type Late = Arc<dyn Fn(usize, Answer) + Send + Sync>;
+pub(super) type Late = Arc<dyn Fn(usize, Answer) + Send + Sync>;
 
 pub(super) struct Round {
     request: Arc<Request>,
@@ -50,13 +50,14 @@ enum Phase {
     Open,
     /// It was decided without those that are missing.
     Decided(Late),
-    /// Nobody wants to know any more.
-    Closed,
+    /// Nobody waits for it any more; what the answers tell is noted, if they may have done something.
+    Closed(Option<Late>),
 }
 
-/// The caller's end of a round; dropping it forgets the answers.
-pub(super) struct Answers {
+/// The caller's end of a round; dropping it leaves the answers to what `forsaken` makes, if to anybody.
+pub(super) struct Answers<'f> {
     round: Arc<Round>,
+    forsaken: Option<&'f (dyn Fn() -> Late + Sync)>,
     /// What is yet to be done for some of them.
     work: FuturesUnordered<BoxFuture<'static, ()>>,
 }
@@ -70,14 +71,16 @@ pub(super) struct Ticket {
     through: Option<(Arc<Node>, Sample)>,
 }
 
-impl Answers {
+impl<'f> Answers<'f> {
     /// Sends `request` to the servers `to`.
     pub(super) fn ask<'a>(
         to: impl Iterator<Item = (usize, &'a Arc<dyn Server>)>,
         request: &Arc<Request>,
         driver: &Driver,
+        forsaken: Option<&'f (dyn Fn() -> Late + Sync)>,
     ) -> Self {
         let mut answers = Self::none(request, driver);
+        answers.forsaken = forsaken;
         for (index, server) in to {
             answers.work.extend(Arc::clone(server).send(answers.ticket(index)));
         }
@@ -88,7 +91,7 @@ impl Answers {
     fn none(request: &Arc<Request>, driver: &Driver) -> Self {
         let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
         let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
-        Self { round, work: FuturesUnordered::new() }
+        Self { round, forsaken: None, work: FuturesUnordered::new() }
     }
 
     fn ticket(&self, index: usize) -> Ticket {
@@ -130,14 +133,18 @@ impl Answers {
     }
 }
 
-impl Drop for Answers {
+impl Drop for Answers<'_> {
     fn drop(&mut self) {
         let mut state = self.round.state();
         if matches!(state.phase, Phase::Open) {
-            state.phase = Phase::Closed;
-            let answers = (mem::take(&mut state.answers), state.waker.take());
+            let late = self.forsaken.map(|forsaken| forsaken());
+            state.phase = Phase::Closed(late.clone());
+            let (answers, waker) = (mem::take(&mut state.answers), state.waker.take());
             drop(state);
-            drop(answers);
+            drop(waker);
+            if let Some(late) = late {
+                answers.into_iter().for_each(|(index, answer)| late(index, answer));
+            }
         }
     }
 }
@@ -158,12 +165,12 @@ impl Round {
                     waker.wake();
                 }
             }
-            Phase::Decided(late) => {
+            Phase::Decided(late) | Phase::Closed(Some(late)) => {
                 let late = Arc::clone(late);
                 drop(state);
                 late(index, answer);
             }
-            Phase::Closed => {}
+            Phase::Closed(None) => {}
         }
     }
 }
@@ -186,7 +193,7 @@ impl Ticket {
 
     /// Whether nobody wants the answer any more.
     fn is_void(&self) -> bool {
-        matches!(self.round.state().phase, Phase::Closed)
+        matches!(self.round.state().phase, Phase::Closed(_))
     }
 
     /// Hands in the answer.
@@ -230,7 +237,7 @@ mod tests {
     use super::*;
     use crate::Resource;
 
-    fn round() -> (Answers, [Ticket; 3]) {
+    fn round() -> (Answers<'static>, [Ticket; 3]) {
         let request = Request::inspect("", &Resource::new("r").unwrap(), Instant::now());
         let answers = Answers::none(&request, &Driver::engine());
         let tickets = [0, 1, 2].map(|index| answers.ticket(index));
@@ -277,5 +284,22 @@ mod tests {
         assert!(index == 0 && third.is_void());
         // Nobody is asked again for it, though there is time.
         third.reply(Err(CallError::NoScript));
+    }
+
+    #[tokio::test]
+    async fn what_is_forsaken_is_noted_whether_it_was_read_before_or_after() {
+        let noted: Arc<Mutex<Vec<_>>> = Arc::default();
+        let forsaken = || {
+            let noted = Arc::clone(&noted);
+            Arc::new(move |index: usize, answer: Answer| noted.lock().unwrap().push((index, answer.is_ok()))) as Late
+        };
+        let (mut answers, [first, second, third]) = round();
+        answers.forsaken = Some(&forsaken);
+        first.answer(yes());
+        assert!(matches!(answers.next().await, (0, Ok(_))));
+        second.answer(yes());
+        drop(answers);
+        third.reply(Err(CallError::NoScript));
+        assert_eq!(*noted.lock().unwrap(), [(1, true), (2, false)]);
     }
 }
