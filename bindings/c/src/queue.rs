@@ -97,6 +97,10 @@ fn own(queue: polylock_queue) -> Result<Found<Arc<Queue>>> {
 /// readable; a future that is started on the queue then runs on the loop, and no other thread is woken for it.
 /// One thread at a time may turn a queue, or wait for its futures.
 ///
+/// Turn it for as long as something is to be acquired on it: those of the same manager that wait for the same resource
+/// wait in one line, and who is first there and is not turned keeps the others waiting. Cancel it, or use a manager of
+/// its own, if the loop may stand still.
+///
 /// @param queue out: the queue, to be freed with polylock_queue_free.
 /// @return POLYLOCK_ERR_INTERNAL if the system gives no descriptor.
 #[unsafe(no_mangle)]
