@@ -3,7 +3,8 @@
 //! An attempt whose caller went away, whose answer was lost or came too late may hold the lock on the backend,
 //! or get it yet: the request may still be on its way. So one release is not enough: "not held" is final
 //! only after the last moment at which the request could take effect, or when the backend knows what became of all that
-//! it sent. Until then, and while the backend does not answer, the release is sent again, up to the time at which the lease must have expired.
+//! it sent. Until then, and while the backend does not answer, the release is sent again, up to the time at which the
+//! lease must have expired.
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
 
 use std::{

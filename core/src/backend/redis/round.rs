@@ -54,9 +54,11 @@ enum Phase {
     Closed(Option<Late>),
 }
 
-/// The caller's end of a round; dropping it leaves the answers to what `forsaken` makes, if to anybody.
+/// The caller's end of a round; dropping it leaves the answers that are missing to what `forsaken` makes, if to anybody.
 pub(super) struct Answers<'f> {
     round: Arc<Round>,
+    /// How many are missing.
+    missing: usize,
     forsaken: Option<&'f (dyn Fn() -> Late + Sync)>,
     /// What is yet to be done for some of them.
     work: FuturesUnordered<BoxFuture<'static, ()>>,
@@ -82,7 +84,8 @@ impl<'f> Answers<'f> {
         let mut answers = Self::none(request, driver);
         answers.forsaken = forsaken;
         for (index, server) in to {
-            answers.work.extend(Arc::clone(server).send(answers.ticket(index)));
+            let ticket = answers.ticket(index);
+            answers.work.extend(Arc::clone(server).send(ticket));
         }
         answers
     }
@@ -91,10 +94,11 @@ impl<'f> Answers<'f> {
     fn none(request: &Arc<Request>, driver: &Driver) -> Self {
         let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
         let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
-        Self { round, forsaken: None, work: FuturesUnordered::new() }
+        Self { round, missing: 0, forsaken: None, work: FuturesUnordered::new() }
     }
 
-    fn ticket(&self, index: usize) -> Ticket {
+    fn ticket(&mut self, index: usize) -> Ticket {
+        self.missing += 1;
         Ticket { round: Arc::clone(&self.round), index, answered: false, through: None }
     }
 
@@ -104,6 +108,7 @@ impl<'f> Answers<'f> {
             while !self.work.is_empty() && self.work.poll_next_unpin(context).is_ready() {}
             let mut state = self.round.state();
             if let Some(answer) = state.answers.pop_front() {
+                self.missing -= 1;
                 return Poll::Ready(answer);
             }
             match &mut state.waker {
@@ -117,15 +122,8 @@ impl<'f> Answers<'f> {
 
     /// Has the answers that are missing handed to `late`, wherever they are read.
     pub(super) fn leave(mut self, late: impl Fn(usize, Answer) + Send + Sync + 'static) {
-        let late: Late = Arc::new(late);
-        let answers = {
-            let mut state = self.round.state();
-            state.phase = Phase::Decided(Arc::clone(&late));
-            mem::take(&mut state.answers)
-        };
-        for (index, answer) in answers {
-            late(index, answer);
-        }
+        self.missing = 0;
+        self.round.leave_to(Phase::Decided(Arc::new(late)));
         let work = mem::take(&mut self.work);
         if !work.is_empty() {
             runtime::spawn(work.collect());
@@ -135,16 +133,8 @@ impl<'f> Answers<'f> {
 
 impl Drop for Answers<'_> {
     fn drop(&mut self) {
-        let mut state = self.round.state();
-        if matches!(state.phase, Phase::Open) {
-            let late = self.forsaken.map(|forsaken| forsaken());
-            state.phase = Phase::Closed(late.clone());
-            let (answers, waker) = (mem::take(&mut state.answers), state.waker.take());
-            drop(state);
-            drop(waker);
-            if let Some(late) = late {
-                answers.into_iter().for_each(|(index, answer)| late(index, answer));
-            }
+        if self.missing > 0 {
+            self.round.leave_to(Phase::Closed(self.forsaken.map(|forsaken| forsaken())));
         }
     }
 }
@@ -152,6 +142,18 @@ impl Drop for Answers<'_> {
 impl Round {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody waits any more: the answers that are here go where those that come will go.
+    fn leave_to(&self, phase: Phase) {
+        let (answers, _waker) = {
+            let mut state = self.state();
+            state.phase = phase;
+            (mem::take(&mut state.answers), state.waker.take())
+        };
+        for (index, answer) in answers {
+            self.answer(index, answer);
+        }
     }
 
     fn answer(&self, index: usize, answer: Answer) {
@@ -239,7 +241,7 @@ mod tests {
 
     fn round() -> (Answers<'static>, [Ticket; 3]) {
         let request = Request::inspect("", &Resource::new("r").unwrap(), Instant::now());
-        let answers = Answers::none(&request, &Driver::engine());
+        let mut answers = Answers::none(&request, &Driver::engine());
         let tickets = [0, 1, 2].map(|index| answers.ticket(index));
         (answers, tickets)
     }
@@ -301,5 +303,16 @@ mod tests {
         drop(answers);
         third.reply(Err(CallError::NoScript));
         assert_eq!(*noted.lock().unwrap(), [(1, true), (2, false)]);
+    }
+
+    #[tokio::test]
+    async fn where_no_answer_is_missing_nothing_is_made_for_it() {
+        let forsaken = || -> Late { unreachable!("every answer was seen") };
+        let (mut answers, tickets) = round();
+        answers.forsaken = Some(&forsaken);
+        for ticket in tickets {
+            ticket.answer(yes());
+            assert!(matches!(answers.next().await, (_, Ok(_))));
+        }
     }
 }

@@ -174,7 +174,7 @@ impl SentinelServer {
             Value::Map(pairs) => pairs.iter().map(|(name, value)| (text(name), text(value))).collect(),
             _ => Vec::new(),
         };
-        let epoch = fields.into_iter().find(|(name, _)| name.as_deref() == Some("config-epoch"));
+        let epoch = fields.into_iter().find(|(name, _)| *name == Some("config-epoch"));
         epoch.and_then(|(_, epoch)| epoch?.parse().ok()).unwrap_or(0)
     }
 
@@ -184,7 +184,7 @@ impl SentinelServer {
             _ => Vec::new(),
         };
         let address = match &parts[..] {
-            [host, port] => text(host).zip(text(port).and_then(|port| port.parse().ok())),
+            [host, port] => text(host).map(str::to_owned).zip(text(port).and_then(|port| port.parse().ok())),
             _ => None,
         };
         let (host, port) = address.ok_or_else(|| {
@@ -305,9 +305,10 @@ impl Locate for Located {
     }
 }
 
-fn text(value: &Value) -> Option<String> {
+/// A name or an address; neither is to be guessed at.
+fn text(value: &Value) -> Option<&str> {
     match value {
-        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
         _ => None,
     }
 }
