@@ -3,6 +3,10 @@
 //! Behind it is an epoll instance, which is a file descriptor that can itself be watched: a host loop
 //! (libuv, asyncio, poll(2)) watches that one descriptor and waits and dispatches when it is readable,
 //! however many connections there are. [`Reactor::notify`] makes it readable from any thread, once per turn.
+//!
+//! It is there for as long as somebody may use it: its loop, the operations started there, what opens a connection for
+//! it, and requests that are not answered yet. With the last of them it goes, and its connections with it, on whichever
+//! thread that was. So nobody may let go of one while he holds what a [`Source`] takes to close.
 
 use std::{
     collections::HashMap,
@@ -17,12 +21,16 @@ use std::{
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use super::process;
+
 /// One connection, seen from its reactor.
 pub(crate) trait Source: Send + Sync {
     /// The descriptor is readable or writable or broken.
     fn ready(&self);
     /// Write what was left for the end of the turn.
     fn flush(&self);
+    /// The reactor has gone: nobody will drive it any more.
+    fn abandon(&self);
 }
 
 /// Key of a [`Source`] in its reactor; 0 is the reactor's own wake-up.
@@ -31,6 +39,7 @@ const WAKE_UP: SourceKey = 0;
 
 pub(crate) struct Reactor {
     id: u64,
+    generation: u32,
     epoll: OwnedFd,
     wake_up: OwnedFd,
     notified: AtomicBool,
@@ -54,6 +63,7 @@ impl Reactor {
         epoll::add(&epoll, &wake_up, epoll::EventData::new_u64(WAKE_UP), epoll::EventFlags::IN)?;
         Ok(Arc::new(Self {
             id: LAST_ID.fetch_add(1, Ordering::Relaxed),
+            generation: process::generation(),
             epoll,
             wake_up,
             notified: AtomicBool::new(false),
@@ -157,6 +167,16 @@ impl Reactor {
 
     fn source(&self, key: SourceKey) -> Option<Arc<dyn Source>> {
         self.sources().by_key.get(&key).and_then(Weak::upgrade)
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        // In the child of a fork they are the parent's connections.
+        if self.generation == process::generation() {
+            let sources = self.sources.get_mut().unwrap_or_else(PoisonError::into_inner);
+            sources.by_key.values().filter_map(Weak::upgrade).for_each(|source| source.abandon());
+        }
     }
 }
 

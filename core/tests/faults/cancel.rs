@@ -56,7 +56,7 @@ impl Slow {
 }
 
 /// Polls `future` at most `polls` times, as its wakers ask for it, and drops it.
-async fn cut_short<F: Future>(polls: u32, future: F) -> Option<F::Output> {
+pub async fn cut_short<F: Future>(polls: u32, future: F) -> Option<F::Output> {
     if polls == 0 {
         return None;
     }

@@ -14,6 +14,7 @@ mod masks;
 #[path = "../namespace/mod.rs"]
 mod namespace;
 mod once;
+mod opening;
 mod proxy;
 mod restart;
 mod rights;

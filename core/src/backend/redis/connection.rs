@@ -130,18 +130,18 @@ impl Connection {
     pub(super) fn attach(self: &Arc<Self>, driver: &Driver) -> io::Result<()> {
         let socket = self.state().socket.clone().ok_or(io::ErrorKind::NotConnected)?;
         let notify = Arc::new(Notify::new());
-        let task = drive(Arc::clone(self), Arc::clone(&socket), Arc::clone(&notify));
+        let task = || drive(Driving(Arc::clone(self)), Arc::clone(&socket), Arc::clone(&notify));
         let attached = match &driver.0 {
             Kind::Reactor(reactor) => {
                 let source = Arc::downgrade(self) as Weak<dyn Source>;
                 Attached::Reactor(Arc::downgrade(reactor), reactor.add(&*socket, source)?)
             }
             Kind::Tokio(handle) => {
-                drop(handle.spawn(task));
+                drop(handle.spawn(task()));
                 Attached::Task(notify)
             }
             Kind::Engine => {
-                runtime::spawn(task);
+                runtime::spawn(task());
                 Attached::Task(notify)
             }
         };
@@ -271,9 +271,12 @@ impl Connection {
         state.blocked = blocked;
         match self.attached.get() {
             Some(Attached::Reactor(reactor, key)) => {
-                if let (Some(reactor), Some(socket)) = (reactor.upgrade(), &state.socket) {
+                let reactor = reactor.upgrade();
+                if let (Some(reactor), Some(socket)) = (&reactor, &state.socket) {
                     let _ = reactor.watch_writable(&**socket, *key, blocked);
                 }
+                // Before the reactor, which closes this connection if it goes here.
+                drop(state);
             }
             Some(Attached::Task(notify)) => notify.notify_one(),
             None => {}
@@ -329,11 +332,6 @@ impl Connection {
         for to in failed {
             to.reply(Err(CallError::unanswered(&self.peer, why)));
         }
-    }
-
-    /// Nobody drives it any more: its event loop has ended.
-    pub(super) fn is_abandoned(&self) -> bool {
-        matches!(self.attached.get(), Some(Attached::Reactor(reactor, _)) if reactor.strong_count() == 0)
     }
 
     /// Has `broken` notified when it breaks, or now if it has.
@@ -470,6 +468,10 @@ impl Source for Connection {
     fn flush(&self) {
         self.write(self.state());
     }
+
+    fn abandon(&self) {
+        self.close("the event loop that drove it has ended");
+    }
 }
 
 /// Looks whether an answer is overdue.
@@ -504,16 +506,17 @@ fn watch(socket: Arc<Socket>) -> io::Result<AsyncFd<Arc<Socket>>> {
     AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)
 }
 
-/// Drives a connection on a tokio runtime until it breaks.
-async fn drive(connection: Arc<Connection>, socket: Arc<Socket>, notify: Arc<Notify>) {
-    /// The runtime may go away under the task.
-    struct Driving(Arc<Connection>);
-    impl Drop for Driving {
-        fn drop(&mut self) {
-            self.0.close("the runtime that drove it has ended");
-        }
+/// A connection that a task drives. The runtime may go away under the task, or before it has begun.
+struct Driving(Arc<Connection>);
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        self.0.close("the runtime that drove it has ended");
     }
-    let driving = Driving(connection);
+}
+
+/// Drives a connection on a tokio runtime until it breaks.
+async fn drive(driving: Driving, socket: Arc<Socket>, notify: Arc<Notify>) {
     let connection = &driving.0;
     let fd = match watch(socket) {
         Ok(fd) => fd,

@@ -82,8 +82,7 @@ impl Node {
                 Some(Lane::Opening(opening)) => opening.clone(),
                 _ => {
                     // Drivers come and go, and their connections with them.
-                    let gone = |connection: &Connection| connection.is_broken() || connection.is_abandoned();
-                    lanes.retain(|_, lane| !matches!(lane, Lane::Open(connection) if gone(connection)));
+                    lanes.retain(|_, lane| !matches!(lane, Lane::Open(connection) if connection.is_broken()));
                     let opening = self.open(driver);
                     lanes.insert(driver.id(), Lane::Opening(opening.clone()));
                     opening
