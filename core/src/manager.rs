@@ -59,6 +59,8 @@ pub(crate) struct Manager {
     pub(crate) subscribers: Subscribers,
     generation: u32,
     enrolled: AtomicBool,
+    /// See [`Manager::abandon`].
+    abandoned: AtomicBool,
     closed: watch::Sender<bool>,
 }
 
@@ -77,6 +79,7 @@ impl LockManager {
             subscribers: Subscribers::default(),
             generation: process::generation(),
             enrolled: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             closed: watch::Sender::new(false),
         };
         Self(Arc::new(Guarded(Some(Arc::new(manager)))))
@@ -222,6 +225,24 @@ impl Manager {
         self.backend.drain().await;
         self.backend.close();
         self.subscribers.close();
+    }
+}
+
+/// Once the time for closing is over, with the engine that it ran on.
+impl Manager {
+    /// Lets go of what closing has left. Its leases are not held any more, and whatever of them is on the server
+    /// expires there: nothing is done in the background from now on, which would take a new engine.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        self.abandoned.store(true, Ordering::Release);
+        for held in self.leases.all() {
+            held.abandon();
+        }
+        self.backend.close();
+        self.subscribers.close();
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 }
 

@@ -160,7 +160,7 @@ pub fn duration(argument: &'static str, value: f64, unit: Duration) -> Result<Du
     if seconds > LONGEST.as_secs_f64() {
         return Err(Error::invalid(argument, "must be at most 2^53 ms"));
     }
-    Ok(Duration::from_secs_f64(seconds))
+    Ok(Duration::from_secs_f64(seconds).min(LONGEST)) // which a fraction of seconds may round up from
 }
 
 #[cfg(test)]
@@ -186,6 +186,7 @@ mod tests {
         let ms = Duration::from_millis(1);
         assert_eq!(duration("ttl", 1500.0, ms).unwrap(), Duration::from_millis(1500));
         assert_eq!(duration("wait", 0.0, ms).unwrap(), Duration::ZERO);
+        assert_eq!(duration("ttl", 9_007_199_254_740_992.0, ms).unwrap(), LONGEST);
         for bad in [f64::NAN, -1.0, f64::NEG_INFINITY, f64::INFINITY, 9.1e15] {
             assert_eq!(duration("ttl", bad, ms).unwrap_err().argument(), Some("ttl"), "{bad}");
         }

@@ -113,7 +113,7 @@ pub(crate) fn in_background(manager: &Arc<Manager>, claim: Claim, settles: Insta
 }
 
 fn spawn(manager: &Arc<Manager>, claim: Claim, settles: Instant, wakes: bool) {
-    if manager.check_process().is_err() {
+    if manager.check_process().is_err() || manager.is_abandoned() {
         return;
     }
     let task = undo(Arc::clone(manager), claim, settles, wakes);

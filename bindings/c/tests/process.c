@@ -126,6 +126,30 @@ static void shutdown_releases_and_stops_the_threads(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+static void no_loss(polylock_lease lease, polylock_loss reason, void *userdata)
+{
+    (void)lease, (void)reason, (void)userdata;
+    check_failed(__FILE__, __LINE__, "a loss was told");
+}
+
+/* What could not be released is not held any more either: nothing renews it, and it expires on its server. */
+static void a_shutdown_without_time_leaves_nothing_held(void)
+{
+    polylock_manager locks = check_connect(server_url()), other = check_connect(server_url());
+    polylock_lease lease = check_acquire(locks, "c-no-time", 600, 1);
+    polylock_loss reason = POLYLOCK_LOSS_EXPIRED;
+    CHECK_OK(polylock_lease_on_lost(lease, no_loss, NULL, NULL, NULL));
+    CHECK_OK(polylock_shutdown(0));
+    CHECK(!polylock_lease_is_held(lease) && polylock_lease_remaining_ms(lease) == 0);
+    CHECK_IS(POLYLOCK_ERR_LOST, polylock_extend(lease, NULL));
+    CHECK_OK(polylock_lease_wait_lost(lease, POLYLOCK_FOREVER, &reason, NULL));
+    CHECK(reason == POLYLOCK_LOSS_NONE);
+    CHECK_OK(polylock_lease_free(check_acquire(other, "c-no-time", 60000, 1)));
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_manager_free(other));
+    CHECK_OK(polylock_manager_free(locks));
+}
+
 static int locking; /* guarded by the mutex */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -236,6 +260,7 @@ int main(void)
         CASE(threads_exclude_each_other),
         CASE(one_of_many_threads_frees),
         CASE(shutdown_releases_and_stops_the_threads),
+        CASE(a_shutdown_without_time_leaves_nothing_held),
         CASE(shutdowns_hang_nobody),
         CASE(what_was_given_up_does_not_hold_up_the_end),
         CASE(descriptors_that_are_used_up_come_back),

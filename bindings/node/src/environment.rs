@@ -139,7 +139,7 @@ impl Environment {
     pub(crate) fn subscribe(&self, locks: &LockManager) -> Result<u64> {
         let events = Arc::new(locks.events()?);
         let id = self.queue.reserve()?;
-        observe::forward(&events, self.queue.clone(), id);
+        observe::forward(&events, self.queue.clone(), id)?;
         self.subscriptions.borrow_mut().insert(id, events);
         Ok(id)
     }

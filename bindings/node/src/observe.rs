@@ -110,13 +110,13 @@ impl From<Event> for EventRecord {
 }
 
 /// Hands each batch to the environment's loop, until the subscription or the loop ends.
-pub(crate) fn forward(events: &Arc<Events>, queue: CompletionQueue<Outcome>, id: u64) {
+pub(crate) fn forward(events: &Arc<Events>, queue: CompletionQueue<Outcome>, id: u64) -> Result<()> {
     let events = Arc::clone(events);
-    polylock::host::spawn(async move {
+    polylock::host::try_spawn(async move {
         while let Some(batch) = events.next().await {
             if queue.push(id, Outcome::Told(batch)).is_err() {
                 break;
             }
         }
-    });
+    })
 }

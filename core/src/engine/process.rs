@@ -23,7 +23,7 @@ use std::{
 use arc_swap::{ArcSwapOption, Guard};
 use once_cell::race::OnceRef;
 
-/// Process id in the low half, number of forks seen on the way here in the high half.
+/// Process id in the low half (while there is no mark), the last generation that was drawn in the high half.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
 
 /// See [`keep_mark`].
@@ -31,20 +31,30 @@ static MARK: OnceRef<'static, AtomicU32> = OnceRef::new();
 
 /// Number of this process in the line of forks that led to it; differs between parent and child.
 pub fn generation() -> u32 {
-    let Some(mark) = MARK.get() else { return generation_by_id() };
-    match mark.load(Ordering::Acquire) {
-        0 => {
-            let generation = generation_by_id();
-            mark.store(generation.wrapping_add(1), Ordering::Release);
-            generation
-        }
-        marked => marked.wrapping_sub(1),
+    match MARK.get() {
+        Some(mark) => generation_by_mark(mark, &CURRENT),
+        None => generation_by_id(),
     }
 }
 
+/// A mark that was wiped says that this is a child, whatever its process id: in a new PID namespace that may be its
+/// parent's.
+///
+/// Several threads may find it wiped. Each draws a number that nobody has had, and one of them marks: the others take
+/// that. It is drawn before it is marked, so that the child of a fork in between does not draw it again.
+fn generation_by_mark(mark: &AtomicU32, current: &AtomicU64) -> u32 {
+    let mut marked = mark.load(Ordering::Acquire);
+    if marked == 0 {
+        let drawn = (current.fetch_add(1 << 32, Ordering::AcqRel) >> 32) as u32;
+        let next = drawn.wrapping_add(2); // the generation after it, and one more as a mark is not 0
+        marked =
+            mark.compare_exchange(0, next, Ordering::AcqRel, Ordering::Acquire).map_or_else(|other| other, |_| next);
+    }
+    marked.wrapping_sub(1)
+}
+
 /// Has the generation of this process kept in `mark` from now on, a word that the kernel sets to 0 in the child of every
-/// fork (on Linux: in memory with `MADV_WIPEONFORK`), which then asks for its process id once. Says whether it was the
-/// first: one is enough.
+/// fork (on Linux: in memory with `MADV_WIPEONFORK`). Says whether it was the first: one is enough.
 ///
 /// The child of a raw `clone` is covered too, as its memory is copied by the same code of the kernel. With `CLONE_VM`
 /// (`vfork`) there is no copy: until it calls `exec` the child is the parent's memory, and has the parent's generation.
@@ -244,16 +254,28 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_that_was_wiped_is_made_again() {
+    fn one_mark_is_enough() {
         static MARK: AtomicU32 = AtomicU32::new(0);
         static SECOND: AtomicU32 = AtomicU32::new(0);
         let own = generation();
         assert!(keep_mark(&MARK) && has_mark() && !keep_mark(&SECOND));
-        for wiped in [false, true] {
-            if wiped {
-                MARK.store(0, Ordering::Release);
-            }
-            assert_eq!((generation(), MARK.load(Ordering::Acquire)), (own, own + 1));
+        assert_eq!((generation(), MARK.load(Ordering::Acquire)), (own, own + 1));
+    }
+
+    #[test]
+    fn a_wiped_mark_is_a_new_generation_for_all_threads() {
+        let (mark, current) = (AtomicU32::new(0), AtomicU64::new((7 << 32) | 1));
+        let mut last = 7;
+        for _ in 0..100 {
+            mark.store(0, Ordering::Release);
+            let found: Vec<u32> = std::thread::scope(|scope| {
+                let ask = || scope.spawn(|| generation_by_mark(&mark, &current));
+                let threads = [ask(), ask(), ask()];
+                threads.map(|thread| thread.join().unwrap()).to_vec()
+            });
+            assert!(found[0] > last && found.iter().all(|generation| *generation == found[0]), "{last} {found:?}");
+            last = generation_by_mark(&mark, &current);
+            assert_eq!((last, current.load(Ordering::Acquire) as u32), (found[0], 1));
         }
     }
 

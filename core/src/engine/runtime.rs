@@ -69,15 +69,24 @@ pub(crate) fn running() -> Option<Arc<Engine>> {
 }
 
 /// Runs `future` on the engine in the background.
-pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    if let Err(error) = try_spawn(future) {
+        tracing::error!(%error, "background work is lost");
+    }
+}
+
+/// As `spawn`, for who wants to know.
+///
+/// # Errors
+/// `Internal` if the engine cannot start.
+pub fn try_spawn(future: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     #[cfg(test)]
     if crate::simulation::is_on() {
-        return crate::simulation::spawn(future);
+        crate::simulation::spawn(future);
+        return Ok(());
     }
-    match engine() {
-        Ok(engine) => drop(engine.handle.spawn(future)),
-        Err(error) => tracing::error!(%error, "background work is lost"),
-    }
+    drop(engine()?.handle.spawn(future));
+    Ok(())
 }
 
 impl Engine {
@@ -130,8 +139,9 @@ impl Engine {
 
 /// Releases every lease of this process and stops the engine's threads; returns within about `timeout`.
 ///
-/// What could not be released in time expires on its server. Managers made before are closed; new ones start
-/// a new engine. For the end of a process: a binding calls it in its exit hook. Blocks.
+/// What could not be released in time expires on its server, and is not held here any more: nobody renews it. Managers
+/// made before are closed; new ones start a new engine. For the end of a process: a binding calls it in its exit hook.
+/// Blocks.
 ///
 /// # What can happen meanwhile in other threads
 ///
@@ -157,12 +167,16 @@ pub fn shutdown(timeout: Duration) {
     }
     // From a thread of the engine's own: the caller may itself run inside some runtime.
     let (done, released) = std::sync::mpsc::channel();
+    let all = managers.clone();
     engine.handle.spawn(async move {
-        let closing = managers.iter().map(|manager| manager.close());
+        let closing = all.iter().map(|manager| manager.close());
         futures_util::future::join_all(closing).await;
         let _ = done.send(());
     });
     let _ = released.recv_timeout(timeout);
+    for manager in &managers {
+        manager.abandon();
+    }
     SLOT.renew(&slot);
     let runtime = engine.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(runtime) = runtime {

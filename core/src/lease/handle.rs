@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 
 use super::state::{LeaseState, LossReason, Step};
@@ -444,6 +445,14 @@ impl Held {
         for resource in self.claim.resources.iter() {
             self.manager.waiters.nudge(resource);
         }
+    }
+
+    /// Ends it without waiting for a server, which is asked once if that can be done without waiting, too.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        if self.begin_release(Ended::Released) {
+            let _ = self.manager.backend.release(&self.claim, &Driver::engine()).now_or_never();
+        }
+        self.end_release();
     }
 
     /// See [`Lease::end_by`].
