@@ -38,7 +38,8 @@
  *
  * Threads. Every function may be called from any thread at any time, also on the same object; freeing an object that
  * another thread is using takes effect for it when that call ends. "Blocks" says that a function waits for a server
- * or another holder, on the caller's own thread. Loading the library and polylock_connect start no thread.
+ * or another holder, on the caller's own thread. Loading the library and polylock_connect start no thread. A thread that
+ * is in a call must not be cancelled (pthread_cancel): that ends the program.
  *
  * Callbacks run on one thread of the library, one after the other, never inside another call. They may call anything
  * here, and should be quick: others wait behind them. userdata has to stay valid until its finalizer is called,
@@ -454,7 +455,7 @@ const char *polylock_mode_name(int mode);
 /**
  * Releases every lease of this process, closes its managers, and stops the library's threads; returns within
  * about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
- * program that ends without this call, expires on its server by its ttl.
+ * program that ends without this call, expires on its server by its ttl. No lease is held when it returns.
  *
  * Handles stay valid and have to be freed as ever; managers that are made later work. Blocks. From a callback
  * it does not wait for callbacks.
@@ -503,7 +504,8 @@ const char *polylock_claim_postgres_table(void);
  * @param userdata handed to `callback`. Has to stay valid until `finalizer` is called.
  * @param finalizer called once with `userdata` when it is not used any more: after it was replaced, or if this function
  *        fails. May be NULL.
- * @return POLYLOCK_ERR_INVALID_ARGUMENT ("level", "callback"), POLYLOCK_ERR_INTERNAL if there is no thread to be had.
+ * @return POLYLOCK_ERR_INVALID_ARGUMENT ("level", "callback"), POLYLOCK_ERR_INTERNAL if there is no thread to be had, or
+ *         in the child of a fork that came during its parent's first call of this.
  */
 enum polylock_status polylock_set_log(int level,
                                       polylock_log_callback callback,
@@ -549,7 +551,7 @@ enum polylock_status polylock_error_free(polylock_error error);
  * Makes a manager of the locks at `url`. Opens no connection and starts no thread: a server that cannot be
  * reached, or a wrong password, shows at the first use.
  *
- * @param url "memory:", "memory:NAME", "file:///var/lock/app", "redis://user:password@host:6379/0", "rediss://…",
+ * @param url "memory:" (a store of its own each time), "memory:NAME", "file:///var/lock/app", "redis://user:password@host:6379/0", "rediss://…",
  *        "redis+unix:///path", "redis+cluster://…", "redis+sentinel://…", "postgres://user:password@host/database",
  *        "zookeeper://host1,host2,host3/path".
  * @param options 0 for the defaults. Is only read, and may be freed afterwards.
@@ -674,7 +676,7 @@ enum polylock_status polylock_options_set_max_hold_ms(polylock_options options,
                                                       polylock_error *err);
 
 /**
- * What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes.
+ * What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes; a longer one shows when acquiring.
  */
 enum polylock_status polylock_options_set_label(polylock_options options, const char *label, polylock_error *err);
 
@@ -854,8 +856,9 @@ enum polylock_status polylock_extend(polylock_lease lease, polylock_error *err);
 enum polylock_status polylock_extend_ttl(polylock_lease lease, double ttl_ms, polylock_error *err);
 
 /**
- * Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Again is harmless:
- * POLYLOCK_OUTCOME_NOT_HELD. Blocks. The handle stays valid until polylock_lease_free.
+ * Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Again is harmless, as it
+ * is after polylock_close and polylock_shutdown: POLYLOCK_OUTCOME_NOT_HELD. Blocks. The handle stays valid until
+ * polylock_lease_free.
  *
  * A server that does not answer is no error but POLYLOCK_OUTCOME_UNKNOWN: the lease is then released in the
  * background, and expires by its ttl at the latest.
@@ -863,7 +866,9 @@ enum polylock_status polylock_extend_ttl(polylock_lease lease, double ttl_ms, po
  * @param outcome out, may be NULL: what became of it.
  * @return POLYLOCK_ERR_FORKED, _INVALID_HANDLE.
  */
-enum polylock_status polylock_release(polylock_lease lease, enum polylock_outcome *outcome, polylock_error *err);
+enum polylock_status polylock_release(polylock_lease lease,
+                                      enum polylock_outcome *outcome,
+                                      polylock_error *err);
 
 /**
  * Greater than every earlier holder's of this resource, and below 2^53. Hand it to what you protect, and let that
@@ -1028,7 +1033,7 @@ enum polylock_status polylock_holder_free(polylock_holder holder);
  * @param pattern * stands for any text, ? for any one character, a backslash takes the next character as it is.
  * @param holders out: up to `capacity` of them, each to be freed with polylock_holder_free.
  * @param capacity for how many there is room: 1 to 100,000.
- * @param count out: how many there are.
+ * @param count out: how many they are. As many as `capacity` may not be all that there are.
  * @return POLYLOCK_ERR_UNSUPPORTED if the backend cannot tell (POLYLOCK_CAN_LIST), else as polylock_inspect.
  */
 enum polylock_status polylock_list(polylock_manager manager,
@@ -1095,14 +1100,16 @@ enum polylock_status polylock_on_event(polylock_manager manager,
                                        polylock_error *err);
 
 /**
- * Ends a subscription; does not wait for a callback that is under way (the finalizer says when it is over). 0 is allowed.
+ * Ends a subscription: no callback begins any more; it does not wait for one that is under way (the finalizer says when it
+ * is over). 0 is allowed.
  *
  * @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
  */
 enum polylock_status polylock_subscription_free(polylock_subscription subscription);
 
 /**
- * Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments show in the future.
+ * Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments, and a manager of the
+ * parent process, show in the future.
  *
  * @param queue 0: the engine drives it, on a thread of its own. Else the queue does, when it is turned.
  * @param future out: take the lease out of it with polylock_future_take_lease, and free it with
@@ -1196,13 +1203,13 @@ bool polylock_future_is_ready(polylock_future future);
 enum polylock_status polylock_future_wait(polylock_future future, double timeout_ms, polylock_error *err);
 
 /**
- * Has `callback` called once when the operation is over; at once if it is. One callback per future. On the callback
- * thread of the library: see the conventions.
+ * Has `callback` called once when the operation is over; at once if it is. On the callback thread of the library: see
+ * the conventions.
  *
  * @param userdata handed to `callback`. Has to stay valid until `finalizer` is called.
  * @param finalizer called once with `userdata` when it is not used any more: after the callback, or when the future
  *        was freed first, or if this function fails. May be NULL.
- * @return POLYLOCK_ERR_INVALID_ARGUMENT if `callback` is NULL or there is one already, _FORKED, _INVALID_HANDLE.
+ * @return POLYLOCK_ERR_INVALID_ARGUMENT if `callback` is NULL or one waits for the end already, _FORKED, _INVALID_HANDLE.
  */
 enum polylock_status polylock_future_on_ready(polylock_future future,
                                               polylock_ready_callback callback,

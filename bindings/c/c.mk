@@ -37,8 +37,9 @@ $(C_BUILD)/%: $(C_ROOT)/examples/c/%.c $(C_HEADERS) | c-library
 $(C_BUILD)/cpp/%: $(C_ROOT)/examples/cpp/%.cpp $(C_HEADERS) | c-library
 	$(CXX) -std=c++17 -O2 $(C_FLAGS) -o $@ $< $(C_LINK)
 
-# Forks, which the sanitizers cannot stand: see there.
-$(C_BUILD)/tests/fork: C_SANITIZE :=
+# Forks and small stacks, which the sanitizers cannot stand: see there.
+$(C_BUILD)/tests/fork $(C_BUILD)/tests/stack: C_SANITIZE :=
+$(C_BUILD)/tests/stack: C_FLAGS += -DSTACK_KIB=$(if $(filter dev,$(C_PROFILE)),128,32)
 $(C_BUILD)/tests/%: $(C)/tests/%.c $(C_HEADERS) | c-library
 	$(CC) -std=c99 -O1 $(C_FLAGS) $(C_SANITIZE) -o $@ $< $(C_LINK)
 

@@ -6,7 +6,11 @@
 
 use std::{
     ffi::{CString, c_void},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::ThreadId,
     time::Duration,
 };
@@ -19,6 +23,7 @@ use crate::{
         polylock_event_callback, polylock_finalizer, polylock_log_callback, polylock_log_level,
         polylock_lost_callback, polylock_ready_callback,
     },
+    future::Shared,
     observe::EventText,
 };
 
@@ -76,12 +81,14 @@ pub(crate) fn lost(callback: polylock_lost_callback, lease: u64, reason: LossRea
     });
 }
 
-/// Calls `callback` on the callback thread when the future with the handle `future` is ready.
-pub(crate) fn ready(callback: polylock_ready_callback, future: u64, userdata: Userdata) {
-    let Some(function) = callback else { return };
+/// Calls `callback` on the callback thread, as `future` is ready; unless it is freed before.
+pub(crate) fn ready(callback: polylock_ready_callback, future: &Arc<Shared>, userdata: Userdata) {
+    let (Some(function), future) = (callback, Arc::clone(future)) else { return };
     later(move || {
-        // SAFETY: as in `lost`.
-        unsafe { function(future, userdata.pointer) }
+        if !future.is_freed() {
+            // SAFETY: as in `lost`.
+            unsafe { function(future.handle(), userdata.pointer) }
+        }
         drop(userdata);
     });
 }
@@ -102,11 +109,19 @@ pub(crate) fn log(
     });
 }
 
-/// Calls `callback` on the callback thread for each of `events`.
-pub(crate) fn events(callback: polylock_event_callback, events: Vec<Event>, userdata: &Arc<Userdata>) {
-    let (Some(function), userdata) = (callback, Arc::clone(userdata)) else { return };
+/// Calls `callback` on the callback thread for each of `events`, until the subscription has `ended`.
+pub(crate) fn events(
+    callback: polylock_event_callback,
+    events: Vec<Event>,
+    userdata: &Arc<Userdata>,
+    ended: &Arc<AtomicBool>,
+) {
+    let (Some(function), userdata, ended) = (callback, Arc::clone(userdata), Arc::clone(ended)) else { return };
     later(move || {
         for event in events.iter().filter_map(EventText::new) {
+            if ended.load(Ordering::Acquire) {
+                break;
+            }
             let names = event.names();
             // SAFETY: as in `lost`; the texts live until the end of the call.
             unsafe {

@@ -71,7 +71,7 @@ fn connect(connect: Connect, options: polylock_connect_options, manager: *mut po
 /// Makes a manager of the locks at `url`. Opens no connection and starts no thread: a server that cannot be
 /// reached, or a wrong password, shows at the first use.
 ///
-/// @param url "memory:", "memory:NAME", "file:///var/lock/app", "redis://user:password@host:6379/0", "rediss://…",
+/// @param url "memory:" (a store of its own each time), "memory:NAME", "file:///var/lock/app", "redis://user:password@host:6379/0", "rediss://…",
 ///        "redis+unix:///path", "redis+cluster://…", "redis+sentinel://…", "postgres://user:password@host/database",
 ///        "zookeeper://host1,host2,host3/path".
 /// @param options 0 for the defaults. Is only read, and may be freed afterwards.

@@ -8,13 +8,16 @@ use std::{
     future::Future as Operation,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use engine::{Error, ErrorKind, Holder, Instant, Lease, Release, Result, host, host::Driver};
-use futures_util::future::{AbortHandle, abortable};
+use futures_util::{
+    FutureExt,
+    future::{AbortHandle, abortable},
+};
 use tokio::sync::Notify;
 
 use crate::{
@@ -60,6 +63,8 @@ pub(crate) struct Shared {
     handle: AtomicU64,
     state: Mutex<State>,
     ready: Notify,
+    /// The future was freed: a callback that has not begun does not begin any more.
+    freed: AtomicBool,
 }
 
 struct State {
@@ -76,7 +81,7 @@ enum Outcome {
 impl Shared {
     fn new() -> Arc<Self> {
         let state = Mutex::new(State { outcome: Outcome::Pending, callback: None });
-        Arc::new(Self { handle: AtomicU64::new(0), state, ready: Notify::new() })
+        Arc::new(Self { handle: AtomicU64::new(0), state, ready: Notify::new(), freed: AtomicBool::new(false) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -92,9 +97,13 @@ impl Shared {
         !matches!(self.state().outcome, Outcome::Pending)
     }
 
+    pub(crate) fn is_freed(&self) -> bool {
+        self.freed.load(Ordering::Acquire)
+    }
+
     /// Tells the end. The first one counts: a result that comes after a cancellation is dropped, which gives back
     /// what it won.
-    fn end(&self, result: Result<Value>) {
+    fn end(self: &Arc<Self>, result: Result<Value>) {
         let callback = {
             let mut state = self.state();
             if !matches!(state.outcome, Outcome::Pending) {
@@ -107,12 +116,12 @@ impl Shared {
         };
         self.ready.notify_waiters();
         if let Some((function, userdata)) = callback {
-            callback::ready(function, self.handle(), userdata);
+            callback::ready(function, self, userdata);
         }
     }
 
     /// Ends it as cancelled, also if it was ready and not taken.
-    fn cancel(&self) {
+    fn cancel(self: &Arc<Self>) {
         self.end(Err(cancelled()));
         let mut state = self.state();
         let untaken = match &mut state.outcome {
@@ -159,8 +168,8 @@ fn cancelled() -> Error {
 
 impl Drop for Future {
     fn drop(&mut self) {
+        self.shared.freed.store(true, Ordering::Release);
         self.cancel();
-        drop(self.shared.state().callback.take());
     }
 }
 
@@ -207,7 +216,8 @@ where
     let place = future.required("future")?;
     let queue = find_or_none::<Arc<Queue>>(queue)?.map(|found| Arc::clone(&found));
     let driver = queue.as_ref().map_or_else(Driver::engine, |queue| queue.driver());
-    let operation = operation(driver);
+    // An acquisition is some kilobytes: made on the stack once, and moved in a box from here on.
+    let operation = Box::pin(operation(driver));
     let shared = Shared::new();
     let handle = keep(Future { shared: Arc::clone(&shared), place: OnceLock::new() })?;
     shared.handle.store(handle, Ordering::Relaxed);
@@ -219,11 +229,8 @@ where
     let driven = match queue {
         None => {
             let (task, abort) = abortable(task);
-            host::spawn(async move {
-                // Whether it was aborted is known to who did that.
-                let _ = task.await;
-            });
-            Ok(Place::Engine(abort))
+            // Whether it was aborted is known to who did that.
+            host::try_spawn(task.map(drop)).map(|()| Place::Engine(abort))
         }
         Some(queue) => queue.start(&shared, task).map(|id| Place::Queue(Arc::downgrade(&queue), id)),
     };
@@ -259,7 +266,8 @@ fn acquire(
     start(queue, future, |driver| async move { manager.acquire_by(target, how, &driver).await.map(Value::Lease) })
 }
 
-/// Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments show in the future.
+/// Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments, and a manager of the
+/// parent process, show in the future.
 ///
 /// @param queue 0: the engine drives it, on a thread of its own. Else the queue does, when it is turned.
 /// @param future out: take the lease out of it with polylock_future_take_lease, and free it with
@@ -416,13 +424,13 @@ pub extern "C" fn polylock_future_wait(
     })
 }
 
-/// Has `callback` called once when the operation is over; at once if it is. One callback per future. On the callback
-/// thread of the library: see the conventions.
+/// Has `callback` called once when the operation is over; at once if it is. On the callback thread of the library: see
+/// the conventions.
 ///
 /// @param userdata handed to `callback`. Has to stay valid until `finalizer` is called.
 /// @param finalizer called once with `userdata` when it is not used any more: after the callback, or when the future
 ///        was freed first, or if this function fails. May be NULL.
-/// @return POLYLOCK_ERR_INVALID_ARGUMENT if `callback` is NULL or there is one already, _FORKED, _INVALID_HANDLE.
+/// @return POLYLOCK_ERR_INVALID_ARGUMENT if `callback` is NULL or one waits for the end already, _FORKED, _INVALID_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_future_on_ready(
     future: polylock_future,
@@ -441,7 +449,7 @@ pub extern "C" fn polylock_future_on_ready(
         let mut state = found.shared.state();
         if !matches!(state.outcome, Outcome::Pending) {
             drop(state);
-            callback::ready(callback, future, userdata);
+            callback::ready(callback, &found.shared, userdata);
         } else if state.callback.is_some() {
             return Err(Error::invalid("callback", "was set already"));
         } else {

@@ -63,8 +63,9 @@ pub extern "C" fn polylock_extend_ttl(
     boundary::status(err, || extend(lease, ttl(ttl_ms)?))
 }
 
-/// Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Again is harmless:
-/// POLYLOCK_OUTCOME_NOT_HELD. Blocks. The handle stays valid until polylock_lease_free.
+/// Frees the lock, in one round. Renewal stops first, and one that is on its way is waited out. Again is harmless, as it
+/// is after polylock_close and polylock_shutdown: POLYLOCK_OUTCOME_NOT_HELD. Blocks. The handle stays valid until
+/// polylock_lease_free.
 ///
 /// A server that does not answer is no error but POLYLOCK_OUTCOME_UNKNOWN: the lease is then released in the
 /// background, and expires by its ttl at the latest.

@@ -89,7 +89,7 @@ pub extern "C" fn polylock_mode_name(mode: c_int) -> *const c_char {
 
 /// Releases every lease of this process, closes its managers, and stops the library's threads; returns within
 /// about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
-/// program that ends without this call, expires on its server by its ttl.
+/// program that ends without this call, expires on its server by its ttl. No lease is held when it returns.
 ///
 /// Handles stay valid and have to be freed as ever; managers that are made later work. Blocks. From a callback
 /// it does not wait for callbacks.

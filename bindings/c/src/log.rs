@@ -3,13 +3,16 @@
 //! The engine tells its log to whoever subscribes in its process; here that is one subscriber, which hands messages to
 //! C's callback on the callback thread. What C wants is looked up without a lock, also in the child of a fork, where the
 //! parent's callback is not called.
+//!
+//! Nor may changing it wait for a lock, which another thread of the parent may have held during the fork. The tracing
+//! library takes one when somebody subscribes, and whenever there are several who do. So this subscribes once.
 
 use std::{
     ffi::{CString, c_int, c_void},
     fmt::{Debug, Write},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -18,7 +21,7 @@ use engine::{Error, ErrorKind, Result, host};
 use tracing_core::{
     Dispatch, Event, Interest, Level, LevelFilter, Metadata, Subscriber,
     callsite::rebuild_interest_cache,
-    dispatcher::set_global_default,
+    dispatcher::{has_been_set, set_global_default},
     field::{Field, Visit},
     span,
 };
@@ -50,16 +53,39 @@ fn sink() -> Option<Arc<Sink>> {
 
 /// Replaces who hears the log.
 fn put(sink: Option<Sink>) {
-    let level = sink.as_ref().map_or(LevelFilter::OFF, |sink| sink.level);
     let before = SINK.swap(sink.map(Arc::new));
     if before.as_ref().is_some_and(|before| before.generation != host::generation()) {
         std::mem::forget(before); // the parent's: its finalizer is not for this process
     }
-    if level != LevelFilter::OFF {
-        // The first time only.
-        let _ = set_global_default(Dispatch::new(Log));
+    // The level is noted in every place that logs. Who notes last must have looked at the last sink.
+    loop {
+        let noted = SINK.load_full();
+        rebuild_interest_cache();
+        if noted.as_ref().map(Arc::as_ptr) == SINK.load_full().as_ref().map(Arc::as_ptr) {
+            return;
+        }
     }
-    rebuild_interest_cache();
+}
+
+/// The process that subscribes or has, as its generation plus 1; 0 for none.
+static SUBSCRIBER: AtomicU32 = AtomicU32::new(0);
+
+/// Subscribes to the engine's log, once for this process and all that are forked from it.
+///
+/// # Errors
+/// `Internal` in the child of a fork that came while another thread did this: its lock cannot be had any more.
+fn subscribe() -> Result<()> {
+    let own = host::generation().wrapping_add(1);
+    match SUBSCRIBER.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            set_global_default(Dispatch::new(Log)).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))
+        }
+        Err(by) if by != own && !has_been_set() => {
+            let why = "there is no log here: this process was forked during its parent's first polylock_set_log";
+            Err(Error::new(ErrorKind::Internal, why))
+        }
+        Err(_) => Ok(()),
+    }
 }
 
 /// The level that C means by a number.
@@ -165,7 +191,8 @@ impl Visit for Line {
 /// @param userdata handed to `callback`. Has to stay valid until `finalizer` is called.
 /// @param finalizer called once with `userdata` when it is not used any more: after it was replaced, or if this function
 ///        fails. May be NULL.
-/// @return POLYLOCK_ERR_INVALID_ARGUMENT ("level", "callback"), POLYLOCK_ERR_INTERNAL if there is no thread to be had.
+/// @return POLYLOCK_ERR_INVALID_ARGUMENT ("level", "callback"), POLYLOCK_ERR_INTERNAL if there is no thread to be had, or
+///         in the child of a fork that came during its parent's first call of this.
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_set_log(
     level: c_int,
@@ -184,7 +211,8 @@ pub extern "C" fn polylock_set_log(
         if callback.is_none() {
             return Err(Error::invalid("callback", "must not be NULL"));
         }
-        callback::dispatcher().map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        callback::dispatcher()?;
+        subscribe()?;
         let generation = host::generation();
         put(Some(Sink { generation, level, callback, userdata, waiting: Arc::default() }));
         Ok(())

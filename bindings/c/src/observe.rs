@@ -3,7 +3,10 @@
 use std::{
     ffi::{CString, c_char, c_void},
     ptr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use engine::{Error, Event, EventKind, Events, Result, Seen, blocking::wait, host};
@@ -60,7 +63,7 @@ fn list(
 /// @param pattern * stands for any text, ? for any one character, a backslash takes the next character as it is.
 /// @param holders out: up to `capacity` of them, each to be freed with polylock_holder_free.
 /// @param capacity for how many there is room: 1 to 100,000.
-/// @param count out: how many there are.
+/// @param count out: how many they are. As many as `capacity` may not be all that there are.
 /// @return POLYLOCK_ERR_UNSUPPORTED if the backend cannot tell (POLYLOCK_CAN_LIST), else as polylock_inspect.
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_list(
@@ -144,11 +147,15 @@ pub extern "C" fn polylock_metrics_text(
 }
 
 /// A subscription; dropping it ends it.
-pub(crate) struct Subscription(Arc<Events>);
+pub(crate) struct Subscription {
+    events: Arc<Events>,
+    ended: Arc<AtomicBool>,
+}
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.0.close();
+        self.ended.store(true, Ordering::Release);
+        self.events.close();
     }
 }
 
@@ -178,18 +185,24 @@ pub extern "C" fn polylock_on_event(
         }
         callback::dispatcher()?;
         let events = Arc::new(manager.events()?);
-        let handle = keep(Subscription(Arc::clone(&events)))?;
-        host::spawn(async move {
+        let ended = Arc::new(AtomicBool::new(false));
+        let handle = keep(Subscription { events: Arc::clone(&events), ended: Arc::clone(&ended) })?;
+        let told = host::try_spawn(async move {
             while let Some(batch) = events.next().await {
-                callback::events(callback, batch, &userdata);
+                callback::events(callback, batch, &userdata, &ended);
             }
         });
+        if let Err(error) = told {
+            discard::<Subscription>(handle)?;
+            return Err(error);
+        }
         place.put(handle);
         Ok(())
     })
 }
 
-/// Ends a subscription; does not wait for a callback that is under way (the finalizer says when it is over). 0 is allowed.
+/// Ends a subscription: no callback begins any more; it does not wait for one that is under way (the finalizer says when it
+/// is over). 0 is allowed.
 ///
 /// @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
 #[unsafe(no_mangle)]

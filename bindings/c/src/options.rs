@@ -184,7 +184,7 @@ pub extern "C" fn polylock_options_set_max_hold_ms(
     set(options, err, || milliseconds("max_hold", max_hold_ms), |chosen, max_hold| chosen.max_hold = Some(max_hold))
 }
 
-/// What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes.
+/// What polylock_holder_label will say of the lease. UTF-8, at most 256 bytes; a longer one shows when acquiring.
 #[unsafe(no_mangle)]
 pub extern "C" fn polylock_options_set_label(
     options: polylock_options,

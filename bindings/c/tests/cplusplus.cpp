@@ -65,11 +65,32 @@ static void errors_are_thrown() {
     CHECK(ttl.argument() == "ttl" && std::string{ttl.what()}.find("ttl") == 0);
     const auto name = thrown_by([&] { locks.acquire(std::string_view{"a\0b", 3}); });
     CHECK(name.argument() == "resource" && !name.is_retryable());
+    const std::string cut{"a\0b", 3};
+    const std::vector<std::string> names{"x", cut};
+    CHECK(thrown_by([&] { locks.acquire_all(names); }).argument() == "resource");
+    CHECK(thrown_by([&] { locks.try_acquire_all(names); }).code() == POLYLOCK_ERR_INVALID_ARGUMENT);
+    CHECK(thrown_by([&] { locks.acquire_all_start(names); }).argument() == "resource");
+    CHECK(thrown_by([&] { locks.waiting(cut); }).argument() == "resource");
+    CHECK(thrown_by([&] { options{}.label(cut); }).argument() == "label");
+    CHECK(thrown_by([&] { manager{names}; }).argument() == "url");
     polylock::lease lease = locks.acquire("r");
+    CHECK(thrown_by([&] { lease.on_lost({}); }).argument() == "listener");
+    CHECK(thrown_by([&] { polylock::set_log(polylock::log_level::warn, {}); }).argument() == "listener");
     const auto busy = thrown_by([&] { locks.acquire("r", options{}.wait(10ms)); });
     CHECK(busy.code() == POLYLOCK_ERR_TIMEOUT && busy.is_retryable() && busy.resource() == "r");
     locks.close();
     CHECK(!lease && thrown_by([&] { locks.try_acquire("r"); }).code() == POLYLOCK_ERR_CLOSED);
+}
+
+static void options_are_set_at_once_or_one_by_one() {
+    manager locks{"memory:"};
+    options how = options{}.label("one").auto_extend(false);
+    how.ttl(60s);
+    if (how.get() != 0) {
+        how.label("two").wait(1s);
+    }
+    const polylock::lease lease = locks.acquire("r", how);
+    CHECK(lease.remaining() > 30s && locks.inspect("r")->label == "two");
 }
 
 static void a_loss_is_told() {
@@ -160,7 +181,7 @@ int main() {
     static const check_case cases[] = {
         CASE(a_scope_holds_the_lock), CASE(moving_hands_the_lock_on),   CASE(errors_are_thrown),
         CASE(a_loss_is_told),         CASE(an_acquisition_can_be_left), CASE(modes_and_several),
-        CASE(the_log_is_heard),
+        CASE(the_log_is_heard),       CASE(options_are_set_at_once_or_one_by_one),
     };
     return RUN("cplusplus", cases);
 }

@@ -2,12 +2,13 @@
  *
  * Built without the sanitizers: AddressSanitizer's allocator does not take its locks before a fork (up to GCC 12), so
  * that a child whose parent was allocating on another thread waits for ever for one of them. */
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE
 #include "check.h"
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #ifdef __linux__
+#include <sched.h>
 #include <sys/syscall.h>
 #endif
 
@@ -162,6 +163,11 @@ static void a_raw_clone_is_a_fork(void)
 static polylock_options shared_options;
 static char file_url[64];
 
+static void hear(polylock_log_level level, const char *message, void *userdata)
+{
+    (void)level, (void)message, (void)userdata;
+}
+
 /* Something of everything that a program does with the library, with managers, names and a queue of its own. */
 static void use_everything(const char *name, int round)
 {
@@ -173,6 +179,7 @@ static void use_everything(const char *name, int round)
     polylock_holder holder = 0;
     polylock_error err = 0;
     size_t count = 0;
+    CHECK_OK(polylock_set_log(round % 2 ? POLYLOCK_LOG_TRACE : POLYLOCK_LOG_OFF, hear, NULL, NULL, NULL));
     CHECK_OK(polylock_options_set_ttl_ms(shared_options, 60000 + round, NULL));
     CHECK_OK(polylock_options_set_label(shared_options, name, NULL));
     CHECK_OK(polylock_acquire(locks, name, shared_options, &lease, NULL));
@@ -192,6 +199,45 @@ static void use_everything(const char *name, int round)
     CHECK_OK(polylock_queue_free(queue));
     CHECK_OK(polylock_close(locks, NULL));
     CHECK_OK(polylock_manager_free(locks));
+}
+
+/* In a new PID namespace a child may have the number that its parent has in an older one. */
+static void a_process_id_may_come_again(void)
+{
+#ifdef __linux__
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) { /* has one thread, as a new user namespace wants */
+        alarm(OWN_WORK_S);
+        if (unshare(CLONE_NEWUSER | CLONE_NEWPID))
+            _exit(9);
+        child = fork();
+        if (child == 0) {
+            polylock_manager locks = check_connect("memory:");
+            polylock_lease lease = check_acquire(locks, "r", 60000, 1);
+            CHECK(getpid() == 1 && !unshare(CLONE_NEWPID));
+            child = fork();
+            if (child == 0) {
+                alarm(OWN_WORK_S);
+                CHECK(getpid() == 1);
+                CHECK_IS(POLYLOCK_ERR_FORKED, polylock_extend(lease, NULL));
+                CHECK_IS(POLYLOCK_ERR_FORKED, polylock_inspect(locks, "r", &(polylock_holder){0}, NULL));
+                CHECK_OK(polylock_lease_free(check_acquire(check_connect("memory:"), "r", 60000, 1)));
+                _exit(0);
+            }
+            check_child(child);
+            CHECK_OK(polylock_extend(lease, NULL));
+            _exit(0);
+        }
+        check_child(child);
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+    if (WEXITSTATUS(status) == 9)
+        fprintf(stderr, "skip: no namespaces are to be had here\n");
+    else
+        CHECK(WEXITSTATUS(status) == 0);
+#endif
 }
 
 static volatile int stopped; /* only ever set, and read until it is */
@@ -216,6 +262,7 @@ static void a_child_waits_for_no_thread_of_its_parent(void)
     CHECK(mkdtemp(directory));
     snprintf(file_url, sizeof file_url, "file://%s/locks", directory);
     shared_options = polylock_options_new();
+    CHECK_OK(polylock_set_log(POLYLOCK_LOG_ERROR, hear, NULL, NULL, NULL)); /* the first call is told apart: see there */
     for (i = 0; i < BUSY; i++) {
         number[i] = i;
         CHECK(!pthread_create(&busy[i], NULL, be_busy, &number[i]));
@@ -233,6 +280,7 @@ static void a_child_waits_for_no_thread_of_its_parent(void)
         check_child(child);
     }
     stopped = 1;
+    CHECK_OK(polylock_set_log(POLYLOCK_LOG_OFF, NULL, NULL, NULL, NULL));
     for (i = 0; i < BUSY; i++)
         pthread_join(busy[i], NULL);
     CHECK_OK(polylock_options_free(shared_options));
@@ -246,6 +294,7 @@ int main(int argc, char **argv)
         CASE(a_raw_clone_is_a_fork),
         CASE(a_fork_leaves_everything_to_the_parent),
         CASE(a_finalizer_is_not_called_in_the_child),
+        CASE(a_process_id_may_come_again),
         CASE(a_child_waits_for_no_thread_of_its_parent),
     };
     if (argc > 1)

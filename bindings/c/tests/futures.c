@@ -159,6 +159,48 @@ static void a_callback_tells_the_end(void)
     sem_destroy(&freed.ready), sem_destroy(&freed.finalized);
 }
 
+static sem_t goes_on;
+
+static void hold_up(polylock_future future, void *userdata)
+{
+    on_ready(future, userdata);
+    sem_wait(&goes_on);
+}
+
+/* Neither of a future that is not over nor of one whose callback waits for others. */
+static void no_callback_begins_after_the_free(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_lease held = check_acquire(locks, "r", 60000, 1);
+    polylock_future busy, waits, ready;
+    struct called first = {0}, second = {0}, third = {0};
+    struct called *called[] = {&first, &second, &third};
+    int i, value;
+    sem_init(&goes_on, 0, 0);
+    for (i = 0; i < 3; i++)
+        sem_init(&called[i]->ready, 0, 0), sem_init(&called[i]->finalized, 0, 0);
+    CHECK_OK(polylock_acquire_start(locks, "other", 0, 0, &busy, NULL));
+    CHECK_OK(polylock_future_on_ready(busy, hold_up, &first, finalize, NULL));
+    sem_wait(&first.ready); /* the callback thread is in it */
+    CHECK_OK(polylock_inspect_start(locks, "r", 0, &ready, NULL));
+    CHECK_OK(polylock_future_wait(ready, POLYLOCK_FOREVER, NULL));
+    CHECK_OK(polylock_future_on_ready(ready, on_ready, &second, finalize, NULL));
+    CHECK_OK(polylock_acquire_start(locks, "r", 0, 0, &waits, NULL));
+    CHECK_OK(polylock_future_on_ready(waits, on_ready, &third, finalize, NULL));
+    CHECK_OK(polylock_future_free(ready));
+    CHECK_OK(polylock_future_free(waits));
+    sem_post(&goes_on);
+    for (i = 0; i < 3; i++) {
+        sem_wait(&called[i]->finalized);
+        CHECK(!sem_getvalue(&called[i]->ready, &value) && value == 0);
+        sem_destroy(&called[i]->ready), sem_destroy(&called[i]->finalized);
+    }
+    CHECK_OK(polylock_future_free(busy));
+    CHECK_OK(polylock_lease_free(held));
+    CHECK_OK(polylock_manager_free(locks));
+    sem_destroy(&goes_on);
+}
+
 static void a_queue_reports_each_future_once(void)
 {
     polylock_manager locks = check_connect("memory:");
@@ -275,6 +317,7 @@ int main(void)
         CASE(what_is_not_taken_is_given_back),
         CASE(a_bad_argument_shows_in_the_future),
         CASE(a_callback_tells_the_end),
+        CASE(no_callback_begins_after_the_free),
         CASE(a_queue_reports_each_future_once),
         CASE(more_ready_than_there_is_room_for),
         CASE(a_queue_forgets_what_is_cancelled),

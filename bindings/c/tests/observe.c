@@ -149,6 +149,62 @@ static void tells(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+struct once {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    polylock_subscription subscription;
+    int begun, goes_on, calls, finalized;
+};
+
+static void end_of_once(void *userdata)
+{
+    struct once *once = userdata;
+    pthread_mutex_lock(&once->lock);
+    once->finalized = 1;
+    pthread_cond_broadcast(&once->more);
+    pthread_mutex_unlock(&once->lock);
+}
+
+/* Waits in its first call, so that the others come together, and has the second be the last. */
+static void hear_once(polylock_event event, const char *const *resources, size_t count, uint64_t fencing_token,
+                      double duration_ms, polylock_loss reason, const char *error, void *userdata)
+{
+    struct once *once = userdata;
+    (void)event, (void)resources, (void)count, (void)fencing_token, (void)duration_ms, (void)reason, (void)error;
+    pthread_mutex_lock(&once->lock);
+    once->begun = 1;
+    pthread_cond_broadcast(&once->more);
+    while (!once->goes_on)
+        pthread_cond_wait(&once->more, &once->lock);
+    if (++once->calls == 2)
+        CHECK_OK(polylock_subscription_free(once->subscription));
+    pthread_mutex_unlock(&once->lock);
+}
+
+static void none_is_told_after_the_end(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    struct once once = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+    CHECK_OK(polylock_on_event(locks, hear_once, &once, end_of_once, &once.subscription, NULL));
+    for (int i = 0; i < 10; i++) {
+        polylock_lease lease = check_acquire(locks, "r", 60000, 1);
+        CHECK_OK(polylock_release(lease, NULL, NULL));
+        CHECK_OK(polylock_lease_free(lease));
+        pthread_mutex_lock(&once.lock);
+        while (!once.begun)
+            pthread_cond_wait(&once.more, &once.lock);
+        pthread_mutex_unlock(&once.lock);
+    }
+    pthread_mutex_lock(&once.lock);
+    once.goes_on = 1;
+    pthread_cond_broadcast(&once.more);
+    while (!once.finalized)
+        pthread_cond_wait(&once.more, &once.lock);
+    CHECK(once.calls == 2);
+    pthread_mutex_unlock(&once.lock);
+    CHECK_OK(polylock_manager_free(locks));
+}
+
 static void claims_are_told(void)
 {
     CHECK(strstr(polylock_claim_redis(), "redis.call('HGET', KEYS[1], 'token')"));
@@ -162,8 +218,9 @@ int main(void)
     lists_and_breaks();
     gives_metrics();
     tells();
+    none_is_told_after_the_end();
     claims_are_told();
     CHECK_OK(polylock_shutdown(2000));
-    printf("observe: 4 passed, 0 failed\n");
+    printf("observe: 5 passed, 0 failed\n");
     return 0;
 }
