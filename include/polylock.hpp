@@ -62,6 +62,11 @@ public:
         polylock_error_free(err);
     }
 
+    /** For an argument that the C API is not even asked about. */
+    error(const char *argument, const char *why)
+        : std::runtime_error{std::string{argument} + " " + why}, code_{POLYLOCK_ERR_INVALID_ARGUMENT}, retryable_{false},
+          argument_{argument} {}
+
     polylock_status code() const noexcept { return code_; }
     /** "Timeout", "Lost" …: the same in every language. */
     const char *name() const noexcept { return polylock_status_name(code_); }
@@ -85,6 +90,14 @@ inline void check(polylock_status status, const polylock_error &err) {
     if (status != POLYLOCK_OK) {
         throw error{status, err};
     }
+}
+
+/** For functions that take no length: they would take what is before a NUL for all of it. */
+inline const char *whole_text(const std::string &text, const char *argument) {
+    if (text.find('\0') != std::string::npos) {
+        throw error{argument, "must not contain NUL"};
+    }
+    return text.c_str();
 }
 
 /** A handle that is freed once. */
@@ -125,32 +138,44 @@ public:
     }
 
     /** How long the lease lasts without renewal. Default 30 s. */
-    options &&ttl(milliseconds ttl) && { return set(polylock_options_set_ttl_ms, ttl.count()); }
+    options &ttl(milliseconds ttl) & { return set(polylock_options_set_ttl_ms, ttl.count()); }
+    options &&ttl(milliseconds time) && { return std::move(ttl(time)); }
     /** Waits at most this long. Default: for as long as it takes. */
-    options &&wait(milliseconds wait) && { return set(polylock_options_set_wait_ms, wait.count()); }
-    options &&wait_forever() && { return set(polylock_options_set_wait_forever); }
-    options &&no_wait() && { return set(polylock_options_set_no_wait); }
+    options &wait(milliseconds wait) & { return set(polylock_options_set_wait_ms, wait.count()); }
+    options &&wait(milliseconds time) && { return std::move(wait(time)); }
+    options &wait_forever() & { return set(polylock_options_set_wait_forever); }
+    options &&wait_forever() && { return std::move(wait_forever()); }
+    options &no_wait() & { return set(polylock_options_set_no_wait); }
+    options &&no_wait() && { return std::move(no_wait()); }
     /** Whether the lease is renewed in the background, which is the default. */
-    options &&auto_extend(bool yes) && { return set(polylock_options_set_auto_extend, yes); }
+    options &auto_extend(bool yes) & { return set(polylock_options_set_auto_extend, yes); }
+    options &&auto_extend(bool yes) && { return std::move(auto_extend(yes)); }
     /** No renewal begins later than this after the grant. Default: no bound. */
-    options &&max_hold(milliseconds most) && { return set(polylock_options_set_max_hold_ms, most.count()); }
+    options &max_hold(milliseconds most) & { return set(polylock_options_set_max_hold_ms, most.count()); }
+    options &&max_hold(milliseconds most) && { return std::move(max_hold(most)); }
     /** Whether those who ask for this are served in the order in which they came. Default: no. */
-    options &&fair(bool yes) && { return set(polylock_options_set_fair, yes); }
+    options &fair(bool yes) & { return set(polylock_options_set_fair, yes); }
+    options &&fair(bool yes) && { return std::move(fair(yes)); }
     /** What holder::label will say. */
-    options &&label(const std::string &label) && { return set(polylock_options_set_label, label.c_str()); }
+    options &label(const std::string &label) & {
+        return set(polylock_options_set_label, detail::whole_text(label, "label"));
+    }
+    options &&label(const std::string &text) && { return std::move(label(text)); }
 
     /** Together with others that hold it shared. */
-    options &&shared() && { return set(polylock_options_set_shared); }
+    options &shared() & { return set(polylock_options_set_shared); }
+    options &&shared() && { return std::move(shared()); }
     /** One of `of` permits: the resource is a semaphore. All of its users must name the same number. */
-    options &&permit(std::uint32_t of) && { return set(polylock_options_set_permit, of); }
+    options &permit(std::uint32_t of) & { return set(polylock_options_set_permit, of); }
+    options &&permit(std::uint32_t of) && { return std::move(permit(of)); }
 
     polylock_options get() const noexcept { return handle_.get(); }
 
 private:
-    template <typename Setter, typename... Value> options &&set(Setter setter, Value... value) {
+    template <typename Setter, typename... Value> options &set(Setter setter, Value... value) {
         polylock_error err = 0;
         detail::check(setter(handle_.get(), value..., &err), err);
-        return std::move(*this);
+        return *this;
     }
 
     detail::handle<polylock_options_free> handle_;
@@ -235,6 +260,9 @@ public:
 
     /** Calls `listener` once if it is lost, on the callback thread of the library. It must not throw. */
     void on_lost(std::function<void(polylock::loss)> listener) {
+        if (!listener) {
+            throw error{"listener", "must not be empty"};
+        }
         auto kept = std::make_unique<std::function<void(polylock::loss)>>(std::move(listener));
         polylock_error err = 0;
         // The finalizer owns it from here on, also if the call fails.
@@ -354,7 +382,7 @@ public:
 
     /** Acquires several resources exclusively, all or none. Blocks. */
     lease acquire_all(const std::vector<std::string> &resources, const options &how = options{}) {
-        const auto names = pointers(resources);
+        const auto names = pointers(resources, "resource");
         polylock_error err = 0;
         polylock_lease won = 0;
         detail::check(polylock_acquire_all(handle_.get(), names.data(), names.size(), how.get(), &won, &err), err);
@@ -363,7 +391,7 @@ public:
 
     /** Tries once; nothing if somebody else holds one of them. */
     std::optional<lease> try_acquire_all(const std::vector<std::string> &resources, const options &how = options{}) {
-        const auto names = pointers(resources);
+        const auto names = pointers(resources, "resource");
         polylock_error err = 0;
         polylock_lease won = 0;
         return tried(polylock_try_acquire_all(handle_.get(), names.data(), names.size(), how.get(), &won, &err), won,
@@ -417,7 +445,7 @@ public:
     std::size_t waiting(const std::string &resource) const {
         polylock_error err = 0;
         std::size_t count = 0;
-        detail::check(polylock_waiting(handle_.get(), resource.c_str(), &count, &err), err);
+        detail::check(polylock_waiting(handle_.get(), detail::whole_text(resource, "resource"), &count, &err), err);
         return count;
     }
 
@@ -438,7 +466,7 @@ private:
     }
 
     static polylock_manager connect(const std::vector<std::string> &urls) {
-        const auto texts = pointers(urls);
+        const auto texts = pointers(urls, "url");
         polylock_error err = 0;
         polylock_manager made = 0;
         detail::check(polylock_connect_many(texts.data(), texts.size(), 0, &made, &err), err);
@@ -477,7 +505,7 @@ private:
     }
 
     pending_lease start_all(const std::vector<std::string> &resources, const options &how, polylock_queue on) {
-        const auto names = pointers(resources);
+        const auto names = pointers(resources, "resource");
         polylock_error err = 0;
         polylock_future future = 0;
         detail::check(polylock_acquire_all_start(handle_.get(), names.data(), names.size(), how.get(), on, &future,
@@ -486,10 +514,10 @@ private:
         return pending_lease{future};
     }
 
-    static std::vector<const char *> pointers(const std::vector<std::string> &texts) {
+    static std::vector<const char *> pointers(const std::vector<std::string> &texts, const char *argument) {
         std::vector<const char *> found;
         for (const std::string &text : texts) {
-            found.push_back(text.c_str());
+            found.push_back(detail::whole_text(text, argument));
         }
         return found;
     }
@@ -505,6 +533,9 @@ inline void shutdown(milliseconds limit = std::chrono::seconds{2}) {
 /** Calls `listener` for each message of the log up to `most`, on the callback thread. It must not throw. */
 inline void set_log(log_level most, std::function<void(log_level, const char *)> listener) {
     using function = std::function<void(log_level, const char *)>;
+    if (!listener && most != log_level::off) {
+        throw error{"listener", "must not be empty"};
+    }
     auto kept = std::make_unique<function>(std::move(listener));
     const auto call = [](polylock_log_level level, const char *message, void *given) {
         (*static_cast<function *>(given))(static_cast<log_level>(level), message);

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"strings"
 	"time"
 	"unsafe"
 )
@@ -42,7 +43,10 @@ func connect(nodeTimeoutMS float64, urls []string) (*Manager, error) {
 			return nil, failure(status, &err)
 		}
 	}
-	texts, free := cStrings(urls)
+	texts, free, wrong := wholeTexts(urls, "url")
+	if wrong != nil {
+		return nil, wrong
+	}
 	defer free()
 	var handle C.polylock_manager
 	var status uint32
@@ -71,9 +75,12 @@ func (m *Manager) Acquire(ctx context.Context, resource string, given ...Option)
 
 // AcquireAll takes several resources exclusively: all of them or none.
 func (m *Manager) AcquireAll(ctx context.Context, resources []string, given ...Option) (*Lease, error) {
+	texts, free, wrong := wholeTexts(resources, "resource")
+	if wrong != nil {
+		return nil, wrong
+	}
+	defer free()
 	return m.start(ctx, given, func(options C.polylock_options, future *C.polylock_future, err *C.polylock_error) uint32 {
-		texts, free := cStrings(resources)
-		defer free()
 		return C.polylock_acquire_all_start(m.handle, texts, C.size_t(len(resources)), options, 0, future, err)
 	})
 }
@@ -196,7 +203,10 @@ func (m *Manager) Inspect(resource string) (*Holder, error) {
 // Waiting counts who waits for a resource through this manager.
 func (m *Manager) Waiting(resource string) (int, error) {
 	defer runtime.KeepAlive(m)
-	text := C.CString(resource)
+	text, wrong := wholeText(resource, "resource")
+	if wrong != nil {
+		return 0, wrong
+	}
 	defer C.free(unsafe.Pointer(text))
 	var count C.size_t
 	var err C.polylock_error
@@ -234,19 +244,36 @@ func Version() string { return C.GoString(C.polylock_version()) }
 // IsBusy says whether an acquisition failed only because somebody else held the resource for too long.
 func IsBusy(err error) bool { return errors.Is(err, Timeout) }
 
-// cStrings makes an array of C's strings, and what frees it.
-func cStrings(texts []string) (**C.char, func()) {
+// wholeText makes a string for a function that takes no length, to be freed. Such a function would take what is before a
+// NUL for all of it.
+func wholeText(text, argument string) (*C.char, error) {
+	if strings.IndexByte(text, 0) >= 0 {
+		return nil, &Error{Code: InvalidArgument, Message: argument + " must not contain NUL", Argument: argument}
+	}
+	return C.CString(text), nil
+}
+
+// wholeTexts makes an array of them, and what frees it.
+func wholeTexts(texts []string, argument string) (**C.char, func(), error) {
 	size := C.size_t(max(1, len(texts))) * C.size_t(unsafe.Sizeof((*C.char)(nil)))
 	array := (**C.char)(C.malloc(size))
 	pointers := unsafe.Slice(array, max(1, len(texts)))
 	pointers[0] = nil
-	for i, text := range texts {
-		pointers[i] = C.CString(text)
-	}
-	return array, func() {
-		for i := range texts {
-			C.free(unsafe.Pointer(pointers[i]))
+	made := 0
+	free := func() {
+		for _, text := range pointers[:made] {
+			C.free(unsafe.Pointer(text))
 		}
 		C.free(unsafe.Pointer(array))
 	}
+	for _, text := range texts {
+		pointer, err := wholeText(text, argument)
+		if err != nil {
+			free()
+			return nil, nil, err
+		}
+		pointers[made] = pointer
+		made++
+	}
+	return array, free, nil
 }

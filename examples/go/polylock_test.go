@@ -30,6 +30,8 @@ func take(t *testing.T, locks *Manager, name string, options ...Option) *Lease {
 	return lease
 }
 
+func failureOf[T any](_ T, err error) error { return err }
+
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(time.Millisecond) {
@@ -160,6 +162,17 @@ func TestModesAndSeveral(t *testing.T) {
 	}
 	if busy, err := locks.TryAcquire("b"); busy != nil || err != nil {
 		t.Error(busy, err)
+	}
+	for what, err := range map[string]error{
+		"Acquire":    failureOf(locks.Acquire(context.Background(), "a\x00b")),
+		"AcquireAll": failureOf(locks.AcquireAll(context.Background(), []string{"a", "b\x00c"})),
+		"Waiting":    failureOf(locks.Waiting("a\x00b")),
+		"Label":      failureOf(locks.Acquire(context.Background(), "r", Label("a\x00b"))),
+		"Connect":    failureOf(Connect("memory:\x00")),
+	} {
+		if !errors.Is(err, InvalidArgument) {
+			t.Error(what, "takes a part of a text: ", err)
+		}
 	}
 	if _, err := locks.AcquireAll(context.Background(), nil); !errors.Is(err, InvalidArgument) {
 		t.Error(err)

@@ -8,6 +8,7 @@ import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 
 /** {@code PolylockTest SCENARIOS}: runs every test here and every scenario there, and counts. */
 final class PolylockTest {
@@ -121,6 +122,43 @@ final class PolylockTest {
         }
     }
 
+    private static void aTimeoutOfTheFutureEndsTheWaiting() throws Exception {
+        try (LockManager locks = LockManager.connect("memory:"); Lease held = locks.acquire("r")) {
+            CompletableFuture<Lease> late = locks.acquireAsync("r", LONG).orTimeout(1, TimeUnit.MILLISECONDS);
+            try {
+                late.get();
+                throw new AssertionError("it is held");
+            } catch (ExecutionException e) {
+                check(e.getCause() instanceof TimeoutException, e);
+            }
+            until(() -> check(locks.waiting("r") == 0, "has left"));
+        }
+    }
+
+    /** What follows may wait for other locks, as it is not on the one thread that tells of them. */
+    private static void whatFollowsMayLock() throws Exception {
+        try (LockManager locks = LockManager.connect("memory:")) {
+            CompletableFuture<Long> chain = locks.acquireAsync("a", LONG).thenApply(lease -> {
+                try (lease; Lease other = locks.acquire("b", LONG)) {
+                    return other.fencingToken();
+                } catch (InterruptedException e) {
+                    throw new AssertionError(e);
+                }
+            });
+            check(chain.get(1, TimeUnit.MINUTES) > 0, "chained");
+            CompletableFuture<Long> again = new CompletableFuture<>();
+            Lease lost = locks.acquire("r", Options.DEFAULTS.ttl(Duration.ofMillis(50)).autoExtend(false));
+            lost.onLost(reason -> {
+                try (Lease next = locks.acquire("r", LONG)) {
+                    again.complete(next.fencingToken());
+                } catch (InterruptedException e) {
+                    again.completeExceptionally(e);
+                }
+            });
+            check(again.get(1, TimeUnit.MINUTES) > lost.fencingToken(), "again");
+        }
+    }
+
     private static void aLossIsTold() throws Exception {
         try (LockManager locks = LockManager.connect("memory:")) {
             CompletableFuture<Lease.Loss> told = new CompletableFuture<>();
@@ -168,6 +206,13 @@ final class PolylockTest {
         } catch (ExecutionException e) {
             check(((PolylockException) e.getCause()).argument().equals("resource"), e);
         }
+        Options labelled = Options.DEFAULTS.label("a\0b");
+        for (Test cut : new Test[] {
+            () -> locks.acquire("a\0b"), () -> locks.acquireAll(List.of("a", "b\0c"), LONG), () -> locks.waiting("a\0b"),
+            () -> locks.acquire("r", labelled), () -> LockManager.connect("memory:\0"),
+        }) {
+            check(thrownBy(cut).code() == PolylockException.Code.INVALID_ARGUMENT, cut);
+        }
         locks.close();
         check(thrownBy(() -> locks.acquire("r")).code() == PolylockException.Code.CLOSED, "closed");
     }
@@ -185,7 +230,8 @@ final class PolylockTest {
     public static void main(String[] args) throws Exception {
         Test[] tests = {
             PolylockTest::threadsExcludeEachOther, PolylockTest::aScopeHoldsTheLock, PolylockTest::anInterruptEndsTheWaiting,
-            PolylockTest::aLossIsTold, PolylockTest::modesAndSeveral, PolylockTest::errorsSayWhatIsWrong,
+            PolylockTest::aTimeoutOfTheFutureEndsTheWaiting, PolylockTest::whatFollowsMayLock, PolylockTest::aLossIsTold,
+            PolylockTest::modesAndSeveral, PolylockTest::errorsSayWhatIsWrong,
             PolylockTest::aForgottenLeaseIsReleased,
         };
         int failed = 0;

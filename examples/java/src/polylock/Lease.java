@@ -92,7 +92,7 @@ public final class Lease implements AutoCloseable {
         return Loss.values()[ask(() -> (int) Native.LOSS.invokeExact(handle))];
     }
 
-    /** Calls {@code listener} once if the lease is lost, on a thread of the library: be quick there. */
+    /** Calls {@code listener} once if the lease is lost, in the common pool. */
     public void onLost(Consumer<Loss> listener) {
         Native.onLost(handle, reason -> listener.accept(Loss.values()[reason]));
         Reference.reachabilityFence(this);

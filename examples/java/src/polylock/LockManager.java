@@ -45,10 +45,10 @@ public final class LockManager implements AutoCloseable {
                 Native.call(err -> (int) Native.SET_NODE_TIMEOUT.invokeExact(options, nodeTimeoutMs, err));
             }
             if (urls.length == 1) {
-                MemorySegment url = Native.text(arena, urls[0]);
+                MemorySegment url = Native.wholeText(arena, urls[0], "url");
                 return new LockManager(Native.output((out, err) -> (int) Native.CONNECT.invokeExact(url, options, out, err)));
             }
-            MemorySegment texts = Native.texts(arena, List.of(urls));
+            MemorySegment texts = Native.wholeTexts(arena, List.of(urls), "url");
             return new LockManager(Native.output((out, err) ->
                     (int) Native.CONNECT_MANY.invokeExact(texts, (long) urls.length, options, out, err)));
         } finally {
@@ -71,10 +71,13 @@ public final class LockManager implements AutoCloseable {
     /** Takes several resources exclusively: all of them or none. */
     public Lease acquireAll(List<String> resources, Options how) throws InterruptedException {
         return await(start(how, (arena, options, out, err) -> (int) Native.ACQUIRE_ALL_START.invokeExact(
-                handle, Native.texts(arena, resources), (long) resources.size(), options, 0L, out, err)));
+                handle, Native.wholeTexts(arena, resources, "resource"), (long) resources.size(), options, 0L, out, err)));
     }
 
-    /** Begins to acquire. Cancelling ends the waiting, and what was or will be granted is given back. */
+    /**
+     * Begins to acquire. However the future is completed before, by cancelling or by a time-out of its own, that ends the
+     * waiting, and what was or will be granted is given back.
+     */
     public CompletableFuture<Lease> acquireAsync(String resource, Options how) {
         return start(how, (arena, options, out, err) -> {
             MemorySegment text = Native.text(arena, resource);
@@ -106,54 +109,36 @@ public final class LockManager implements AutoCloseable {
 
     private CompletableFuture<Lease> start(Options how, Starter starter) {
         long options = how.build();
-        long future;
+        long started;
         try (Arena arena = Arena.ofConfined()) {
-            future = Native.output((out, err) -> starter.start(arena, options, out, err));
+            started = Native.output((out, err) -> starter.start(arena, options, out, err));
         } finally {
             Options.free(options);
             Reference.reachabilityFence(this);
         }
-        Acquiring acquiring = new Acquiring(future);
+        long future = started;
+        CompletableFuture<Lease> acquiring = new CompletableFuture<>();
+        // Freeing the library's future cancels it, and gives back what was won and not taken.
+        acquiring.whenComplete((lease, error) -> {
+            int ignored = Native.ask(() -> (int) Native.FUTURE_FREE.invokeExact(future));
+        });
         try {
-            Native.onReady(future, acquiring::finish);
+            Native.onReady(future, () -> finish(acquiring, future));
         } catch (RuntimeException e) {
-            acquiring.free();
+            acquiring.completeExceptionally(e);
             throw e;
         }
         return acquiring;
     }
 
-    /** An acquisition on its way. Freeing its number cancels it, and gives back what was won and not taken. */
-    private static final class Acquiring extends CompletableFuture<Lease> {
-        private final long future;
-
-        Acquiring(long future) {
-            this.future = future;
-        }
-
-        void finish() {
-            try {
-                Lease lease = new Lease(Native.output((out, err) -> (int) Native.FUTURE_TAKE_LEASE.invokeExact(future, out, err)));
-                if (!complete(lease)) {
-                    lease.release(); // cancelled at this moment
-                }
-            } catch (PolylockException e) {
-                completeExceptionally(e);
+    private static void finish(CompletableFuture<Lease> acquiring, long future) {
+        try {
+            Lease lease = new Lease(Native.output((out, err) -> (int) Native.FUTURE_TAKE_LEASE.invokeExact(future, out, err)));
+            if (!acquiring.complete(lease)) {
+                lease.release(); // cancelled at this moment
             }
-            free();
-        }
-
-        void free() {
-            int ignored = Native.ask(() -> (int) Native.FUTURE_FREE.invokeExact(future));
-        }
-
-        @Override
-        public boolean cancel(boolean mayInterruptIfRunning) {
-            boolean cancelled = super.cancel(mayInterruptIfRunning);
-            if (cancelled) {
-                free();
-            }
-            return cancelled;
+        } catch (PolylockException e) {
+            acquiring.completeExceptionally(e);
         }
     }
 
@@ -199,7 +184,7 @@ public final class LockManager implements AutoCloseable {
     /** How many wait for a resource through this manager. */
     public long waiting(String resource) {
         try (Arena arena = Arena.ofConfined()) {
-            MemorySegment text = Native.text(arena, resource);
+            MemorySegment text = Native.wholeText(arena, resource, "resource");
             return Native.output((out, err) -> (int) Native.WAITING.invokeExact(handle, text, out, err));
         } finally {
             Reference.reachabilityFence(this);

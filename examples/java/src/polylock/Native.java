@@ -19,6 +19,7 @@ import java.nio.charset.StandardCharsets;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ForkJoinPool;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.IntConsumer;
 
@@ -136,12 +137,12 @@ final class Native {
         run(userdata, reason);
     }
 
-    /** No exception may reach C. */
+    /** Not on the thread of the library, which may be what it waits for; nor may an exception reach C. */
     private static void run(MemorySegment userdata, int value) {
         IntConsumer what = WAITING_FOR.get(userdata.address());
         try {
             if (what != null) {
-                what.accept(value);
+                ForkJoinPool.commonPool().execute(() -> what.accept(value));
             }
         } catch (Throwable e) {
             Thread thread = Thread.currentThread();
@@ -220,10 +221,18 @@ final class Native {
         return segment.copyFrom(MemorySegment.ofArray(bytes));
     }
 
-    static MemorySegment texts(Arena arena, List<String> texts) {
+    /** As text, for functions that take no length: they would take what is before a NUL for all of it. */
+    static MemorySegment wholeText(Arena arena, String text, String argument) {
+        if (text.indexOf(0) >= 0) {
+            throw PolylockException.invalid(argument, "must not contain NUL");
+        }
+        return text(arena, text);
+    }
+
+    static MemorySegment wholeTexts(Arena arena, List<String> texts, String argument) {
         MemorySegment array = arena.allocate(ADDRESS, Math.max(1, texts.size()));
         for (int i = 0; i < texts.size(); i++) {
-            array.setAtIndex(ADDRESS, i, text(arena, texts.get(i)));
+            array.setAtIndex(ADDRESS, i, wholeText(arena, texts.get(i), argument));
         }
         return array;
     }

@@ -59,7 +59,7 @@ public final class Options {
     public Options label(String label) {
         return with(options -> err -> {
             try (Arena arena = Arena.ofConfined()) {
-                return (int) Native.SET_LABEL.invokeExact((long) options, Native.text(arena, label), err);
+                return (int) Native.SET_LABEL.invokeExact((long) options, Native.wholeText(arena, label, "label"), err);
             }
         });
     }

@@ -41,6 +41,10 @@ public final class PolylockException extends RuntimeException {
         });
     }
 
+    static PolylockException invalid(String argument, String why) {
+        return new PolylockException(Code.INVALID_ARGUMENT, argument + " " + why, argument, null, false);
+    }
+
     public Code code() {
         return code;
     }
