@@ -4,7 +4,7 @@
 //! or get it yet: the request may still be on its way. So one release is not enough: "not held" is final
 //! only after the last moment at which the request could take effect, or when the backend knows what became of all that
 //! it sent. Until then, and while the backend does not answer, the release is sent again, up to the time at which the
-//! lease must have expired.
+//! lease must have expired. Where the backend knows that it had sent nothing, there is nothing to release.
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
 
 use std::{
@@ -116,6 +116,8 @@ fn spawn(manager: &Arc<Manager>, claim: Claim, settles: Instant, wakes: bool) {
     if manager.check_process().is_err() || manager.is_abandoned() {
         return;
     }
+    // From now on nothing of it is sent that could be granted, whether its caller goes on or not.
+    claim.progress.give_up();
     let task = undo(Arc::clone(manager), claim, settles, wakes);
     runtime::spawn(manager.undoing.track_future(task));
 }
@@ -125,7 +127,7 @@ async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant, wakes: bool
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
     let expired = settles.max(Instant::now()).after(claim.ttl).after(manager.drift.of(claim.ttl));
     let mut pause = FIRST_PAUSE;
-    loop {
+    while !claim.progress.is_unsent() {
         let asked = Instant::now();
         if manager.is_closed() {
             // Closing waits for this: what has been answered already spares the wait until nothing can be granted.

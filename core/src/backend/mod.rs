@@ -217,9 +217,11 @@ impl Turn {
 pub(crate) struct Progress {
     /// Nodes that are known to hold, as bits.
     pub(crate) holders: AtomicU32,
-    /// Nodes that were sent an attempt of which it is not known what became, as bits.
+    /// Nodes that are to be sent an attempt of which it is not known what became, as bits.
     in_doubt: AtomicU64,
-    /// The backend keeps `in_doubt`.
+    /// Nodes that anything was sent to that may be granted, as bits. They stay.
+    sent: AtomicU32,
+    /// The backend keeps `in_doubt` and `sent`.
     tracked: AtomicBool,
     /// Nodes at which the background sees to it that nothing is left, as bits.
     pursued: AtomicU32,
@@ -285,25 +287,41 @@ impl Progress {
         self.holders.load(Ordering::Relaxed) & (1 << node) != 0
     }
 
-    // These are in one order for everybody: either whoever sends sees that it is over, or whoever ended it
-    // sees the doubt.
+    // These are in one order for everybody: either whoever sends sees that it is over, or whoever ended it sees that it
+    // was sent. So once it is over, a node to which nothing was sent grants nothing: what is sent there from then on was
+    // seen to be over when it was written, and so says itself that it is too late. That holds as well for an attempt
+    // that is yet to be sent, by a caller who may or may not go on.
 
     /// To be called by a backend that tells of each attempt before it sends it, and of its end.
     pub(crate) fn track(&self) {
         self.tracked.store(true, Ordering::SeqCst);
     }
 
-    /// Whether it is certain that nothing is on its way any more.
+    /// Whether it is certain that nothing is on its way any more. Asked when it is over, as all that asks for doubts.
     pub(crate) fn is_certain(&self) -> bool {
         self.tracked.load(Ordering::SeqCst) && !self.has_doubts()
     }
 
-    /// To be called before an attempt is sent to `node`. Where another is on its way yet, the end of one does not tell
-    /// of the other: such a node stays in doubt, by a bit in the upper half.
+    /// Whether nothing was sent that may have been granted. Asked when it is over.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.tracked.load(Ordering::SeqCst) && self.sent.load(Ordering::SeqCst) == 0
+    }
+
+    /// To be called before an attempt is handed to what will send it to `node`. Where another is on its way yet, the end
+    /// of one does not tell of the other: such a node stays in doubt, by a bit in the upper half.
     pub(crate) fn doubt(&self, node: usize) {
         let (one, two) = (1 << node, 1 << (node + 32));
         let doubt = |doubts: u64| Some(if doubts & one == 0 { doubts | one } else { doubts | two });
         let _ = self.in_doubt.fetch_update(Ordering::SeqCst, Ordering::SeqCst, doubt);
+    }
+
+    /// To be called before anything is written for `node` that may be granted. Says no if it is over: then nothing may.
+    pub(crate) fn sends(&self, node: usize) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        self.sent.fetch_or(1 << node, Ordering::SeqCst);
+        !self.is_over()
     }
 
     /// What was sent to `node` has come to its end; of no avail if it was not alone.
@@ -314,12 +332,17 @@ impl Progress {
     }
 
     pub(crate) fn is_in_doubt(&self, node: usize) -> bool {
-        self.in_doubt.load(Ordering::SeqCst) & (1 << node) != 0 && !mutant!("D11")
+        self.doubts() & (1 << node) != 0 && !mutant!("D11")
     }
 
     /// Whether any node is in doubt.
     pub(crate) fn has_doubts(&self) -> bool {
-        self.in_doubt.load(Ordering::SeqCst) != 0 && !mutant!("D11")
+        self.doubts() != 0 && !mutant!("D11")
+    }
+
+    fn doubts(&self) -> u64 {
+        let sent = u64::from(self.sent.load(Ordering::SeqCst));
+        self.in_doubt.load(Ordering::SeqCst) & (sent | sent << 32)
     }
 
     /// Says whether this is the first time for `node`.

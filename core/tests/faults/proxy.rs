@@ -60,7 +60,7 @@ pub fn is_acquire(request: &Request) -> bool {
 }
 
 pub struct Proxy {
-    port: u16,
+    pub port: u16,
     plan: Arc<Mutex<Plan>>,
     task: JoinHandle<()>,
 }

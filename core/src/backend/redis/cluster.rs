@@ -28,7 +28,7 @@ use super::{
     config::{Address, NodeConfig},
     node::Node,
     open::OPEN_TIMEOUT,
-    request::{Answer, Answered, Request, Server, counted},
+    request::{Answer, Answered, Errand, Server, counted},
     restart::Run,
     slot,
     subscriber::Locate,
@@ -174,7 +174,7 @@ impl Cluster {
         });
     }
 
-    async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
+    async fn run(self: Arc<Self>, request: Errand, driver: Driver) -> Answer {
         let expires = request.expires;
         let slot = slot::of(request.first_key());
         let (mut unanswered, mut pause, mut asking) = (None, Duration::ZERO, None);
@@ -184,7 +184,7 @@ impl Cluster {
                 None => (self.node_of(slot, expires).await, false),
             };
             let error = match node {
-                Ok(node) => match Arc::clone(&node).run(Arc::clone(&request), driver.clone(), asks).await {
+                Ok(node) => match Arc::clone(&node).run(request.clone(), driver.clone(), asks).await {
                     Ok(Answered { value, repeated }) => {
                         super::clock_was_set(&value).inspect(|now| node.set_clock(&driver, *now));
                         return Ok(Answered { value, repeated: repeated || unanswered.is_some() });
@@ -287,7 +287,7 @@ impl Server for Cluster {
         &self.stats
     }
 
-    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer> {
+    fn run(self: Arc<Self>, request: Errand, driver: Driver) -> BoxFuture<'static, Answer> {
         async move { counted(&self.stats, Self::run(Arc::clone(&self), request, driver)).await }.boxed()
     }
 

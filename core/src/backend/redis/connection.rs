@@ -32,7 +32,7 @@ use tokio::{
 use super::{
     call::{CallError, Reply},
     link::{Link, Received, To},
-    request::{Name, Request},
+    request::{Errand, Name},
     round::Ticket,
     wire,
 };
@@ -155,7 +155,7 @@ impl Connection {
     }
 
     /// As [`call`](Self::call), for a script; `asks` is for a server of a cluster that is only about to get the keys.
-    pub(super) async fn run(self: &Arc<Self>, request: &Request, name: Name, asks: bool) -> Reply {
+    pub(super) async fn run(self: &Arc<Self>, request: &Errand, name: Name, asks: bool) -> Reply {
         let server_time = self.server_time(request.expires);
         self.answer_to(asks, |output| request.encode(name, server_time, output), request.expires).await
     }
@@ -192,7 +192,7 @@ impl Connection {
         if state.broken.is_some() {
             return Err(ticket);
         }
-        let request = Arc::clone(ticket.request());
+        let request = ticket.errand();
         let server_time = self.server_time(request.expires);
         let encode = |output: &mut Vec<u8>| request.encode(Name::Sha, server_time, output);
         self.send(state, encode, To::Round(ticket), request.expires);

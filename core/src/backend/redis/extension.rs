@@ -100,7 +100,7 @@ fn repair(claim: &Claim, request: &Arc<Request>, index: usize, nodes: &[Arc<dyn 
     }
     claim.progress.doubt(index);
     let node = Arc::clone(&nodes[index]);
-    let answer = Arc::clone(&node).run(Arc::clone(request), Driver::engine());
+    let answer = Arc::clone(&node).run(request.to(index), Driver::engine());
     let progress = Arc::clone(&claim.progress);
     runtime::spawn(async move {
         match answer.await {

@@ -40,7 +40,8 @@ impl RedisBackend {
     pub(super) async fn holders(&self, resource: &Resource, driver: &Driver) -> Result<Vec<Holder>> {
         let expires = Instant::now().after(self.node_timeout(LIKE_A_TTL));
         let request = Request::inspect(&self.prefix, resource, expires);
-        let asks = self.nodes.iter().map(|node| Arc::clone(node).run(Arc::clone(&request), driver.clone()));
+        let nodes = self.nodes.iter().enumerate();
+        let asks = nodes.map(|(index, node)| Arc::clone(node).run(request.to(index), driver.clone()));
         let mut answers: FuturesUnordered<_> = asks.collect();
         let (mut seen, mut answered, mut errors) = (Vec::<Holder>::new(), 0, Vec::new());
         let mut patience = None;

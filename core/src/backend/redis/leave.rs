@@ -51,7 +51,7 @@ impl RedisBackend {
         // After this it is forgotten anyway.
         let request = Request::leave(&self.prefix, resource, turn, Instant::now().after(Turn::STAYS));
         let nodes = self.nodes.iter().enumerate().filter(|(index, _)| stands(*index));
-        let left = nodes.map(|(_, node)| Arc::clone(node).run(Arc::clone(&request), driver.clone()));
+        let left = nodes.map(|(index, node)| Arc::clone(node).run(request.to(index), driver.clone()));
         join_all(left.collect::<Vec<_>>()).map(drop).boxed()
     }
 }

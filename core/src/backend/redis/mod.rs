@@ -9,6 +9,8 @@
 //! * *An attempt's answer is lost*: it is `Unknown`; the engine undoes it on every node, again and again until
 //!   [`Backend::settles_within`] is over. A request that is carried out later than that finds its `not after` passed
 //!   on the server's clock and does nothing.
+//! * *It is given up before a connection is there to send it on*: what was not sent to a node is not in doubt there,
+//!   and there is nothing to undo where nothing was sent at all (see [`Progress`](super::Progress)).
 //! * *The undoing overtakes the attempt*, which goes by another connection: it finds nothing, and the grant that comes
 //!   then is given back as soon as its answer is read, as well as when the undoing looks again.
 //! * *A node answers after the attempt was decided*: if the attempt was won it counts as one more holder; if it was

@@ -21,7 +21,7 @@ use super::{
     config::{Address, NodeConfig},
     connection::Connection,
     open,
-    request::{Answer, Answered, Name, Request, Server, counted},
+    request::{Answer, Answered, Errand, Name, Server, counted},
     restart::Run,
     round::Ticket,
 };
@@ -140,14 +140,14 @@ impl Node {
     }
 
     /// Runs a script. A server of a cluster that is only about to get the keys is told that this is known: `asks`.
-    pub(super) async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver, asks: bool) -> Answer {
+    pub(super) async fn run(self: Arc<Self>, request: Errand, driver: Driver, asks: bool) -> Answer {
         self.carry_out(&request, &driver, asks, None).await
     }
 
     /// Runs a script while its time lasts, after a first try that came to `so_far`.
     async fn carry_out(
         self: &Arc<Self>,
-        request: &Request,
+        request: &Errand,
         driver: &Driver,
         asks: bool,
         so_far: Option<CallError>,
@@ -219,7 +219,7 @@ impl Node {
 
     /// Goes on with what a ticket is for, after a first try that came to `so_far`.
     pub(super) async fn finish(self: Arc<Self>, ticket: Ticket, so_far: Option<CallError>) {
-        let answer = self.carry_out(ticket.request(), ticket.driver(), false, so_far).await;
+        let answer = self.carry_out(&ticket.errand(), ticket.driver(), false, so_far).await;
         ticket.answer(answer);
     }
 }
@@ -237,7 +237,7 @@ impl Server for Node {
         &self.stats
     }
 
-    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer> {
+    fn run(self: Arc<Self>, request: Errand, driver: Driver) -> BoxFuture<'static, Answer> {
         async move { counted(&self.stats, Self::run(Arc::clone(&self), request, driver, false)).await }.boxed()
     }
 

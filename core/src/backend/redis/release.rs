@@ -153,7 +153,7 @@ impl Pursuit {
                     return;
                 }
                 let request = pursuit.request.until(asked.after(pursuit.settles_within));
-                let answer = Arc::clone(&node).run(request, Driver::engine()).await;
+                let answer = Arc::clone(&node).run(request.to(index), Driver::engine()).await;
                 freed = Freed::of(&claim.progress, index, answer);
                 if freed != Freed::Unanswered && asked >= settles {
                     return;
@@ -182,7 +182,7 @@ impl Overtaken {
         let request = Request::release(&keys, &self.claim, Instant::now().after(self.within));
         let (progress, node) = (Arc::clone(&self.claim.progress), Arc::clone(node));
         runtime::spawn(self.background.track_future(async move {
-            Freed::of(&progress, index, node.run(request, Driver::engine()).await);
+            Freed::of(&progress, index, node.run(request.to(index), Driver::engine()).await);
         }));
     }
 }

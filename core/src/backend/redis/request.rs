@@ -1,6 +1,11 @@
 //! What is asked of a server: a script, its keys and its arguments.
 
-use std::{future::Future, ops::Range, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    ops::{Deref, Range},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::{BoxFuture, FutureExt};
 use redis::Value;
@@ -42,11 +47,11 @@ pub(super) trait Server: Send + Sync {
     fn stats(&self) -> &NodeStats;
 
     /// Runs a script there, on the connection that `driver` drives.
-    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer>;
+    fn run(self: Arc<Self>, request: Errand, driver: Driver) -> BoxFuture<'static, Answer>;
 
     /// Sends what a ticket is for; the answer goes to the ticket. For what is not done by that there is a future.
     fn send(self: Arc<Self>, ticket: Ticket) -> Option<BoxFuture<'static, ()>> {
-        let answer = self.run(Arc::clone(ticket.request()), ticket.driver().clone());
+        let answer = self.run(ticket.errand(), ticket.driver().clone());
         Some(async move { ticket.answer(answer.await) }.boxed())
     }
 
@@ -110,6 +115,22 @@ pub(super) struct Request {
     /// No answer is waited for after this.
     pub(super) expires: Instant,
     progress: Arc<Progress>,
+}
+
+/// A request on its way to one of the servers that are asked.
+#[derive(Clone)]
+pub(super) struct Errand {
+    request: Arc<Request>,
+    /// Which of the backend's servers that is.
+    server: usize,
+}
+
+impl Deref for Errand {
+    type Target = Request;
+
+    fn deref(&self) -> &Request {
+        &self.request
+    }
 }
 
 /// Digits of a time, and of a fencing token.
@@ -307,8 +328,19 @@ impl Request {
         })
     }
 
+    /// It, to be sent to the backend's server of this index.
+    pub(super) fn to(self: &Arc<Self>, server: usize) -> Errand {
+        Errand { request: Arc::clone(self), server }
+    }
+}
+
+impl Errand {
     /// Appends it to `output` for a server whose clock shows `server_time` when it expires. A claim that is over must
     /// not be granted anywhere any more: its time is up.
+    ///
+    /// This is the one place where it becomes bytes, and `output` is what a connection that is open has to write. What waits
+    /// for a connection is the errand. So it counts as sent from here on, whatever comes of the bytes, and certainly was not
+    /// sent before; see [`Progress::sends`].
     pub(super) fn encode(&self, name: Name, server_time: i64, output: &mut Vec<u8>) {
         output.push(b'*');
         script::push_number(output, Script::HEAD + self.words.count);
@@ -319,14 +351,14 @@ impl Request {
         }
         let start = output.len();
         output.extend_from_slice(&self.words.bytes);
-        let not_after = match self.progress.is_over() {
-            _ if mutant!("D15") => i64::MAX,
-            true => 0,
-            false => server_time,
-        };
         if let Some(at) = self.not_after
             && let Some(place) = output[start + at..].first_chunk_mut()
         {
+            let not_after = match self.progress.sends(self.server) {
+                _ if mutant!("D15") => i64::MAX,
+                false => 0,
+                true => server_time,
+            };
             digits(place, u64::try_from(not_after).unwrap_or(0));
         }
     }
@@ -383,9 +415,8 @@ mod tests {
     use super::*;
     use crate::OwnerToken;
 
-    #[test]
-    fn a_request_is_encoded_once_and_the_time_is_each_servers() {
-        let claim = Claim {
+    fn claim() -> Claim {
+        Claim {
             resources: Arc::new([Resource::new("r").unwrap()]),
             mode: Mode::Exclusive,
             owner: OwnerToken::draw().unwrap(),
@@ -394,17 +425,42 @@ mod tests {
             turn: None,
             waits: true,
             progress: Arc::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_request_is_encoded_once_and_the_time_is_each_servers() {
+        let claim = claim();
         let request = Request::acquire(&Keys::of("p:", &claim.resources), &claim, Instant::now());
-        let (keys, args) = request.keys_and_args(1_234);
+        let (keys, args) = request.to(0).keys_and_args(1_234);
         assert_eq!(keys, ["p:r", "polylock:fence:{p:r}", "polylock:writer:{p:r}"]);
         assert_eq!(request.first_key(), "p:r");
         let (token, fence) = args[4].split_once(' ').unwrap();
         assert_eq!((&args[0][..], &args[1][..], &args[3][..]), (claim.owner.as_str(), "2", "0000000000001234"));
         assert_eq!((token, token.len()), (&args[2][..], DIGITS));
         assert!(fence.starts_with(claim.owner.as_str()) && fence.ends_with("\nl"));
-        assert_eq!(request.until(Instant::now()).keys_and_args(7).1[3], "0000000000000007");
+        assert_eq!(request.until(Instant::now()).to(0).keys_and_args(7).1[3], "0000000000000007");
         claim.progress.give_up();
-        assert_eq!(request.keys_and_args(1_234).1[3], "0000000000000000");
+        assert_eq!(request.to(0).keys_and_args(1_234).1[3], "0000000000000000");
+    }
+
+    #[test]
+    fn only_where_something_was_sent_before_it_was_over_is_there_a_doubt() {
+        let claim = claim();
+        let (keys, progress) = (Keys::of("p:", &claim.resources), &claim.progress);
+        let request = Request::acquire(&keys, &claim, Instant::now());
+        progress.track();
+        (0..3).for_each(|server| progress.doubt(server));
+        assert!(progress.is_unsent() && progress.is_certain());
+        // What cannot be granted is nothing.
+        Request::release(&keys, &claim, Instant::now()).to(0).keys_and_args(1_234);
+        assert!(progress.is_unsent());
+        request.to(1).keys_and_args(1_234);
+        progress.give_up();
+        assert_eq!(request.to(2).keys_and_args(1_234).1[3], "0000000000000000");
+        assert_eq!([0, 1, 2].map(|server| progress.is_in_doubt(server)), [false, true, false]);
+        assert!(!progress.is_unsent() && !progress.is_certain());
+        progress.resolve(1);
+        assert!(!progress.is_unsent() && progress.is_certain());
     }
 }

@@ -21,7 +21,7 @@ use futures_util::{
 use super::{
     call::{CallError, Reply},
     node::Node,
-    request::{self, Answer, Answered, Request, Server},
+    request::{self, Answer, Answered, Errand, Request, Server},
 };
 use crate::{
     Error,
@@ -179,8 +179,8 @@ impl Round {
 
 impl Ticket {
     /// What is asked.
-    pub(super) fn request(&self) -> &Arc<Request> {
-        &self.round.request
+    pub(super) fn errand(&self) -> Errand {
+        self.round.request.to(self.index)
     }
 
     /// Who drives the connection that it is to be asked on.
@@ -216,7 +216,7 @@ impl Ticket {
     pub(super) fn reply(self, reply: Reply) {
         match (reply, &self.through) {
             (Err(so_far @ (CallError::NoScript | CallError::Unanswered(_))), Some((node, _)))
-                if Instant::now() < self.request().expires && !self.is_void() =>
+                if Instant::now() < self.round.request.expires && !self.is_void() =>
             {
                 runtime::spawn(Arc::clone(node).finish(self, Some(so_far)));
             }
@@ -227,7 +227,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // The caller went away before it was sent, or the engine has stopped: then it may have been.
+        // The caller went away, or the engine has stopped. Whether it was sent before, the claim's progress knows.
         self.hand_in(Err(CallError::Unanswered(Error::unavailable("the engine has stopped"))));
     }
 }

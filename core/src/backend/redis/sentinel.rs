@@ -27,7 +27,7 @@ use super::{
     config::{Address, NodeConfig},
     node::Node,
     open::OPEN_TIMEOUT,
-    request::{Answer, Answered, Request, Server, counted},
+    request::{Answer, Answered, Errand, Server, counted},
     restart::Run,
     subscriber::Locate,
 };
@@ -201,12 +201,12 @@ impl SentinelServer {
         }
     }
 
-    async fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> Answer {
+    async fn run(self: Arc<Self>, request: Errand, driver: Driver) -> Answer {
         let expires = request.expires;
         let (mut unanswered, mut pause) = (None, FIRST_PAUSE);
         loop {
             let error = match self.node(expires).await {
-                Ok(node) => match Arc::clone(&node).run(Arc::clone(&request), driver.clone(), false).await {
+                Ok(node) => match Arc::clone(&node).run(request.clone(), driver.clone(), false).await {
                     Ok(Answered { value, repeated }) => {
                         super::clock_was_set(&value).inspect(|now| node.set_clock(&driver, *now));
                         return Ok(Answered { value, repeated: repeated || unanswered.is_some() });
@@ -255,7 +255,7 @@ impl Server for SentinelServer {
         &self.stats
     }
 
-    fn run(self: Arc<Self>, request: Arc<Request>, driver: Driver) -> BoxFuture<'static, Answer> {
+    fn run(self: Arc<Self>, request: Errand, driver: Driver) -> BoxFuture<'static, Answer> {
         async move { counted(&self.stats, Self::run(Arc::clone(&self), request, driver)).await }.boxed()
     }
 

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use super::{
     RedisBackend,
     call::{CallError, Reply},
-    request::{Answer, Answered, Request, Server},
+    request::{Answer, Answered, Errand, Request, Server},
     restart::Run,
     script,
     subscriber::Subscriptions,
@@ -193,7 +193,7 @@ impl Server for Remote {
         *self.known_run.lock().unwrap()
     }
 
-    fn run(self: Arc<Self>, request: Arc<Request>, _: Driver) -> BoxFuture<'static, Answer> {
+    fn run(self: Arc<Self>, request: Errand, _: Driver) -> BoxFuture<'static, Answer> {
         async move {
             let expires = request.expires;
             let Some(run) = self.connect(expires).await else {

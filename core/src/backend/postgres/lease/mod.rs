@@ -106,6 +106,10 @@ impl LeaseBackend {
             let want = asked_for.keys.iter().all(|key| self.listener.hears(key));
             let (statement, params) = asked_for.acquire([&ttl, &not_after, &self.config.host, &pid, &label, &want]);
             let on_its_way = OnItsWay::new(self, claim, &connection);
+            if !claim.progress.sends(0) {
+                on_its_way.ended(true);
+                return Attempt::Refused(Error::closed());
+            }
             let answer = connection.query(statement, &params, expires).await;
             on_its_way.ended(!answer.as_ref().is_err_and(Failure::is_ambiguous));
             let seen = match answer {
