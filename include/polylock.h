@@ -1275,9 +1275,9 @@ enum polylock_status polylock_future_free(polylock_future future);
  * readable; a future that is started on the queue then runs on the loop, and no other thread is woken for it.
  * One thread at a time may turn a queue, or wait for its futures.
  *
- * Turn it for as long as something is to be acquired on it: those of the same manager that wait for the same resource
- * wait in one line, and who is first there and is not turned keeps the others waiting. Cancel it, or use a manager of
- * its own, if the loop may stand still.
+ * Turn it for as long as something is to be acquired on it. Those of the same manager that wait for the same
+ * resource wait in one line: who is first there and is not turned keeps the others waiting for about three seconds,
+ * and is then passed.
  *
  * @param queue out: the queue, to be freed with polylock_queue_free.
  * @return POLYLOCK_ERR_INTERNAL if the system gives no descriptor.

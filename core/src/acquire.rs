@@ -10,6 +10,8 @@
 //!   passed; it is given back and never returned.
 //! * *It is released between a refused attempt and the watch for that*: the watch reports a change as
 //!   soon as it stands, and every sleep is bounded by the holder's remaining time and by [`LONGEST_SLEEP`].
+//! * *Nobody drives the future*: it is passed by those behind it in line ([`waiters`](crate::waiters)), and waits to come up again
+//!   when it is driven.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -180,6 +182,11 @@ impl Waiting<'_> {
                     }
                     sleep_until(now.after(self.back_off())).await;
                 }
+            }
+            // It may have been passed. The order of the lines is kept: it waits in the last one alone.
+            places.iter().for_each(Place::shows_up);
+            if let Some(last) = places.last() {
+                last.first().await;
             }
         }
     }

@@ -115,8 +115,16 @@ pub(crate) fn pause(process: ProcessId, pause: Duration) {
     with(|world| world.paused_until[process] = world.now.after(pause));
 }
 
+/// Does `act` in a world of so many processes, which ends with it.
+pub(crate) fn in_a_world<T>(processes: usize, act: impl FnOnce() -> T) -> T {
+    start(processes);
+    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+    end();
+    acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Starts a world of so many processes on this thread, at a time when servers have been up for long.
-pub(crate) fn start(processes: usize) {
+fn start(processes: usize) {
     let now = Instant::at(Duration::from_secs(1_000_000));
     let world = World {
         now,
@@ -131,7 +139,7 @@ pub(crate) fn start(processes: usize) {
 }
 
 /// Ends the world.
-pub(crate) fn end() {
+fn end() {
     // What is left is dropped with the world gone: it must not find its way back.
     let world = WORLD.with_borrow_mut(Option::take);
     if let Some(world) = world {

@@ -42,6 +42,7 @@ backends! {
         is_not_reentrant
         tries_once
         those_in_line_time_out
+        who_stands_still_is_passed
         releases_once
         releases_when_dropped
         extends

@@ -7,6 +7,7 @@ import contextvars
 import gc
 import os
 import random
+import re
 import select
 import threading
 import time
@@ -284,6 +285,40 @@ def test_several_loops_in_several_threads_share_a_manager(url: str, name: str) -
         thread.join()
     assert len(tokens) == 80
     assert tokens == sorted(set(tokens))
+
+
+def test_a_blocked_loop_does_not_hold_up_the_others_in_line(url: str, name: str) -> None:
+    locks = polylock.asyncio.connect(url)
+    blocked, goes_on = threading.Event(), threading.Event()
+
+    async def stand_still() -> None:
+        waiter = asyncio.create_task(locks.acquire(name))
+        # What it has asked is answered: else it might be granted yet.
+        while re.search(r'answer="busy"} [1-9]', locks.metrics_text()) is None:
+            await asyncio.sleep(0.001)
+        blocked.set()
+        goes_on.wait()
+        await (await waiter).release()
+
+    async def main() -> float:
+        holder = await locks.acquire(name)
+        thread.start()
+        blocked.wait()
+        waiter = asyncio.create_task(locks.acquire(name, wait=20))
+        await asyncio.sleep(0)
+        await holder.release()
+        released = time.monotonic()
+        await (await waiter).release()
+        return time.monotonic() - released
+
+    thread = threading.Thread(target=asyncio.run, args=(stand_still(),))
+    try:
+        assert asyncio.run(main()) < 6
+        assert locks.waiting(name) == 1
+    finally:
+        goes_on.set()
+        thread.join()
+    assert locks.waiting(name) == 0
 
 
 @pytest.mark.parametrize("factory", LOOPS, ids=["selector", "uvloop"])

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use polylock::{Acquire, ErrorKind, Release};
+use polylock::{
+    Acquire, ErrorKind, Release,
+    host::{CompletionQueue, Started},
+};
 
 use super::{ANSWERED, LONG, SLACK, Store, long, ms, soon, until_waiting};
 
@@ -117,6 +120,51 @@ pub async fn those_in_line_time_out(store: Store) {
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     }
     lease.release().await.unwrap();
+}
+
+/// The first in line waits on a queue that nobody turns.
+pub async fn who_stands_still_is_passed(store: Store) {
+    let (locks, name) = (store.manager(), store.name("r"));
+    let lease = soon(&locks, &name).await;
+    let queue = CompletionQueue::new().unwrap();
+    let operation = {
+        let (locks, name, driver) = (locks.clone(), name.clone(), queue.driver());
+        async move { locks.acquire_by(&name, long(), &driver).await }
+    };
+    let Started::Pending(still) = queue.start(operation).unwrap() else { panic!("it is held") };
+    // What it has asked is answered: else it might be granted yet.
+    while locks.metrics().unwrap().total("polylock.attempts", &[("answer", "busy")]) < 1.0 {
+        assert!(queue.turn().is_empty());
+        tokio::time::sleep(ms(1)).await;
+    }
+    let behind: Vec<_> = (2..=4)
+        .map(|_| {
+            let (locks, name) = (locks.clone(), name.clone());
+            tokio::spawn(async move {
+                let lease = soon(&locks, &name).await;
+                lease.release().await
+            })
+        })
+        .collect();
+    until_waiting(&locks, &name, 4).await;
+    lease.release().await.unwrap();
+    let released = Instant::now();
+    for waiter in behind {
+        assert_eq!(waiter.await.unwrap().unwrap(), Release::Released);
+    }
+    let waited = released.elapsed();
+    assert!(waited < ms(3000) + SLACK, "{waited:?}");
+    assert_eq!((locks.waiting(&name).unwrap(), queue.pending()), (1, 1));
+    // It comes to life.
+    let turning = tokio::task::spawn_blocking(move || {
+        loop {
+            if let Some((id, acquired)) = queue.turn_within(LONG).pop() {
+                break (id, acquired.unwrap());
+            }
+        }
+    });
+    let (id, lease) = turning.await.unwrap();
+    assert_eq!((id, lease.release().await.unwrap()), (still, Release::Released));
 }
 
 pub async fn refuses_bad_arguments(store: Store) {

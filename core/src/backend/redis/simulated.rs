@@ -37,7 +37,7 @@ use crate::{
     connect::Options,
     engine::{driver::Driver, timer},
     metrics::NodeStats,
-    simulation,
+    simulation::{self, in_a_world},
 };
 
 const SERVERS: usize = 5;
@@ -396,13 +396,6 @@ fn manager(machines: &Machines, world: World, loss: f64, calm: &Arc<AtomicBool>,
 }
 
 /// Has `act` happen in a simulated world of so many processes, which ends in any case.
-fn in_a_world<T>(processes: usize, act: impl FnOnce() -> T) -> T {
-    simulation::start(processes);
-    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
-    simulation::end();
-    acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
 /// Plays one seed; answers how many leases were granted.
 fn play(seed: u64, world: World, look: impl Fn(&History)) -> u32 {
     fastrand::seed(seed);
