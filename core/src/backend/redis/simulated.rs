@@ -43,6 +43,8 @@ use crate::{
 const SERVERS: usize = 5;
 const CLIENTS: usize = 4;
 const TTL: Duration = Duration::from_millis(1000);
+/// By how many ms the clients' wall clocks differ at most.
+const CLOCKS_DIFFER: u64 = 100;
 
 /// What a server knows, and the scripts as they work on it.
 #[derive(Default)]
@@ -342,9 +344,13 @@ async fn troubles(machines: Machines, world: World, mut rng: Rng) {
         }
         let index = rng.usize(0..SERVERS);
         let machine = Arc::clone(&machines[index]);
-        machine.lock().unwrap().away = true;
+        if std::mem::replace(&mut machine.lock().unwrap().away, true) {
+            continue;
+        }
         let forgets = index < world.forgetful;
-        simulation::after(Duration::from_millis(rng.u64(1..1500)), move || {
+        // A server that forgot gives tokens by the clients' clocks alone: it is away for longer than these differ.
+        let shortest = if forgets { CLOCKS_DIFFER } else { 1 };
+        simulation::after(Duration::from_millis(rng.u64(shortest..1500)), move || {
             let mut machine = machine.lock().unwrap();
             machine.away = false;
             if forgets {
@@ -410,7 +416,7 @@ fn play_on(mut rng: Rng, world: World, look: impl Fn(&History)) -> u32 {
     let calm = Arc::new(AtomicBool::new(false));
     for process in 1..=CLIENTS {
         // Their wall clocks, which fencing tokens are proposed by, need not agree.
-        simulation::set_ahead(process, Duration::from_millis(rng.u64(0..100)));
+        simulation::set_ahead(process, Duration::from_millis(rng.u64(0..CLOCKS_DIFFER)));
         let locks = manager(&machines, world, loss, &calm, &mut rng);
         simulation::spawn_in(process, client(locks, Rc::clone(&history), world, rng.fork()));
     }
