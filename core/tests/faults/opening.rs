@@ -1,4 +1,4 @@
-//! Connections that are still being opened when whoever asked for them has gone.
+//! Who goes away, or closes, while a connection is being opened for him, or the first answer on it is on its way.
 
 use std::{
     sync::{
@@ -145,13 +145,28 @@ async fn closing_while_a_quorum_is_connected_to() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn closing_while_a_cluster_is_connected_to() {
+/// A cluster of one server, which says that it is where the proxy is.
+async fn cluster() -> (Server, Proxy, String) {
     let server = Server::of_a_cluster();
     let proxy = Proxy::before(server.port).await;
     let _: () = server.ask(&["CONFIG", "SET", "cluster-announce-port", &proxy.port.to_string()]);
     let _: () = server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let url = proxy.url().replace("redis:", "redis+cluster:");
+    (server, proxy, url)
+}
+
+/// A primary that its sentinel takes to be where the proxy is.
+async fn watched() -> (Server, Server, Proxy, String) {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port).await;
+    let sentinel = Server::sentinel(&format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", proxy.port));
+    let url = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port);
+    (server, sentinel, proxy, url)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_while_a_cluster_is_connected_to() {
+    let (_server, proxy, url) = cluster().await;
     for connected in [false, true] {
         closing_is_not_held_up(std::slice::from_ref(&url), &[&proxy], connected).await;
     }
@@ -159,11 +174,76 @@ async fn closing_while_a_cluster_is_connected_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_while_a_primary_is_connected_to() {
-    let server = Server::start();
-    let proxy = Proxy::before(server.port).await;
-    let sentinel = Server::sentinel(&format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", proxy.port));
-    let url = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port);
+    let (_server, _sentinel, proxy, url) = watched().await;
     for connected in [false, true] {
         closing_is_not_held_up(std::slice::from_ref(&url), &[&proxy], connected).await;
+    }
+}
+
+/// Closing reads what was answered to an attempt that was given up, or whose queue is not turned: it need not wait until
+/// nothing can come of it any more. Its connection leads through `proxy`; somebody else holds the lock, so that no release
+/// tells what became of it.
+async fn closing_reads_the_answer(url: &str, proxy: &Proxy, server: &Server, given_up: bool, connected: bool) {
+    let (name, others) = (fresh("r"), polylock::connect(url).lazy().unwrap());
+    proxy.heal();
+    let held = soon(&others, &name).await;
+    let locks = polylock::connect(url).node_timeout(PATIENT).lazy().unwrap();
+    let mut queue = Some(CompletionQueue::new().unwrap());
+    let turn = |queue: &Option<CompletionQueue<_>>| queue.iter().flat_map(CompletionQueue::turn).collect::<Vec<_>>();
+    if connected {
+        let id = queue.as_ref().map(|queue| start(queue, &locks, &fresh("first"))).unwrap();
+        let mut told = Vec::new();
+        eventually(SLACK, "the first is granted", || {
+            told.extend(turn(&queue));
+            matches!(&told[..], [(of, Ok(_))] if *of == id)
+        })
+        .await;
+    }
+    let (gate, acquires) = (Gate::new(), Arc::<AtomicUsize>::default());
+    proxy.rule({
+        let (gate, acquires) = (Arc::clone(&gate), Arc::clone(&acquires));
+        move |request| {
+            acquires.fetch_add(is_acquire(request).into(), Ordering::Relaxed);
+            if is_acquire(request) { Fate::Hold(Arc::clone(&gate)) } else { Fate::Pass }
+        }
+    });
+    let id = queue.as_ref().map(|queue| start(queue, &locks, &name)).unwrap();
+    eventually(SLACK, "it is asked for", || {
+        assert!(turn(&queue).is_empty());
+        acquires.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    if given_up {
+        assert!(queue.take().is_some_and(|queue| queue.cancel(id)));
+    }
+    gate.open();
+    assert!(timeout(SLACK, locks.close()).await.is_ok(), "closing waits");
+    assert_eq!(server.get(&name).as_deref(), Some(held.owner_token().as_str()));
+    held.release().await.unwrap();
+    assert_eq!(server.get(&name), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_while_a_server_answers() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port).await;
+    closing_reads_the_answer(&proxy.url(), &proxy, &server, true, false).await;
+    closing_reads_the_answer(&proxy.url(), &proxy, &server, true, true).await;
+    closing_reads_the_answer(&proxy.url(), &proxy, &server, false, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_while_a_cluster_answers() {
+    let (server, proxy, url) = cluster().await;
+    for connected in [false, true] {
+        closing_reads_the_answer(&url, &proxy, &server, true, connected).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_while_a_primary_answers() {
+    let (server, _sentinel, proxy, url) = watched().await;
+    for connected in [false, true] {
+        closing_reads_the_answer(&url, &proxy, &server, true, connected).await;
     }
 }

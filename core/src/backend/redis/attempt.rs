@@ -13,7 +13,7 @@ use super::{
     release::Overtaken,
     request::{self, Request},
     restart,
-    round::{Answers, Late},
+    round::Answers,
 };
 use crate::{
     Error,
@@ -115,13 +115,8 @@ impl RedisBackend {
                 }
             }
         };
-        // An attempt that is known to have come to its end need not be undone for as long as it might come.
-        let forsaken = || {
-            let progress = Arc::clone(&claim.progress);
-            Arc::new(move |index, answer| note(&progress, index, &answer, false)) as Late
-        };
         let first = self.untried.load(Ordering::Relaxed) && self.untried.swap(false, Ordering::Relaxed);
-        self.ask(request, driver, decide, late, Some(&forsaken), self.grace(claim, first)).await
+        self.ask(request, driver, decide, late, self.grace(claim, first)).await
     }
 
     /// Gives back a part that would be in the way of the caller's next attempt, which comes when he likes. The release goes
@@ -144,7 +139,7 @@ impl RedisBackend {
         while Instant::now() < expires {
             let request = Request::raise(keys, claim, token, expires);
             let to = holders.iter().map(|index| (*index, &self.nodes[*index]));
-            let mut raises = Answers::ask(to, &request, driver, None);
+            let mut raises = Answers::ask(to, &request, driver);
             let (mut confirmed, mut higher) = (0, token);
             for _ in holders {
                 // Not held up by one that has just fallen silent.
@@ -189,7 +184,7 @@ impl RedisBackend {
 }
 
 /// Notes what an answer to an attempt tells of that node, and that it holds, if it `counts`.
-fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: bool) {
+pub(super) fn note(progress: &Progress, index: usize, answer: &request::Answer, counts: bool) {
     match answer {
         Ok(answered) => {
             let granted = granted(&answered.value).is_some();

@@ -307,6 +307,11 @@ impl Server for Cluster {
         .boxed()
     }
 
+    fn look(&self) {
+        let nodes: Vec<_> = self.map().nodes.values().cloned().collect();
+        nodes.iter().for_each(|node| node.look());
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

@@ -77,7 +77,7 @@ impl RedisBackend {
                 _ => {}
             }
         };
-        match self.ask(&request, driver, decide, late, None, self.grace(claim, false)).await {
+        match self.ask(&request, driver, decide, late, self.grace(claim, false)).await {
             Some(Verdict::Won) => {
                 for index in missing {
                     repair(claim, &repairs(claim, &self.prefix), index, &self.nodes, sits_out);

@@ -203,7 +203,7 @@ impl RedisBackend {
                 (freed > 0 && nodes - freed - not < majority(nodes)).then_some(true)
             }
         };
-        let decided = self.ask(&request, driver, decide, |_| |_, _| {}, None, Duration::ZERO).await;
+        let decided = self.ask(&request, driver, decide, |_| |_, _| {}, Duration::ZERO).await;
         decided.ok_or_else(|| out_of_reach(errors))
     }
 }

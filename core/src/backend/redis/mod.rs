@@ -11,6 +11,8 @@
 //!   on the server's clock and does nothing.
 //! * *It is given up before a connection is there to send it on*: what was not sent to a node is not in doubt there,
 //!   and there is nothing to undo where nothing was sent at all (see [`Progress`](super::Progress)).
+//! * *It is given up while an answer is on its way, or closing ends it whose caller does not go on*: what the answer tells is
+//!   noted where it is read, so that the undoing need not go on for as long as something might come of it.
 //! * *The undoing overtakes the attempt*, which goes by another connection: it finds nothing, and the grant that comes
 //!   then is given back as soon as its answer is read, as well as when the undoing looks again.
 //! * *A node answers after the attempt was decided*: if the attempt was won it counts as one more holder; if it was
@@ -77,7 +79,7 @@ use self::{
     node::Node,
     quorum::{Verdict, verdict},
     request::{Request, Server},
-    round::{Answers, Late},
+    round::Answers,
     sentinel::SentinelServer,
     subscriber::{Locate, Subscriptions},
 };
@@ -224,21 +226,20 @@ impl RedisBackend {
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes that
     /// have not answered by then are waited for during `grace`, unless they were behind the last time. If there are any,
-    /// `late` makes what sees their answers, wherever they are read. If the caller goes away before, `forsaken` does.
+    /// `late` makes what sees their answers, wherever they are read.
     async fn ask<D, L>(
         &self,
         request: &Arc<Request>,
         driver: &Driver,
         mut decide: impl FnMut(usize, request::Answer) -> Option<D>,
         late: impl FnOnce(&D) -> L,
-        forsaken: Option<&(dyn Fn() -> Late + Sync)>,
         grace: Duration,
     ) -> Option<D>
     where
         L: Fn(usize, request::Answer) + Send + Sync + 'static,
     {
         let grace = if mutant!("D16") { Duration::MAX } else { grace };
-        let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver, forsaken);
+        let mut answers = Answers::ask(self.nodes.iter().enumerate(), request, driver);
         let mut missing = (1_u32 << self.nodes.len()) - 1;
         while missing != 0 {
             let (index, answer) = answers.next().await;

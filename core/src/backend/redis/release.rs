@@ -60,7 +60,7 @@ impl RedisBackend {
                 }
             }
         };
-        let decided = self.ask(&request, driver, decide, late, None, self.grace(claim, false)).await;
+        let decided = self.ask(&request, driver, decide, late, self.grace(claim, false)).await;
         let release = decided.unwrap_or(match (unknown, released) {
             (0, 0) => Release::NotHeld,
             (0, _) => Release::Released,

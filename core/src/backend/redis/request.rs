@@ -328,6 +328,11 @@ impl Request {
         })
     }
 
+    /// The claim's, if this may grant it.
+    pub(super) fn attempt(&self) -> Option<&Progress> {
+        self.not_after.is_some().then_some(&*self.progress)
+    }
+
     /// It, to be sent to the backend's server of this index.
     pub(super) fn to(self: &Arc<Self>, server: usize) -> Errand {
         Errand { request: Arc::clone(self), server }
@@ -411,11 +416,11 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::OwnerToken;
 
-    fn claim() -> Claim {
+    pub(in super::super) fn claim() -> Claim {
         Claim {
             resources: Arc::new([Resource::new("r").unwrap()]),
             mode: Mode::Exclusive,

@@ -19,6 +19,7 @@ use futures_util::{
 };
 
 use super::{
+    attempt,
     call::{CallError, Reply},
     node::Node,
     request::{self, Answer, Answered, Errand, Request, Server},
@@ -26,12 +27,12 @@ use super::{
 use crate::{
     Error,
     clock::Instant,
-    engine::{driver::Driver, runtime},
+    engine::{driver::Driver, process, runtime},
     metrics::Sample,
 };
 
 /// What answers that come late are for.
-pub(super) type Late = Arc<dyn Fn(usize, Answer) + Send + Sync>;
+type Late = Arc<dyn Fn(usize, Answer) + Send + Sync>;
 
 pub(super) struct Round {
     request: Arc<Request>,
@@ -50,18 +51,19 @@ enum Phase {
     Open,
     /// It was decided without those that are missing.
     Decided(Late),
-    /// Nobody waits for it any more; what the answers tell is noted, if they may have done something.
-    Closed(Option<Late>),
+    /// Nobody waits for it any more.
+    Closed,
 }
 
-/// The caller's end of a round; dropping it leaves the answers that are missing to what `forsaken` makes, if to anybody.
-pub(super) struct Answers<'f> {
+/// The caller's end of a round. Dropping it while answers are missing gives up an attempt, if it is one; what is on its way
+/// is waited for in the background, and nothing else is sent.
+pub(super) struct Answers {
     round: Arc<Round>,
     /// How many are missing.
     missing: usize,
-    forsaken: Option<&'f (dyn Fn() -> Late + Sync)>,
-    /// What is yet to be done for some of them.
+    /// What is yet to be done for some of them, and the process whose connections it is done on.
     work: FuturesUnordered<BoxFuture<'static, ()>>,
+    generation: u32,
 }
 
 /// One server's part of a round. It is answered exactly once: dropping it is an answer as well.
@@ -73,19 +75,20 @@ pub(super) struct Ticket {
     through: Option<(Arc<Node>, Sample)>,
 }
 
-impl<'f> Answers<'f> {
+impl Answers {
     /// Sends `request` to the servers `to`.
     pub(super) fn ask<'a>(
         to: impl Iterator<Item = (usize, &'a Arc<dyn Server>)>,
         request: &Arc<Request>,
         driver: &Driver,
-        forsaken: Option<&'f (dyn Fn() -> Late + Sync)>,
     ) -> Self {
         let mut answers = Self::none(request, driver);
-        answers.forsaken = forsaken;
         for (index, server) in to {
             let ticket = answers.ticket(index);
             answers.work.extend(Arc::clone(server).send(ticket));
+        }
+        if !answers.work.is_empty() {
+            answers.generation = process::generation();
         }
         answers
     }
@@ -94,7 +97,7 @@ impl<'f> Answers<'f> {
     fn none(request: &Arc<Request>, driver: &Driver) -> Self {
         let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
         let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
-        Self { round, missing: 0, forsaken: None, work: FuturesUnordered::new() }
+        Self { round, missing: 0, work: FuturesUnordered::new(), generation: 0 }
     }
 
     fn ticket(&mut self, index: usize) -> Ticket {
@@ -131,10 +134,22 @@ impl<'f> Answers<'f> {
     }
 }
 
-impl Drop for Answers<'_> {
+impl Drop for Answers {
     fn drop(&mut self) {
-        if self.missing > 0 {
-            self.round.leave_to(Phase::Closed(self.forsaken.map(|forsaken| forsaken())));
+        if self.missing == 0 {
+            return;
+        }
+        let attempt = self.round.request.attempt();
+        if let Some(progress) = attempt {
+            // Before the answers are left: what comes of an attempt that is over is noted as it comes.
+            progress.give_up();
+        }
+        self.round.leave_to(Phase::Closed);
+        let work = mem::take(&mut self.work);
+        let awaited = !work.is_empty() && attempt.is_some_and(|progress| !progress.is_unsent());
+        if awaited && self.generation == process::generation() {
+            // What is sent to other servers meanwhile says that it is too late.
+            runtime::spawn(work.collect());
         }
     }
 }
@@ -157,6 +172,13 @@ impl Round {
     }
 
     fn answer(&self, index: usize, answer: Answer) {
+        // It may be that nobody looks at it any more. An attempt that is known to have come to its end need not be undone for
+        // as long as it might come.
+        if let Some(progress) = self.request.attempt()
+            && progress.is_over()
+        {
+            attempt::note(progress, index, &answer, false);
+        }
         let mut state = self.state();
         match &state.phase {
             Phase::Open => {
@@ -167,12 +189,12 @@ impl Round {
                     waker.wake();
                 }
             }
-            Phase::Decided(late) | Phase::Closed(Some(late)) => {
+            Phase::Decided(late) => {
                 let late = Arc::clone(late);
                 drop(state);
                 late(index, answer);
             }
-            Phase::Closed(None) => {}
+            Phase::Closed => {}
         }
     }
 }
@@ -195,7 +217,7 @@ impl Ticket {
 
     /// Whether nobody wants the answer any more.
     fn is_void(&self) -> bool {
-        matches!(self.round.state().phase, Phase::Closed(_))
+        matches!(self.round.state().phase, Phase::Closed)
     }
 
     /// Hands in the answer.
@@ -237,9 +259,12 @@ mod tests {
     use redis::Value;
 
     use super::*;
-    use crate::Resource;
+    use crate::{
+        Resource,
+        backend::redis::{keys::Keys, request::tests::claim},
+    };
 
-    fn round() -> (Answers<'static>, [Ticket; 3]) {
+    fn round() -> (Answers, [Ticket; 3]) {
         let request = Request::inspect("", &Resource::new("r").unwrap(), Instant::now());
         let mut answers = Answers::none(&request, &Driver::engine());
         let tickets = [0, 1, 2].map(|index| answers.ticket(index));
@@ -289,30 +314,45 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_forsaken_is_noted_whether_it_was_read_before_or_after() {
-        let noted: Arc<Mutex<Vec<_>>> = Arc::default();
-        let forsaken = || {
-            let noted = Arc::clone(&noted);
-            Arc::new(move |index: usize, answer: Answer| noted.lock().unwrap().push((index, answer.is_ok()))) as Late
-        };
-        let (mut answers, [first, second, third]) = round();
-        answers.forsaken = Some(&forsaken);
-        first.answer(yes());
-        assert!(matches!(answers.next().await, (0, Ok(_))));
-        second.answer(yes());
+    async fn what_comes_of_an_attempt_that_is_over_is_noted_whether_anybody_looks_at_it() {
+        let claim = claim();
+        let progress = &claim.progress;
+        let busy = || Ok(Answered { value: Value::Array(vec![Value::Int(0), Value::Int(1)]), repeated: false });
+        let doubts = || [0, 1, 2, 3].map(|index| progress.is_in_doubt(index));
+        let request = Request::acquire(&Keys::of("", &claim.resources), &claim, Instant::now());
+        let mut answers = Answers::none(&request, &Driver::engine());
+        let [first, second, third, fourth] = [0, 1, 2, 3].map(|index| {
+            progress.doubt(index);
+            assert!(progress.sends(index));
+            answers.ticket(index)
+        });
+        first.answer(busy());
+        assert_eq!(doubts(), [true; 4]);
+        // Closing ends it, whose caller may not go on.
+        progress.give_up();
+        second.answer(busy());
+        assert_eq!(doubts(), [true, false, true, true]);
         drop(answers);
+        assert_eq!(doubts(), [false, false, true, true]);
         third.reply(Err(CallError::NoScript));
-        assert_eq!(*noted.lock().unwrap(), [(1, true), (2, false)]);
+        // It was granted, so it has to be given back.
+        fourth.answer(yes());
+        assert_eq!(doubts(), [false, false, false, true]);
     }
 
     #[tokio::test]
-    async fn where_no_answer_is_missing_nothing_is_made_for_it() {
-        let forsaken = || -> Late { unreachable!("every answer was seen") };
-        let (mut answers, tickets) = round();
-        answers.forsaken = Some(&forsaken);
-        for ticket in tickets {
-            ticket.answer(yes());
-            assert!(matches!(answers.next().await, (_, Ok(_))));
+    async fn an_attempt_is_over_when_its_caller_leaves_before_the_answers() {
+        for leaves in [false, true] {
+            let claim = claim();
+            let request = Request::acquire(&Keys::of("", &claim.resources), &claim, Instant::now());
+            let mut answers = Answers::none(&request, &Driver::engine());
+            let ticket = answers.ticket(0);
+            if !leaves {
+                ticket.answer(yes());
+                assert!(matches!(answers.next().await, (0, Ok(_))));
+            }
+            drop(answers);
+            assert_eq!(claim.progress.is_over(), leaves);
         }
     }
 }

@@ -278,6 +278,11 @@ impl Server for SentinelServer {
         async { Ok(vec![self as Arc<dyn Server>]) }.boxed()
     }
 
+    fn look(&self) {
+        let node = self.primary().node.clone();
+        node.iter().for_each(|node| node.look());
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
