@@ -48,7 +48,8 @@
  *
  * Options. A lock is exclusive, waits for as long as it takes and is renewed in the background unless the options say
  * otherwise: polylock_options_set_shared, polylock_options_set_permit (a semaphore), _set_ttl_ms, _set_wait_ms … They
- * hold for every way to acquire: blocking, tried once, of several resources, as a future, on a queue.
+ * hold for every way to acquire: blocking, tried once, as a future, on a queue, and of several resources, which can only be
+ * had exclusively.
  *
  * fork. In the child, objects of the parent answer POLYLOCK_ERR_FORKED and stay the parent's; new ones work. Options
  * and errors may be used and freed in both.
@@ -453,7 +454,7 @@ const char *polylock_loss_name(int reason);
 const char *polylock_mode_name(int mode);
 
 /**
- * Releases every lease of this process, closes its managers, and stops the library's threads; returns within
+ * Releases every lease of this process, closes the managers that were used, and stops the library's threads; returns within
  * about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
  * program that ends without this call, expires on its server by its ttl. No lease is held when it returns.
  *
@@ -1108,8 +1109,8 @@ enum polylock_status polylock_on_event(polylock_manager manager,
 enum polylock_status polylock_subscription_free(polylock_subscription subscription);
 
 /**
- * Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments, and a manager of the
- * parent process, show in the future.
+ * Starts to acquire a resource, as polylock_acquire does, and returns at once. What the engine has against the arguments,
+ * and a manager of the parent process, show in the future; what is no handle or no UTF-8 shows at once.
  *
  * @param queue 0: the engine drives it, on a thread of its own. Else the queue does, when it is turned.
  * @param future out: take the lease out of it with polylock_future_take_lease, and free it with
@@ -1305,7 +1306,8 @@ enum polylock_status polylock_queue_turn(polylock_queue queue,
                                          polylock_error *err);
 
 /**
- * Ends the handle of a queue, cancels its futures and closes its descriptor: stop watching it first. The futures'
+ * Ends the handle of a queue, cancels its futures and closes its descriptor: stop watching it first. (What is under way on
+ * the engine may keep the file open for some milliseconds more.) The futures'
  * handles stay, ready with POLYLOCK_ERR_CLOSED. 0 is allowed.
  *
  * @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.

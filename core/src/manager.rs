@@ -59,8 +59,8 @@ pub(crate) struct Manager {
     pub(crate) subscribers: Subscribers,
     generation: u32,
     enrolled: AtomicBool,
-    /// See [`Manager::abandon`].
-    abandoned: AtomicBool,
+    /// Closing is over: nothing is asked of the backend any more.
+    over: AtomicBool,
     closed: watch::Sender<bool>,
 }
 
@@ -79,7 +79,7 @@ impl LockManager {
             subscribers: Subscribers::default(),
             generation: process::generation(),
             enrolled: AtomicBool::new(false),
-            abandoned: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             closed: watch::Sender::new(false),
         };
         Self(Arc::new(Guarded(Some(Arc::new(manager)))))
@@ -223,8 +223,18 @@ impl Manager {
         self.undoing.close();
         self.undoing.wait().await;
         self.backend.drain().await;
+        self.end();
+    }
+
+    /// Of several who close it, the first to be done ends it for all: what it knew of has been undone.
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
         self.backend.close();
         self.subscribers.close();
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 }
 
@@ -233,16 +243,11 @@ impl Manager {
     /// Lets go of what closing has left. Its leases are not held any more, and whatever of them is on the server
     /// expires there: nothing is done in the background from now on, which would take a new engine.
     pub(crate) fn abandon(self: &Arc<Self>) {
-        self.abandoned.store(true, Ordering::Release);
+        self.over.store(true, Ordering::Release); // before what is left ends in the background
         for held in self.leases.all() {
             held.abandon();
         }
-        self.backend.close();
-        self.subscribers.close();
-    }
-
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire)
+        self.end();
     }
 }
 

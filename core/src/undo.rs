@@ -113,7 +113,7 @@ pub(crate) fn in_background(manager: &Arc<Manager>, claim: Claim, settles: Insta
 }
 
 fn spawn(manager: &Arc<Manager>, claim: Claim, settles: Instant, wakes: bool) {
-    if manager.check_process().is_err() || manager.is_abandoned() {
+    if manager.check_process().is_err() || manager.is_over() {
         return;
     }
     // From now on nothing of it is sent that could be granted, whether its caller goes on or not.
@@ -127,7 +127,7 @@ async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant, wakes: bool
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
     let expired = settles.max(Instant::now()).after(claim.ttl).after(manager.drift.of(claim.ttl));
     let mut pause = FIRST_PAUSE;
-    while !claim.progress.is_unsent() {
+    while !claim.progress.is_unsent() && !manager.is_over() {
         let asked = Instant::now();
         if manager.is_closed() {
             // Closing waits for this: what has been answered already spares the wait until nothing can be granted.

@@ -1,28 +1,21 @@
-//! What C wants to be called, and the one thread that calls it.
-//!
-//! Callbacks run neither on the engine's threads, which a slow one would hold up, nor inside the call that
-//! made them due, where the caller may hold a lock of its own. The thread starts with the first callback
-//! that is registered, and ends with polylock_shutdown.
+//! What C wants to be called, by the [callback thread](dispatcher).
 
 use std::{
     ffi::{CString, c_void},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
-    thread::ThreadId,
-    time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
-use engine::{Error, ErrorKind, Event, LossReason, Result, host};
+use engine::{Event, LossReason};
 
 use crate::{
     abi::{
         polylock_event_callback, polylock_finalizer, polylock_log_callback, polylock_log_level,
         polylock_lost_callback, polylock_ready_callback,
     },
+    dispatcher,
     future::Shared,
     observe::EventText,
 };
@@ -49,9 +42,7 @@ impl Drop for Userdata {
         let Some(finalizer) = self.finalizer else { return };
         // Perhaps inside the engine, under a lock that the finalizer may want: so not here.
         let finalize = Finalize { pointer: self.pointer, finalizer };
-        if let Ok(dispatcher) = dispatcher() {
-            dispatcher.run(move || drop(finalize));
-        }
+        dispatcher::run(move || drop(finalize));
     }
 }
 
@@ -74,7 +65,7 @@ impl Drop for Finalize {
 /// Calls `callback` on the callback thread when the lease with the handle `lease` was lost.
 pub(crate) fn lost(callback: polylock_lost_callback, lease: u64, reason: LossReason, userdata: Userdata) {
     let Some(function) = callback else { return };
-    later(move || {
+    dispatcher::run(move || {
         // SAFETY: C gave the function with this userdata, which is not finalized before the call is over.
         unsafe { function(lease, Some(reason).into(), userdata.pointer) }
         drop(userdata);
@@ -84,7 +75,7 @@ pub(crate) fn lost(callback: polylock_lost_callback, lease: u64, reason: LossRea
 /// Calls `callback` on the callback thread, as `future` is ready; unless it is freed before.
 pub(crate) fn ready(callback: polylock_ready_callback, future: &Arc<Shared>, userdata: Userdata) {
     let (Some(function), future) = (callback, Arc::clone(future)) else { return };
-    later(move || {
+    dispatcher::run(move || {
         if !future.is_freed() {
             // SAFETY: as in `lost`.
             unsafe { function(future.handle(), userdata.pointer) }
@@ -102,7 +93,7 @@ pub(crate) fn log(
     told: impl FnOnce() + Send + 'static,
 ) {
     let Some(function) = callback else { return };
-    later(move || {
+    dispatcher::run(move || {
         // SAFETY: as in `lost`, and the message lives until the call is over.
         unsafe { function(level, message.as_ptr(), userdata.pointer) }
         told();
@@ -117,7 +108,7 @@ pub(crate) fn events(
     ended: &Arc<AtomicBool>,
 ) {
     let (Some(function), userdata, ended) = (callback, Arc::clone(userdata), Arc::clone(ended)) else { return };
-    later(move || {
+    dispatcher::run(move || {
         for event in events.iter().filter_map(EventText::new) {
             if ended.load(Ordering::Acquire) {
                 break;
@@ -139,91 +130,4 @@ pub(crate) fn events(
         }
         drop(userdata);
     });
-}
-
-fn later(job: impl FnOnce() + Send + 'static) {
-    if let Ok(dispatcher) = dispatcher() {
-        dispatcher.run(job);
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The callback thread of one process.
-pub(crate) struct Dispatcher {
-    generation: u32,
-    jobs: mpsc::Sender<Option<Job>>,
-    thread: ThreadId,
-}
-
-static DISPATCHER: ArcSwapOption<Dispatcher> = ArcSwapOption::const_empty();
-
-/// The callback thread, started if it does not run.
-///
-/// # Errors
-/// `Internal` if the system gives no thread.
-pub(crate) fn dispatcher() -> Result<Arc<Dispatcher>> {
-    loop {
-        let current = DISPATCHER.load_full();
-        if let Some(dispatcher) = &current
-            && dispatcher.generation == host::generation()
-        {
-            return Ok(Arc::clone(dispatcher));
-        }
-        let started = Arc::new(Dispatcher::start()?);
-        let found = DISPATCHER.compare_and_swap(&current, Some(Arc::clone(&started)));
-        if same(found.as_ref(), current.as_ref()) {
-            // The parent's, if there was one: its thread is not here, and its queue may be in any state.
-            std::mem::forget(current);
-        } else {
-            started.stop(Duration::ZERO); // another thread was first
-        }
-    }
-}
-
-fn same(one: Option<&Arc<Dispatcher>>, other: Option<&Arc<Dispatcher>>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-        (None, None) => true,
-        _ => false,
-    }
-}
-
-/// Ends the callback thread once it has done what is due; waits for that up to `timeout`.
-pub(crate) fn stop(timeout: Duration) {
-    let Some(dispatcher) = DISPATCHER.swap(None) else { return };
-    if dispatcher.generation == host::generation() {
-        dispatcher.stop(timeout);
-    } else {
-        std::mem::forget(dispatcher);
-    }
-}
-
-impl Dispatcher {
-    fn start() -> Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Option<Job>>();
-        let run = move || {
-            while let Ok(Some(job)) = queue.recv() {
-                job();
-            }
-        };
-        let thread = std::thread::Builder::new().name("polylock-callbk".into()).spawn(run);
-        let thread =
-            thread.map_err(|error| Error::new(ErrorKind::Internal, format!("no thread for callbacks: {error}")))?;
-        Ok(Self { generation: host::generation(), jobs, thread: thread.thread().id() })
-    }
-
-    fn run(&self, job: impl FnOnce() + Send + 'static) {
-        if let Err(mpsc::SendError(Some(job))) = self.jobs.send(Some(Box::new(job))) {
-            job(); // it was stopped just now: better here than never
-        }
-    }
-
-    fn stop(&self, timeout: Duration) {
-        let (done, over) = mpsc::channel::<()>();
-        self.run(move || drop(done));
-        if self.jobs.send(None).is_ok() && std::thread::current().id() != self.thread {
-            let _ = over.recv_timeout(timeout);
-        }
-    }
 }

@@ -27,6 +27,7 @@ use crate::{
     },
     boundary,
     callback::{self, Userdata},
+    dispatcher,
     holder::HolderText,
     lease::{lease, ttl},
     manager::{manager, one},
@@ -266,8 +267,8 @@ fn acquire(
     start(queue, future, |driver| async move { manager.acquire_by(target, how, &driver).await.map(Value::Lease) })
 }
 
-/// Starts to acquire a resource, as polylock_acquire does, and returns at once. Wrong arguments, and a manager of the
-/// parent process, show in the future.
+/// Starts to acquire a resource, as polylock_acquire does, and returns at once. What the engine has against the arguments,
+/// and a manager of the parent process, show in the future; what is no handle or no UTF-8 shows at once.
 ///
 /// @param queue 0: the engine drives it, on a thread of its own. Else the queue does, when it is turned.
 /// @param future out: take the lease out of it with polylock_future_take_lease, and free it with
@@ -444,7 +445,7 @@ pub extern "C" fn polylock_future_on_ready(
         if callback.is_none() {
             return Err(Error::invalid("callback", "must not be NULL"));
         }
-        callback::dispatcher()?;
+        dispatcher::start()?;
         let found = own(future)?;
         let mut state = found.shared.state();
         if !matches!(state.outcome, Outcome::Pending) {

@@ -15,6 +15,7 @@ use crate::{
     },
     boundary,
     callback::{self, Userdata},
+    dispatcher,
     object::{check_process, discard, find},
     pointer::{Buffer, Out},
     wait,
@@ -202,7 +203,7 @@ pub extern "C" fn polylock_lease_on_lost(
         if callback.is_none() {
             return Err(Error::invalid("callback", "must not be NULL"));
         }
-        callback::dispatcher()?;
+        dispatcher::start()?;
         let found = find::<Arc<Lease>>(lease)?;
         check_process(lease)?;
         found.on_lost(move |reason| callback::lost(callback, lease, reason, userdata));

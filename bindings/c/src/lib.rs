@@ -17,6 +17,7 @@
 mod abi;
 mod boundary;
 mod callback;
+mod dispatcher;
 mod object;
 mod pointer;
 mod table;

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     abi::{POLYLOCK_ABI_VERSION, polylock_status},
-    boundary, callback,
+    boundary, dispatcher,
     error::c_string,
     pointer, wait,
 };
@@ -87,7 +87,7 @@ pub extern "C" fn polylock_mode_name(mode: c_int) -> *const c_char {
     name.as_ptr()
 }
 
-/// Releases every lease of this process, closes its managers, and stops the library's threads; returns within
+/// Releases every lease of this process, closes the managers that were used, and stops the library's threads; returns within
 /// about `timeout_ms`. Call it before the program ends: what could not be released in time, or is held by a
 /// program that ends without this call, expires on its server by its ttl. No lease is held when it returns.
 ///
@@ -101,7 +101,7 @@ pub extern "C" fn polylock_shutdown(timeout_ms: f64) -> polylock_status {
     boundary::bare_status(|| {
         let timeout = wait::timeout(timeout_ms)?.unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60));
         engine::shutdown(timeout);
-        callback::stop(timeout);
+        dispatcher::stop(timeout);
         Ok(())
     })
 }

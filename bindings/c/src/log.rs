@@ -30,6 +30,7 @@ use crate::{
     abi::{polylock_error, polylock_finalizer, polylock_log_callback, polylock_log_level, polylock_status},
     boundary,
     callback::{self, Userdata},
+    dispatcher,
     error::c_string,
 };
 
@@ -135,7 +136,8 @@ impl Subscriber for Log {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let Some(sink) = sink() else { return };
+        // Not the one, perhaps, that was asked whether it wants this.
+        let Some(sink) = sink().filter(|sink| *event.metadata().level() <= sink.level) else { return };
         if sink.waiting.fetch_add(1, Ordering::Relaxed) >= MOST {
             sink.waiting.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -211,7 +213,7 @@ pub extern "C" fn polylock_set_log(
         if callback.is_none() {
             return Err(Error::invalid("callback", "must not be NULL"));
         }
-        callback::dispatcher()?;
+        dispatcher::start()?;
         subscribe()?;
         let generation = host::generation();
         put(Some(Sink { generation, level, callback, userdata, waiting: Arc::default() }));

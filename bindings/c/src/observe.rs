@@ -18,6 +18,7 @@ use crate::{
     },
     boundary,
     callback::{self, Userdata},
+    dispatcher,
     error::c_string,
     holder::HolderText,
     manager::manager,
@@ -183,7 +184,7 @@ pub extern "C" fn polylock_on_event(
         if callback.is_none() {
             return Err(Error::invalid("callback", "must not be NULL"));
         }
-        callback::dispatcher()?;
+        dispatcher::start()?;
         let events = Arc::new(manager.events()?);
         let ended = Arc::new(AtomicBool::new(false));
         let handle = keep(Subscription { events: Arc::clone(&events), ended: Arc::clone(&ended) })?;

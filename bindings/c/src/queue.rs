@@ -145,7 +145,8 @@ pub extern "C" fn polylock_queue_turn(
     })
 }
 
-/// Ends the handle of a queue, cancels its futures and closes its descriptor: stop watching it first. The futures'
+/// Ends the handle of a queue, cancels its futures and closes its descriptor: stop watching it first. (What is under way on
+/// the engine may keep the file open for some milliseconds more.) The futures'
 /// handles stay, ready with POLYLOCK_ERR_CLOSED. 0 is allowed.
 ///
 /// @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.

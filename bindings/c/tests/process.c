@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <math.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -150,6 +151,101 @@ static void a_shutdown_without_time_leaves_nothing_held(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+static sem_t entered, may_go_on;
+static int ended_slowly;
+
+static void slow_ready(polylock_future future, void *userdata)
+{
+    (void)future, (void)userdata;
+    sem_post(&entered);
+    sem_wait(&may_go_on);
+}
+
+static void note_the_end(void *count)
+{
+    ++*(int *)count;
+}
+
+static void *let_go_on(void *unused)
+{
+    sem_post(&may_go_on);
+    return unused;
+}
+
+/* One whose time was over leaves the callbacks to the next, which waits for them. No thread is left then, and what is
+ * finalized still later leaves none either. */
+static void a_later_shutdown_waits_for_callbacks_of_before(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_lease lease;
+    polylock_future future = 0;
+    pthread_t helper;
+    int late = 0;
+    CHECK(!sem_init(&entered, 0, 0) && !sem_init(&may_go_on, 0, 0));
+    lease = check_acquire(locks, "r", 60000, 1);
+    CHECK_OK(polylock_lease_on_lost(lease, lost, &late, note_the_end, NULL));
+    CHECK_OK(polylock_acquire_start(locks, "other", 0, 0, &future, NULL));
+    CHECK_OK(polylock_future_on_ready(future, slow_ready, &ended_slowly, note_the_end, NULL));
+    sem_wait(&entered);
+    CHECK_OK(polylock_shutdown(10));
+    CHECK(ended_slowly == 0);
+    CHECK(!pthread_create(&helper, NULL, let_go_on, NULL));
+    CHECK_OK(polylock_shutdown(60000));
+    CHECK(ended_slowly == 1);
+    pthread_join(helper, NULL);
+    CHECK(threads() == 1);
+    CHECK_OK(polylock_lease_free(lease));
+    CHECK_OK(polylock_future_free(future));
+    CHECK_OK(polylock_manager_free(locks));
+    CHECK_OK(polylock_shutdown(60000)); /* waits for finalizers, too */
+    CHECK(late == 1 && threads() == 1);
+    sem_destroy(&entered), sem_destroy(&may_go_on);
+}
+
+static __thread int in_a_call;
+static int at_once;
+
+static void not_inside(polylock_future future, void *userdata)
+{
+    (void)future, (void)userdata;
+    CHECK(!in_a_call);
+    CHECK(__sync_fetch_and_add(&at_once, 1) == 0);
+    CHECK(__sync_fetch_and_sub(&at_once, 1) == 1);
+}
+
+static void *register_many(void *url)
+{
+    polylock_manager locks = check_connect(url);
+    int i;
+    for (i = 0; i < 2000; i++) {
+        polylock_future future = 0;
+        if (polylock_inspect_start(locks, "r", 0, &future, NULL))
+            continue;
+        in_a_call = 1;
+        polylock_future_on_ready(future, not_inside, NULL, NULL, NULL);
+        in_a_call = 0;
+        polylock_future_wait(future, POLYLOCK_FOREVER, NULL);
+        CHECK_OK(polylock_future_free(future));
+    }
+    CHECK_OK(polylock_manager_free(locks));
+    return NULL;
+}
+
+/* Also while the callback thread is stopped and started. */
+static void callbacks_come_one_after_the_other_and_inside_no_call(void)
+{
+    pthread_t thread[4];
+    int i;
+    for (i = 0; i < 4; i++)
+        CHECK(!pthread_create(&thread[i], NULL, register_many, "memory:"));
+    for (i = 0; i < 200; i++)
+        CHECK_OK(polylock_shutdown(i % 3));
+    for (i = 0; i < 4; i++)
+        pthread_join(thread[i], NULL);
+    CHECK_OK(polylock_shutdown(60000));
+    CHECK(at_once == 0);
+}
+
 static int locking; /* guarded by the mutex */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -203,6 +299,49 @@ static void shutdowns_hang_nobody(void)
     pthread_mutex_unlock(&mutex);
     for (i = 0; i < 8; i++)
         pthread_join(thread[i], NULL);
+}
+
+static polylock_manager used_at_once;
+
+static void *lock_and_extend(void *number)
+{
+    char name[32];
+    int i, answer = POLYLOCK_OK;
+    for (i = *(int *)number; answer != POLYLOCK_ERR_CLOSED; i++) {
+        polylock_options options = polylock_options_new();
+        polylock_lease lease = 0;
+        snprintf(name, sizeof name, "c-used-%d", i % 6);
+        CHECK_OK(polylock_options_set_ttl_ms(options, 60000, NULL));
+        answer = polylock_acquire(used_at_once, name, options, &lease, NULL);
+        polylock_extend(lease, NULL);
+        polylock_release(lease, NULL, NULL);
+        polylock_lease_free(lease);
+        CHECK_OK(polylock_options_free(options));
+    }
+    return NULL;
+}
+
+/* Threads come to a new manager at the same time, and are in the middle of everything when it ends. */
+static void shutdown_among_threads_takes_no_ttl(void)
+{
+    pthread_t thread[8];
+    int round, i, number[8];
+    for (round = 0; round < 20; round++) {
+        struct timespec begin, end, some = {0, 20000000};
+        used_at_once = check_connect(server_url());
+        for (i = 0; i < 8; i++) {
+            number[i] = i;
+            CHECK(!pthread_create(&thread[i], NULL, lock_and_extend, &number[i]));
+        }
+        nanosleep(&some, NULL); /* they lock */
+        clock_gettime(CLOCK_MONOTONIC, &begin);
+        CHECK_OK(polylock_shutdown(60000));
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        CHECK(end.tv_sec - begin.tv_sec < 20);
+        for (i = 0; i < 8; i++)
+            pthread_join(thread[i], NULL);
+        CHECK_OK(polylock_manager_free(used_at_once));
+    }
 }
 
 /* What was given up as it was answered is known when the manager is closed. (Not to know would take 20 s.) */
@@ -261,7 +400,10 @@ int main(void)
         CASE(one_of_many_threads_frees),
         CASE(shutdown_releases_and_stops_the_threads),
         CASE(a_shutdown_without_time_leaves_nothing_held),
+        CASE(a_later_shutdown_waits_for_callbacks_of_before),
+        CASE(callbacks_come_one_after_the_other_and_inside_no_call),
         CASE(shutdowns_hang_nobody),
+        CASE(shutdown_among_threads_takes_no_ttl),
         CASE(what_was_given_up_does_not_hold_up_the_end),
         CASE(descriptors_that_are_used_up_come_back),
     };

@@ -29,6 +29,13 @@ static void connect_to_it(void *unused)
     locks = check_connect(server_url());
 }
 
+static void acquire_in_vain(void *unused)
+{
+    polylock_lease none = 0;
+    (void)unused;
+    CHECK_IS(POLYLOCK_ERR_TIMEOUT, polylock_try_acquire(locks, "c-stack", 0, &none, NULL));
+}
+
 static void acquire(void *unused)
 {
     (void)unused;
@@ -143,6 +150,7 @@ static void calls_take_no_more_than_they_say(void)
     CHECK_OK(polylock_queue_new(&queue, NULL));
     for (round = 0; round < 2; round++) { /* the first opens connections */
         takes("acquire", acquire, NULL);
+        takes("try_acquire", acquire_in_vain, NULL);
         takes("extend", extend, NULL);
         takes("inspect", inspect, NULL);
         takes("release", release, NULL);
@@ -162,8 +170,21 @@ static void calls_take_no_more_than_they_say(void)
     CHECK_OK(polylock_manager_free(locks));
 }
 
+/* The other servers, each with a manager of its own. */
+static void on_all_servers(void)
+{
+    char urls[4096], *url, *rest = urls;
+    const char *all = getenv("POLYLOCK_TEST_URLS");
+    snprintf(urls, sizeof urls, "%s", all ? all : "memory:");
+    while ((url = strtok_r(rest, " ", &rest))) {
+        fprintf(stderr, " %.12s\n", url);
+        setenv("POLYLOCK_TEST_REDIS", url, 1);
+        calls_take_no_more_than_they_say();
+    }
+}
+
 int main(void)
 {
-    static const struct check_case cases[] = {CASE(calls_take_no_more_than_they_say)};
+    static const struct check_case cases[] = {CASE(calls_take_no_more_than_they_say), CASE(on_all_servers)};
     return RUN("stack", cases);
 }

@@ -93,12 +93,11 @@ impl Engine {
     fn start() -> std::io::Result<Self> {
         let timer = Timer::start()?;
         // One worker: on two cores it moved more lock pairs through one connection than two did.
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(4)
-            .thread_name("polylock-engine")
-            .enable_all()
-            .build()?;
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(1).max_blocking_threads(4).thread_name("polylock-engine").enable_all();
+        // It panics where the system has no thread for it.
+        let runtime = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.build()))
+            .unwrap_or_else(|_| Err(std::io::Error::other("no thread")))?;
         Ok(Self {
             timer,
             handle: runtime.handle().clone(),
@@ -117,7 +116,7 @@ impl Engine {
         self.managers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has [`shutdown`] release the leases of `manager`.
+    /// Has [`shutdown`] release the leases of `manager`, once, though several threads may come with it.
     ///
     /// # Errors
     /// `Closed` if it has begun.
@@ -127,7 +126,10 @@ impl Engine {
             return Err(Error::new(ErrorKind::Closed, "polylock is being shut down"));
         };
         managers.retain(|other| other.strong_count() > 0);
-        managers.push(Arc::downgrade(manager));
+        let manager = Arc::downgrade(manager);
+        if !managers.iter().any(|other| other.ptr_eq(&manager)) {
+            managers.push(manager);
+        }
         Ok(())
     }
 
