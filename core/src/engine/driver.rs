@@ -51,6 +51,10 @@ impl Driver {
         Self(Kind::Reactor(Arc::clone(reactor)))
     }
 
+    pub(crate) fn is_engine(&self) -> bool {
+        matches!(self.0, Kind::Engine)
+    }
+
     pub(crate) fn id(&self) -> DriverId {
         match &self.0 {
             Kind::Engine => DriverId::Engine,

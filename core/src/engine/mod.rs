@@ -2,6 +2,7 @@
 //! event loop can drive a connection itself.
 
 pub(crate) mod driver;
+pub(crate) mod ear;
 pub(crate) mod process;
 pub(crate) mod reactor;
 pub(crate) mod runtime;

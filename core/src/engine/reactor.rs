@@ -81,13 +81,28 @@ impl Reactor {
 
     /// Watches `fd` for `source`; closing the descriptor ends it.
     pub(crate) fn add(&self, fd: impl AsFd, source: Weak<dyn Source>) -> io::Result<SourceKey> {
+        self.add_for(fd, source, epoll::EventFlags::IN)
+    }
+
+    /// As [`add`](Self::add), but tells once of what comes, whether it is read or not.
+    pub(crate) fn add_edge(&self, fd: impl AsFd, source: Weak<dyn Source>) -> io::Result<SourceKey> {
+        self.add_for(fd, source, epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    fn add_for(&self, fd: impl AsFd, source: Weak<dyn Source>, events: epoll::EventFlags) -> io::Result<SourceKey> {
         let mut sources = self.sources();
         sources.by_key.retain(|_, source| source.strong_count() > 0);
         sources.last_key += 1;
         let key = sources.last_key;
-        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), events)?;
         sources.by_key.insert(key, source);
         Ok(key)
+    }
+
+    /// Watches `fd` no longer.
+    pub(crate) fn remove(&self, fd: impl AsFd, key: SourceKey) {
+        self.sources().by_key.remove(&key);
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// Also reports (or no longer reports) that `fd` can be written.

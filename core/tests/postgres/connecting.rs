@@ -1,5 +1,7 @@
 //! Where to connect, and as whom.
 
+use std::future::Future;
+
 use tokio_postgres::error::SqlState;
 
 use super::*;
@@ -149,5 +151,57 @@ async fn a_server_that_is_full_of_clients_says_so_and_costs_no_lease() {
         assert_eq!(lease.release().await.unwrap(), Release::Released);
         assert_eq!(held.release().await.unwrap(), Release::Released);
         holding.close().await;
+    }
+}
+
+/// A server that takes connections and says nothing, as one that is stopped.
+#[tokio::test]
+async fn the_node_timeout_is_for_connecting_too() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://app:secret@{}/app", silent.local_addr().unwrap());
+    for mode in ["lease", "session"] {
+        let url = format!("{url}?mode={mode}");
+        let locks = polylock::connect(&*url).node_timeout(50 * MS).lazy().unwrap();
+        let began = Instant::now();
+        let refused = locks.try_acquire("r", long()).await.unwrap_err();
+        let unknown = locks.inspect("r").await.unwrap_err();
+        assert_eq!((refused.kind(), unknown.kind()), (ErrorKind::Unavailable, ErrorKind::Unavailable));
+        // Connecting alone is given up after 5 s.
+        assert!(began.elapsed() < Duration::from_secs(4), "{mode}: {:?}", began.elapsed());
+    }
+}
+
+/// Who waits for an answer reads for all. If its event loop stands still, nobody waits for that, and a loss is told in time.
+#[test]
+fn a_loop_that_stands_still_keeps_nobody_waiting() {
+    let server = Server::start(&[]);
+    let still = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let sql = other.block_on(server.sql());
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("{}?mode={mode}", server.url));
+        drop(still.block_on(locks.acquire("first", long())).unwrap());
+        for _ in 0..rounds(20) {
+            // It has asked, and does not look for the answer (unless that was there at once).
+            let mut asking = Box::pin(locks.inspect("r"));
+            let asked = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx).is_pending()));
+            let is_pending = still.block_on(asked);
+            let beside = locks.acquire("beside", long());
+            let beside = other.block_on(async { tokio::time::timeout(LIMIT / 12, beside).await });
+            let beside = beside.expect("kept waiting").unwrap();
+            assert_eq!(other.block_on(beside.release()).unwrap(), Release::Released);
+            if is_pending {
+                assert!(still.block_on(asking).unwrap().is_none());
+            }
+        }
+    }
+    let locks = manager(&session(&server));
+    let end = "SELECT pg_terminate_backend(backend) FROM polylock_session WHERE key = 'r'";
+    for round in 0..rounds(20) {
+        let lease = still.block_on(locks.acquire("r", long())).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        lease.on_lost(move |reason| tell.send(reason).unwrap());
+        other.block_on(sql.query(end, &[])).unwrap();
+        assert_eq!(told.recv_timeout(Duration::from_secs(1)), Ok(polylock::LossReason::Taken), "{round}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -30,12 +30,13 @@ use super::{
     config::{Config, Server},
     driving::Driving,
     failure::{Failure, chain},
+    socket::{Bytes, Socket},
     tls::{self, Stream, Trouble},
 };
 use crate::{
     Error, ErrorKind,
     clock::Instant,
-    engine::{process::SharedSocket, runtime, timer::until},
+    engine::{driver::Driver, process::SharedSocket, runtime, timer::until},
 };
 
 /// A statement, and its number among those that a connection prepares.
@@ -81,7 +82,7 @@ impl Connection {
     ) -> Result<Self, Failure> {
         let mut failures = Vec::new();
         for server in &config.servers {
-            let (client, driven, greeting) =
+            let (client, driven, socket, greeting) =
                 match tokio::time::timeout(config.connect_timeout(), open_at(config, server)).await {
                     Ok(Ok(opened)) => opened,
                     Ok(Err(failure)) => {
@@ -93,7 +94,7 @@ impl Connection {
                         continue;
                     }
                 };
-            let driving = Driving::new(driven, on_message);
+            let driving = Driving::new(driven, socket, on_message);
             let engines = Arc::clone(&driving);
             let on_engine = runtime::engine().map_err(Failure::NotSent)?.handle().spawn(async move {
                 engines.until_ended().await;
@@ -114,14 +115,15 @@ impl Connection {
         Err(worst(failures))
     }
 
-    /// Sends a statement that answers one row at most.
+    /// Sends a statement that answers one row at most. `driver` is who waits for that.
     pub(super) async fn query(
         &self,
         statement: &Statement,
         params: &[&(dyn ToSql + Sync)],
         expires: Instant,
+        driver: &Driver,
     ) -> Result<Option<Row>, Failure> {
-        let mut rows = self.query_all(statement, params, expires).await?;
+        let mut rows = self.query_all(statement, params, expires, driver).await?;
         Ok(rows.pop())
     }
 
@@ -131,6 +133,7 @@ impl Connection {
         statement: &Statement,
         params: &[&(dyn ToSql + Sync)],
         expires: Instant,
+        driver: &Driver,
     ) -> Result<Vec<Row>, Failure> {
         if self.client.is_closed() {
             return Err(Failure::not_sent(&self.peer, "the connection is closed"));
@@ -147,13 +150,7 @@ impl Connection {
             let typed: Vec<_> = params.iter().copied().zip(statement.types.iter().cloned()).collect();
             self.client.query_typed(&statement.text, &typed).await
         };
-        let mut answer = std::pin::pin!(answer);
-        let mut sent = false;
-        let answer = poll_fn(|cx| match std::mem::replace(&mut sent, true) {
-            false => self.driving.send(answer.as_mut(), cx),
-            true => answer.as_mut().poll(cx),
-        });
-        match until(Some(expires), answer).await {
+        match until(Some(expires), self.driving.ask(answer, driver)).await {
             Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error)),
             None => {
                 self.stuck.store(true, Ordering::Relaxed);
@@ -164,7 +161,7 @@ impl Connection {
 
     /// Sends statements without parameters, as one transaction.
     pub(super) async fn execute(&self, text: &str, expires: Instant) -> Result<(), Failure> {
-        match until(Some(expires), self.client.batch_execute(text)).await {
+        match until(Some(expires), self.driving.ask(self.client.batch_execute(text), &Driver::engine())).await {
             Some(done) => done.map_err(|error| Failure::of(&self.peer, &error)),
             None => {
                 self.stuck.store(true, Ordering::Relaxed);
@@ -175,13 +172,14 @@ impl Connection {
 
     /// Sends a query without parameters; gives the values of its rows, one after the other.
     pub(super) async fn texts(&self, text: &str, expires: Instant) -> Result<Vec<String>, Failure> {
-        let answer = match until(Some(expires), self.client.simple_query(text)).await {
-            Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error))?,
-            None => {
-                self.stuck.store(true, Ordering::Relaxed);
-                return Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))));
-            }
-        };
+        let answer =
+            match until(Some(expires), self.driving.ask(self.client.simple_query(text), &Driver::engine())).await {
+                Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error))?,
+                None => {
+                    self.stuck.store(true, Ordering::Relaxed);
+                    return Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))));
+                }
+            };
         let rows = answer.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -248,9 +246,9 @@ struct Greeting {
     clock: i64,
 }
 
-async fn open_at(config: &Config, server: &Server) -> Result<(Client, Driven, Greeting), Failure> {
+async fn open_at(config: &Config, server: &Server) -> Result<(Client, Driven, Arc<Socket>, Greeting), Failure> {
     let peer = server.to_string();
-    let stream = connect(server, config).await.map_err(|trouble| match trouble {
+    let (socket, stream) = connect(server, config).await.map_err(|trouble| match trouble {
         Trouble::Io(error) => Failure::not_sent(&peer, chain(&error)),
         Trouble::Url(error) => Failure::NotSent(error),
     })?;
@@ -266,7 +264,7 @@ async fn open_at(config: &Config, server: &Server) -> Result<(Client, Driven, Gr
             Either::Right(((), greeting)) => greeting.await?,
         }
     };
-    Ok((client, driven, greeting))
+    Ok((client, driven, socket, greeting))
 }
 
 /// What a failed log-in means: nothing of a caller's was sent.
@@ -319,11 +317,13 @@ async fn backend_pid(client: &Client) -> Option<i32> {
     Some(i32::from_be_bytes([request[8], request[9], request[10], request[11]]))
 }
 
-async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Trouble> {
+async fn connect(server: &Server, config: &Config) -> Result<(Arc<Socket>, Box<dyn Stream>), Trouble> {
     match server {
         Server::Unix(path) => {
-            let socket = UnixStream::connect(path).await?;
-            Ok(Box::new(Closing { _shared: SharedSocket::new(&socket), stream: Box::new(socket) }))
+            let socket = Socket::new(UnixStream::connect(path).await?.into_std()?)?;
+            let shared = SharedSocket::new(&**socket.descriptor());
+            let stream = Box::new(Bytes(Arc::clone(&socket)));
+            Ok((socket, Box::new(Closing { _shared: shared, stream })))
         }
         Server::Tcp { host, address, port } => {
             let socket = TcpStream::connect((address.as_str(), *port)).await?;
@@ -335,8 +335,10 @@ async fn connect(server: &Server, config: &Config) -> Result<Box<dyn Stream>, Tr
             #[cfg(target_os = "linux")]
             options.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
             options.set_tcp_keepalive(&keepalive)?;
-            let shared = SharedSocket::new(&socket);
-            Ok(Box::new(Closing { _shared: shared, stream: tls::secure(socket, host, config).await? }))
+            let socket = Socket::new(socket.into_std()?)?;
+            let shared = SharedSocket::new(&**socket.descriptor());
+            let stream = tls::secure(Bytes(Arc::clone(&socket)), host, config).await?;
+            Ok((socket, Box::new(Closing { _shared: shared, stream })))
         }
     }
 }

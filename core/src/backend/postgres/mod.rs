@@ -13,16 +13,17 @@ mod lease;
 mod listener;
 mod pool;
 mod session;
+mod socket;
 mod tls;
 pub mod transaction;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio_postgres::error::SqlState;
 
 use self::{config::Config, connection::Connection, failure::Failure, lease::LeaseBackend, session::SessionBackend};
 use super::{Backend, Capabilities, Guarantee};
-use crate::{Error, ErrorKind, Result, clock::Instant, connect::Options};
+use crate::{Error, ErrorKind, Result, clock::Instant, connect::Options, engine::timer::until};
 
 /// For `postgres://…`. Touches nothing yet.
 ///
@@ -51,6 +52,15 @@ const CAPABILITIES: Capabilities = Capabilities {
     listing: true,
     breaking: true,
 };
+
+/// What `connecting` comes to, within so long if somebody has said how long. It goes on in the background.
+async fn in_time<C>(
+    within: Option<Duration>,
+    connecting: impl Future<Output = std::result::Result<C, Failure>>,
+) -> std::result::Result<C, Failure> {
+    let none = || Err(Failure::NotSent(Error::unavailable("no connection in time")));
+    until(within.map(|within| Instant::now().after(within)), connecting).await.unwrap_or_else(none)
+}
 
 /// Makes the table that a statement missed. `sql` does nothing if it is there by now.
 async fn make_table(connection: &Connection, sql: &str, table: &str) -> std::result::Result<(), Failure> {

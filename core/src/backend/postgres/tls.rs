@@ -8,21 +8,21 @@ use rustls::{
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
-use super::config::{Config, Tls};
-use crate::{Error, backend::quiet::Quiet};
+use super::{
+    config::{Config, Tls},
+    socket::Bytes,
+};
+use crate::Error;
 
 /// A connection of either kind.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Asks the server at `host` for TLS as the configuration says.
-pub(super) async fn secure(mut socket: TcpStream, host: &str, config: &Config) -> Result<Box<dyn Stream>, Trouble> {
+pub(super) async fn secure(mut socket: Bytes, host: &str, config: &Config) -> Result<Box<dyn Stream>, Trouble> {
     /// Length and code of the protocol's SSLRequest.
     const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
     if config.tls == Tls::Disable {
@@ -41,7 +41,7 @@ pub(super) async fn secure(mut socket: TcpStream, host: &str, config: &Config) -
     }
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::new(client_config(config)?));
-    Ok(Box::new(connector.connect(name, Quiet(socket)).await?))
+    Ok(Box::new(connector.connect(name, socket).await?))
 }
 
 /// Why there is no TLS.

@@ -29,6 +29,7 @@ use super::{
     connection::{Connection, Statement},
     failure::Failure,
     holders::{like, read_holder, read_holders},
+    in_time,
     listener::Listener,
     make_table,
     pool::Pool,
@@ -76,11 +77,16 @@ impl LeaseBackend {
         self.node_timeout.unwrap_or(SLOWEST)
     }
 
+    /// A connection, waited for no longer than for an answer if that is limited.
+    async fn connection(&self) -> std::result::Result<Arc<Connection>, Failure> {
+        in_time(self.node_timeout, self.pool.get()).await
+    }
+
     fn key(&self, resource: &Resource) -> String {
         format!("{}{resource}", self.prefix)
     }
 
-    async fn acquire(&self, claim: &Claim) -> Attempt {
+    async fn acquire(&self, claim: &Claim, driver: &Driver) -> Attempt {
         /// Bounds the rounds in which others were faster, or the server's clock jumped.
         const ROUNDS: usize = 4;
         claim.progress.track();
@@ -94,7 +100,7 @@ impl LeaseBackend {
         let mut made_table = false;
         let mut last_error = None;
         for _ in 0..ROUNDS {
-            let connection = match self.pool.get().await {
+            let connection = match self.connection().await {
                 Ok(connection) => connection,
                 Err(failure) if !in_doubt => return Attempt::Refused(failure.into_error()),
                 Err(failure) => return Attempt::Unknown(failure.into_error()),
@@ -110,7 +116,7 @@ impl LeaseBackend {
                 on_its_way.ended(true);
                 return Attempt::Refused(Error::closed());
             }
-            let answer = connection.query(statement, &params, expires).await;
+            let answer = connection.query(statement, &params, expires, driver).await;
             on_its_way.ended(!answer.as_ref().is_err_and(Failure::is_ambiguous));
             let seen = match answer {
                 Ok(Some(row)) => match Seen::read(&row) {
@@ -171,25 +177,26 @@ impl LeaseBackend {
         statement: &Statement,
         params: &[&(dyn ToSql + Sync)],
         within: Duration,
+        driver: &Driver,
     ) -> (Instant, std::result::Result<Option<Row>, Failure>) {
         // A connection that was closed while nobody looked is passed over: nothing was sent on it.
         loop {
-            let connection = match self.pool.get().await {
+            let connection = match self.connection().await {
                 Ok(connection) => connection,
                 Err(failure) => return (Instant::now(), Err(failure)),
             };
             let since = Instant::now();
-            match connection.query(statement, params, since.after(within)).await {
+            match connection.query(statement, params, since.after(within), driver).await {
                 Err(Failure::NotSent(_)) => {}
                 answer => return (since, answer),
             }
         }
     }
 
-    async fn extend_lease(&self, claim: &Claim, ttl: Duration) -> Extension {
+    async fn extend_lease(&self, claim: &Claim, ttl: Duration, driver: &Driver) -> Extension {
         let (asked_for, us) = (Asked::new(&self.statements, claim, &self.prefix), micros(ttl));
         let (statement, params) = asked_for.extend(&us);
-        match self.ask(statement, &params, self.answers_within(ttl)).await {
+        match self.ask(statement, &params, self.answers_within(ttl), driver).await {
             (since, Ok(Some(_))) => Extension::Extended { since },
             (_, Ok(None)) => Extension::Lost,
             (_, Err(failure)) if failure.is_undefined_table() => Extension::Lost,
@@ -197,33 +204,33 @@ impl LeaseBackend {
         }
     }
 
-    async fn release_lease(&self, claim: &Claim) -> Release {
+    async fn release_lease(&self, claim: &Claim, driver: &Driver) -> Release {
         let asked_for = Asked::new(&self.statements, claim, &self.prefix);
         let (statement, params) = asked_for.release();
-        released(self.ask(statement, &params, self.patience()).await.1)
+        released(self.ask(statement, &params, self.patience(), driver).await.1)
     }
 
-    async fn holder(&self, resource: &Resource) -> Result<Option<Holder>> {
-        match self.ask(&self.statements.inspect, &[&self.key(resource), &1i64], self.patience()).await.1 {
+    async fn holder(&self, resource: &Resource, driver: &Driver) -> Result<Option<Holder>> {
+        match self.ask(&self.statements.inspect, &[&self.key(resource), &1i64], self.patience(), driver).await.1 {
             Ok(row) => Ok(row.and_then(|row| read_holder(&row, &self.prefix))),
             Err(failure) if failure.is_undefined_table() => Ok(None),
             Err(failure) => Err(failure.into_error()),
         }
     }
 
-    async fn holders(&self, pattern: &Pattern, limit: usize) -> Result<Vec<Holder>> {
+    async fn holders(&self, pattern: &Pattern, limit: usize, driver: &Driver) -> Result<Vec<Holder>> {
         let (pattern, limit) = (like(&self.prefix, pattern), i64::try_from(limit).unwrap_or(i64::MAX));
-        let connection = self.pool.get().await.map_err(Failure::into_error)?;
+        let connection = self.connection().await.map_err(Failure::into_error)?;
         let expires = Instant::now().after(self.patience());
-        match connection.query_all(&self.statements.list, &[&pattern, &limit], expires).await {
+        match connection.query_all(&self.statements.list, &[&pattern, &limit], expires, driver).await {
             Ok(rows) => Ok(read_holders(&rows, &self.prefix)),
             Err(failure) if failure.is_undefined_table() => Ok(Vec::new()),
             Err(failure) => Err(failure.into_error()),
         }
     }
 
-    async fn break_lease(&self, resource: &Resource, owner: &str) -> Result<bool> {
-        match self.ask(&self.statements.break_lock, &[&self.key(resource), &owner], self.patience()).await.1 {
+    async fn break_lease(&self, resource: &Resource, owner: &str, driver: &Driver) -> Result<bool> {
+        match self.ask(&self.statements.break_lock, &[&self.key(resource), &owner], self.patience(), driver).await.1 {
             Ok(row) => Ok(row.is_some()),
             Err(failure) if failure.is_undefined_table() => Ok(false),
             Err(failure) => Err(failure.into_error()),
@@ -282,7 +289,7 @@ impl Drop for OnItsWay<'_> {
         runtime::spawn(async move {
             let asked_for = Asked::new(&statements, &claim, &prefix);
             let (statement, params) = asked_for.release();
-            let answer = connection.query(statement, &params, Instant::now().after(within)).await;
+            let answer = connection.query(statement, &params, Instant::now().after(within), &Driver::engine()).await;
             if released(answer) != Release::Unknown {
                 claim.progress.resolve(0);
             }
@@ -318,37 +325,46 @@ impl Backend for LeaseBackend {
         self.answers_within(ttl) + Duration::from_millis(50)
     }
 
-    fn try_acquire<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Attempt> {
-        Box::pin(self.acquire(claim))
+    fn try_acquire<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Attempt> {
+        Box::pin(self.acquire(claim, driver))
     }
 
-    fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, _: &'a Driver) -> Answer<'a, Extension> {
-        Box::pin(self.extend_lease(claim, ttl))
+    fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, driver: &'a Driver) -> Answer<'a, Extension> {
+        Box::pin(self.extend_lease(claim, ttl, driver))
     }
 
-    fn release<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Release> {
-        Box::pin(self.release_lease(claim))
+    fn release<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Release> {
+        Box::pin(self.release_lease(claim, driver))
     }
 
-    fn inspect<'a>(&'a self, resource: &'a Resource, _: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
-        Box::pin(self.holder(resource))
+    fn inspect<'a>(&'a self, resource: &'a Resource, driver: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
+        Box::pin(self.holder(resource, driver))
     }
 
-    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, _: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
-        Box::pin(self.holders(pattern, limit))
+    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, driver: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(self.holders(pattern, limit, driver))
     }
 
-    fn break_lock<'a>(&'a self, resource: &'a Resource, owner: &'a str, _: &'a Driver) -> Answer<'a, Result<bool>> {
+    fn break_lock<'a>(
+        &'a self,
+        resource: &'a Resource,
+        owner: &'a str,
+        driver: &'a Driver,
+    ) -> Answer<'a, Result<bool>> {
         Box::pin(async move {
             // Anything else is nobody's: these mark what is shared.
-            if OwnerToken::parse(owner).is_none() { Ok(false) } else { self.break_lease(resource, owner).await }
+            if OwnerToken::parse(owner).is_none() {
+                Ok(false)
+            } else {
+                self.break_lease(resource, owner, driver).await
+            }
         })
     }
 
     fn ask_each<'a>(&'a self, question: &'a [&'a str], _: &'a Driver) -> Answer<'a, Vec<Said>> {
         Box::pin(async move {
             let asked = async {
-                let connection = self.pool.get().await?;
+                let connection = self.connection().await?;
                 let expires = Instant::now().after(self.patience());
                 connection.texts(&question.concat(), expires).await
             };

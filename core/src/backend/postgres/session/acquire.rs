@@ -7,21 +7,23 @@ use super::{
     id::{lock_id, slot_id},
     locks::Reserved,
     release::unlocking,
-    sessions::{ANSWER, Sent},
+    sessions::Sent,
 };
 use crate::{
     Error, ErrorKind, Mode, Result,
     backend::{
         Attempt, Claim,
-        postgres::{connection::Statement, failure::Failure, lease::micros},
+        postgres::{connection::Statement, failure::Failure, in_time, lease::micros},
     },
     clock::Instant,
+    engine::driver::Driver,
 };
 
 /// An attempt on its way.
 struct Asking<'a> {
     backend: &'a SessionBackend,
     claim: &'a Claim,
+    driver: &'a Driver,
     sent: Sent,
     /// The server is to be asked for the lock; else the session has it.
     take: bool,
@@ -42,13 +44,13 @@ enum Step {
 }
 
 impl SessionBackend {
-    pub(super) async fn acquire(&self, claim: &Claim) -> Attempt {
+    pub(super) async fn acquire(&self, claim: &Claim, driver: &Driver) -> Attempt {
         let keys: Vec<_> = claim.resources.iter().map(|resource| self.key(resource)).collect();
         let ids = match self.ids(&keys) {
             Ok(ids) => ids,
             Err(error) => return Attempt::Refused(error),
         };
-        let session = match self.sessions.for_claim().await {
+        let session = match in_time(self.node_timeout, self.sessions.for_claim()).await {
             Ok(session) => session,
             Err(failure) => return Attempt::Refused(failure.into_error()),
         };
@@ -60,7 +62,7 @@ impl SessionBackend {
         let sent = Sent { session, keys: keys.into(), ids: ids.into() };
         self.sessions.enter(claim.owner, sent.clone());
         let take = reserved == Reserved::Take;
-        let mut asking = Asking { backend: self, claim, sent, take, made_table: false };
+        let mut asking = Asking { backend: self, claim, driver, sent, take, made_table: false };
         match asking.until_answered().await {
             Step::Granted { token: fencing_token, since } => Attempt::Granted { fencing_token, since },
             Step::Unknown(error) => Attempt::Unknown(error),
@@ -131,7 +133,13 @@ impl Asking<'_> {
             let params: [&(dyn ToSql + Sync); 3] = [&&*self.sent.keys, &owner, &raised];
             let expires = Instant::now().after(self.backend.answers_within(self.claim.ttl));
             self.settle(&step);
-            return match self.sent.session.connection.query(&statements.raise_tokens, &params, expires).await {
+            return match self
+                .sent
+                .session
+                .connection
+                .query(&statements.raise_tokens, &params, expires, self.driver)
+                .await
+            {
                 Ok(Some(_)) => step,
                 Ok(None) => Step::Unknown(Error::unavailable("the rows of the fencing tokens are missing")),
                 Err(failure) => Step::Unknown(failure.into_error()),
@@ -175,7 +183,7 @@ impl Asking<'_> {
                 let params: [&(dyn ToSql + Sync); 9] =
                     [&slots, &self.sent.keys[0], &want, &name, &number, host, &pid, &label, &ttl];
                 let permit = &self.backend.statements.permit;
-                let row = match self.sent.session.connection.query(permit, &params, expires).await {
+                let row = match self.sent.session.connection.query(permit, &params, expires, self.driver).await {
                     Ok(Some(row)) => row,
                     Ok(None) => return Step::Unknown(strange()),
                     Err(failure) => return self.failed(failure).await,
@@ -237,7 +245,7 @@ impl Asking<'_> {
         let params: [&(dyn ToSql + Sync); 8] =
             [key, &owner, id, &self.backend.config.host, &pid, &label, &want, &ttl];
         let params = [&params, more].concat();
-        match self.sent.session.connection.query(statement, &params, expires).await? {
+        match self.sent.session.connection.query(statement, &params, expires, self.driver).await? {
             Some(row) => Ok((since, row)),
             None => Err(Failure::Broken(strange())),
         }
@@ -293,7 +301,7 @@ impl Asking<'_> {
     async fn unlock(&self) -> Result<()> {
         let to_free = self.sent.session.locks.begin_freeing(&self.sent.ids, self.claim.owner);
         let Some(text) = unlocking(&to_free, self.backend.config.keys) else { return Ok(()) };
-        let expires = Instant::now().after(ANSWER);
+        let expires = Instant::now().after(self.backend.patience());
         self.sent.session.connection.execute(&text, expires).await.map_err(Failure::into_error)
     }
 }

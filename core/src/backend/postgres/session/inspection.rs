@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Row, types::ToSql};
 
-use super::{
-    SessionBackend,
-    id::lock_id,
-    sessions::{ANSWER, Session},
-};
+use super::{SessionBackend, id::lock_id, sessions::Session};
 use crate::{
     Error, OwnerToken, Resource, Result,
     backend::{
@@ -18,10 +14,11 @@ use crate::{
             connection::Statement,
             failure::Failure,
             holders::{like, read_holders},
+            in_time,
         },
     },
     clock::Instant,
-    engine::timer,
+    engine::{driver::Driver, timer},
     pattern::Pattern,
 };
 
@@ -31,18 +28,23 @@ impl SessionBackend {
         if self.config.keys == Keys::Pair { 2 } else { 1 }
     }
 
-    pub(super) async fn holders(&self, resource: &Resource) -> Result<Vec<Holder>> {
+    pub(super) async fn holders(&self, resource: &Resource, driver: &Driver) -> Result<Vec<Holder>> {
         let key = self.key(resource);
         let id = lock_id(&key, self.config.keys)?;
-        let session = self.sessions.current().await.map_err(Failure::into_error)?;
-        let rows = self.look(&session, &self.statements.inspect, &[&key, &id, &self.numbers()]).await?;
+        let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let rows = self.look(&session, &self.statements.inspect, &[&key, &id, &self.numbers()], driver).await?;
         Ok(read_holders(&rows, &self.prefix))
     }
 
-    pub(super) async fn holders_of_all(&self, pattern: &Pattern, limit: usize) -> Result<Vec<Holder>> {
+    pub(super) async fn holders_of_all(
+        &self,
+        pattern: &Pattern,
+        limit: usize,
+        driver: &Driver,
+    ) -> Result<Vec<Holder>> {
         let (pattern, limit) = (like(&self.prefix, pattern), i64::try_from(limit).unwrap_or(i64::MAX));
-        let session = self.sessions.current().await.map_err(Failure::into_error)?;
-        let rows = self.look(&session, &self.statements.list, &[&pattern, &self.numbers(), &limit]).await?;
+        let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let rows = self.look(&session, &self.statements.list, &[&pattern, &self.numbers(), &limit], driver).await?;
         Ok(read_holders(&rows, &self.prefix))
     }
 
@@ -52,13 +54,14 @@ impl SessionBackend {
         session: &Session,
         statement: &Statement,
         params: &[&(dyn ToSql + Sync)],
+        driver: &Driver,
     ) -> Result<Vec<Row>> {
-        let within = self.node_timeout.unwrap_or(ANSWER);
-        let first = session.connection.query_all(statement, params, Instant::now().after(within)).await;
+        let within = self.patience();
+        let first = session.connection.query_all(statement, params, Instant::now().after(within), driver).await;
         let answer = match first {
             Err(failure) if failure.is_undefined_table() => {
                 self.make_table(&session.connection).await.map_err(Failure::into_error)?;
-                session.connection.query_all(statement, params, Instant::now().after(within)).await
+                session.connection.query_all(statement, params, Instant::now().after(within), driver).await
             }
             answer => answer,
         };
@@ -67,17 +70,17 @@ impl SessionBackend {
 
     /// Ends the session of the holder, and with it whatever else that holds: only a session can free its lock. What is
     /// held through this manager is unlocked instead.
-    pub(super) async fn break_lease(&self, resource: &Resource, owner: &str) -> Result<bool> {
+    pub(super) async fn break_lease(&self, resource: &Resource, owner: &str, driver: &Driver) -> Result<bool> {
         let Some(token) = OwnerToken::parse(owner) else { return Ok(false) };
         let key = self.key(resource);
         let id = lock_id(&key, self.config.keys)?;
-        let Some(sent) = self.sessions.sent(token) else { return self.end_holder(&key, id, owner).await };
+        let Some(sent) = self.sessions.sent(token) else { return self.end_holder(&key, id, owner, driver).await };
         if !sent.keys.contains(&key) {
             return Ok(false);
         }
         let lease = sent.session.locks.take_lease(token);
         let to_free = sent.session.locks.begin_freeing(&sent.ids, token);
-        let freed = self.free(&sent, token, &to_free).await;
+        let freed = self.free(&sent, token, &to_free, driver).await;
         if let Some(lease) = lease {
             lease.gone();
         }
@@ -90,15 +93,16 @@ impl SessionBackend {
         }
     }
 
-    async fn end_holder(&self, key: &str, id: i64, owner: &str) -> Result<bool> {
+    async fn end_holder(&self, key: &str, id: i64, owner: &str, driver: &Driver) -> Result<bool> {
         /// How long the server may take to end a session.
         const LONGEST: Duration = Duration::from_secs(10);
         const PAUSE: Duration = Duration::from_millis(10);
-        let session = self.sessions.current().await.map_err(Failure::into_error)?;
+        let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
         let (began, numbers) = (Instant::now(), self.numbers());
         let mut ended = false;
         loop {
-            let rows = self.look(&session, &self.statements.break_lock, &[&key, &owner, &id, &numbers]).await?;
+            let rows =
+                self.look(&session, &self.statements.break_lock, &[&key, &owner, &id, &numbers], driver).await?;
             let there = rows.first().and_then(|row| row.try_get("ended").ok()).unwrap_or(false);
             ended |= there;
             if !there {

@@ -76,6 +76,11 @@ impl SessionBackend {
         self.node_timeout.unwrap_or((ttl / 3).clamp(Duration::from_millis(250), ANSWER))
     }
 
+    /// How long a proof may take.
+    fn patience(&self) -> Duration {
+        self.node_timeout.unwrap_or(ANSWER)
+    }
+
     fn key(&self, resource: &Resource) -> String {
         format!("{}{resource}", self.prefix)
     }
@@ -84,7 +89,7 @@ impl SessionBackend {
         make_table(connection, &self.statements.make_table, &self.config.table).await
     }
 
-    async fn extend_lease(&self, claim: &Claim, ttl: Duration) -> Extension {
+    async fn extend_lease(&self, claim: &Claim, ttl: Duration, driver: &Driver) -> Extension {
         let Some(sent) = self.sessions.sent(claim.owner) else { return Extension::Lost };
         if sent.session.locks.is_ended() {
             return Extension::Lost;
@@ -92,7 +97,7 @@ impl SessionBackend {
         let (owner, us, since) = (claim.owner.as_str(), micros(ttl), Instant::now());
         let expires = since.after(self.answers_within(ttl));
         let extend = &self.statements.extend;
-        let answer = sent.session.connection.query(extend, &[&&*sent.keys, &owner, &us], expires).await;
+        let answer = sent.session.connection.query(extend, &[&&*sent.keys, &owner, &us], expires, driver).await;
         match answer {
             _ if sent.session.locks.is_ended() => Extension::Lost,
             // Also where the row or the table is gone: it is not what locks.
@@ -120,28 +125,33 @@ impl Backend for SessionBackend {
         Duration::ZERO
     }
 
-    fn try_acquire<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Attempt> {
-        Box::pin(self.acquire(claim))
+    fn try_acquire<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Attempt> {
+        Box::pin(self.acquire(claim, driver))
     }
 
-    fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, _: &'a Driver) -> Answer<'a, Extension> {
-        Box::pin(self.extend_lease(claim, ttl))
+    fn extend<'a>(&'a self, claim: &'a Claim, ttl: Duration, driver: &'a Driver) -> Answer<'a, Extension> {
+        Box::pin(self.extend_lease(claim, ttl, driver))
     }
 
-    fn release<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Release> {
-        Box::pin(self.release_lease(claim))
+    fn release<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Release> {
+        Box::pin(self.release_lease(claim, driver))
     }
 
-    fn inspect<'a>(&'a self, resource: &'a Resource, _: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
-        Box::pin(async { Ok(self.holders(resource).await?.into_iter().next()) })
+    fn inspect<'a>(&'a self, resource: &'a Resource, driver: &'a Driver) -> Answer<'a, Result<Option<Holder>>> {
+        Box::pin(async { Ok(self.holders(resource, driver).await?.into_iter().next()) })
     }
 
-    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, _: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
-        Box::pin(self.holders_of_all(pattern, limit))
+    fn list<'a>(&'a self, pattern: &'a Pattern, limit: usize, driver: &'a Driver) -> Answer<'a, Result<Vec<Holder>>> {
+        Box::pin(self.holders_of_all(pattern, limit, driver))
     }
 
-    fn break_lock<'a>(&'a self, resource: &'a Resource, owner: &'a str, _: &'a Driver) -> Answer<'a, Result<bool>> {
-        Box::pin(self.break_lease(resource, owner))
+    fn break_lock<'a>(
+        &'a self,
+        resource: &'a Resource,
+        owner: &'a str,
+        driver: &'a Driver,
+    ) -> Answer<'a, Result<bool>> {
+        Box::pin(self.break_lease(resource, owner, driver))
     }
 
     fn watch(&self, resource: &Resource) -> Watch {

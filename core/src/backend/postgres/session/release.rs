@@ -2,24 +2,20 @@
 
 use tokio_postgres::types::ToSql;
 
-use super::{
-    SessionBackend,
-    locks::ToFree,
-    sessions::{ANSWER, Sent},
-    statements::with_ids,
-};
+use super::{SessionBackend, locks::ToFree, sessions::Sent, statements::with_ids};
 use crate::{
     OwnerToken,
     backend::{Claim, Release, postgres::config::Keys},
     clock::Instant,
+    engine::driver::Driver,
 };
 
 impl SessionBackend {
-    pub(super) async fn release_lease(&self, claim: &Claim) -> Release {
+    pub(super) async fn release_lease(&self, claim: &Claim, driver: &Driver) -> Release {
         let Some(sent) = self.sessions.sent(claim.owner) else { return Release::NotHeld };
         let to_free = sent.session.locks.begin_freeing(&sent.ids, claim.owner);
         if !sent.session.locks.is_ended()
-            && let Some(freed) = self.free(&sent, claim.owner, &to_free).await
+            && let Some(freed) = self.free(&sent, claim.owner, &to_free, driver).await
         {
             self.sessions.forget(&sent, claim.owner);
             return freed;
@@ -37,16 +33,22 @@ impl SessionBackend {
     }
 
     /// `None` if the server did not answer.
-    pub(super) async fn free(&self, sent: &Sent, owner: OwnerToken, to_free: &ToFree) -> Option<Release> {
+    pub(super) async fn free(
+        &self,
+        sent: &Sent,
+        owner: OwnerToken,
+        to_free: &ToFree,
+        driver: &Driver,
+    ) -> Option<Release> {
         let (connection, keys, owner) = (&sent.session.connection, &*sent.keys, owner.as_str());
-        let expires = Instant::now().after(ANSWER);
+        let expires = Instant::now().after(self.patience());
         let answer = match (keys, &to_free.alone[..]) {
-            ([key], [id]) => connection.query(&self.statements.release, &[key, id], expires).await,
+            ([key], [id]) => connection.query(&self.statements.release, &[key, id], expires, driver).await,
             _ => {
                 let release = &self.statements.release_all;
                 let params: [&(dyn ToSql + Sync); 5] =
                     [&keys, &to_free.alone, &to_free.shared, &to_free.slots, &owner];
-                connection.query(release, &params, expires).await
+                connection.query(release, &params, expires, driver).await
             }
         };
         match answer {

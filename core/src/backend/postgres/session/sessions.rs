@@ -18,7 +18,7 @@ use crate::{
         failure::Failure,
     },
     clock::Instant,
-    engine::runtime,
+    engine::{driver::Driver, runtime},
 };
 
 /// How often an idle session that holds something is asked whether it lives.
@@ -202,7 +202,8 @@ impl Sessions {
                          WHERE pid = $1 AND (extract(epoch FROM backend_start) * 1000000)::bigint = $2";
         let statement = Statement { index: 11, text: terminate.to_owned(), types: vec![Type::INT4, Type::INT8] };
         let expires = Instant::now().after(ANSWER);
-        let row = session.connection.query(&statement, &[&ended.pid, &ended.started], expires).await?;
+        let row =
+            session.connection.query(&statement, &[&ended.pid, &ended.started], expires, &Driver::engine()).await?;
         Ok(row.and_then(|row| row.try_get::<_, i64>(0).ok()) == Some(0))
     }
 
