@@ -39,7 +39,7 @@ $(C_BUILD)/cpp/%: $(C_ROOT)/examples/cpp/%.cpp $(C_HEADERS) | c-library
 
 # Forks and small stacks, which the sanitizers cannot stand: see there.
 $(C_BUILD)/tests/fork $(C_BUILD)/tests/stack: C_SANITIZE :=
-$(C_BUILD)/tests/stack: C_FLAGS += -DSTACK_KIB=$(if $(filter dev,$(C_PROFILE)),128,48)
+$(C_BUILD)/tests/stack: C_FLAGS += -DSTACK_KIB=$(if $(filter dev,$(C_PROFILE)),256,48)
 $(C_BUILD)/tests/%: $(C)/tests/%.c $(C_HEADERS) | c-library
 	$(CC) -std=c99 -O1 $(C_FLAGS) $(C_SANITIZE) -o $@ $< $(C_LINK)
 

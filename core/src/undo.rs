@@ -6,10 +6,13 @@
 //! it sent. Until then, and while the backend does not answer, the release is sent again, up to the time at which the
 //! lease must have expired. Where the backend knows that it had sent nothing, there is nothing to release.
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
+//!
+//! Nor need its caller go away: who is not polled any more (its event loop stands still) does not learn of a grant, and there is
+//! no lease yet that would end. Most backends end it with its ttl; for those that do not, it is undone then.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -17,7 +20,11 @@ use crate::{
     Error, OwnerToken, Release, Result,
     backend::Claim,
     clock::Instant,
-    engine::{driver::Driver, runtime, timer},
+    engine::{
+        driver::Driver,
+        runtime,
+        timer::{self, Alarm, AlarmKey},
+    },
     manager::Manager,
     mutant::mutant,
 };
@@ -26,6 +33,26 @@ use crate::{
 pub(crate) struct Pending {
     manager: Arc<Manager>,
     claim: Option<Claim>,
+    /// Rings when its ttl is over, where that matters.
+    overdue: Option<AlarmKey>,
+}
+
+/// A claim whose ttl is over.
+struct Overdue {
+    manager: Weak<Manager>,
+    owner: OwnerToken,
+}
+
+impl Alarm for Overdue {
+    fn ring(self: Arc<Self>) {
+        let Some(manager) = self.manager.upgrade() else { return };
+        let claim = manager.attempts.claims().remove(&self.owner);
+        if let Some(claim) = claim {
+            // What it is told, should it be polled yet, comes too late.
+            let settles = Instant::now().after(manager.backend.settles_within(claim.ttl));
+            in_background(&manager, claim, settles);
+        }
+    }
 }
 
 /// The claims of a manager that are on their way: closing it undoes them, because whoever waits for them may be
@@ -54,7 +81,11 @@ impl Pending {
     /// `Closed`: then nothing may be sent.
     pub(crate) fn new(manager: &Arc<Manager>, claim: Claim) -> Result<Self> {
         manager.attempts.claims().insert(claim.owner, claim.clone());
-        let pending = Self { manager: Arc::clone(manager), claim: Some(claim) };
+        let overdue = manager.backend.outlasts_ttl().then(|| {
+            let overdue = Overdue { manager: Arc::downgrade(manager), owner: claim.owner };
+            timer::set(Instant::now().after(claim.ttl), Arc::new(overdue))
+        });
+        let pending = Self { manager: Arc::clone(manager), claim: Some(claim), overdue: overdue.flatten() };
         // Asked after it was entered: closing either finds it there, or is seen here.
         if manager.is_closed() {
             pending.settled();
@@ -72,6 +103,7 @@ impl Pending {
 
     /// The outcome is certain, and the caller has it.
     pub(crate) fn settled(mut self) -> Claim {
+        self.in_time();
         match self.claim.take() {
             Some(claim) => {
                 self.manager.attempts.claims().remove(&claim.owner);
@@ -89,7 +121,14 @@ impl Pending {
         self.undo(false);
     }
 
+    fn in_time(&mut self) {
+        if let Some(alarm) = self.overdue.take() {
+            timer::cancel(alarm);
+        }
+    }
+
     fn undo(&mut self, wakes: bool) {
+        self.in_time();
         if let Some(claim) = self.claim.take() {
             self.manager.attempts.claims().remove(&claim.owner);
             let settles = Instant::now().after(self.manager.backend.settles_within(claim.ttl));

@@ -43,6 +43,7 @@ backends! {
         tries_once
         those_in_line_time_out
         who_stands_still_is_passed
+        a_grant_that_nobody_collects_ends_with_its_ttl
         releases_once
         releases_when_dropped
         extends

@@ -57,6 +57,11 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// The longest time after sending at which an attempt, given up by the caller, may still be granted.
     fn settles_within(&self, ttl: Duration) -> Duration;
 
+    /// Whether what it grants stays past its ttl until it is released, as long as the session lives that holds it.
+    fn outlasts_ttl(&self) -> bool {
+        false
+    }
+
     /// Tries once to take the lock. Asking again with the same owner token, while it holds, is `Granted`.
     fn try_acquire<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Attempt>;
 

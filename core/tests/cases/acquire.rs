@@ -167,6 +167,27 @@ pub async fn who_stands_still_is_passed(store: Store) {
     assert_eq!((id, lease.release().await.unwrap()), (still, Release::Released));
 }
 
+/// It was granted to somebody who is not polled any more.
+pub async fn a_grant_that_nobody_collects_ends_with_its_ttl(store: Store) {
+    let (locks, other, name) = (store.manager(), store.manager(), store.name("r"));
+    assert_eq!(soon(&locks, &name).await.release().await.unwrap(), Release::Released);
+    let queue = CompletionQueue::new().unwrap();
+    let operation = {
+        let (name, driver) = (name.clone(), queue.driver());
+        async move { locks.acquire_by(&name, Acquire::ttl(ms(1000)), &driver).await }
+    };
+    if let Started::Done(lease) = queue.start(operation).unwrap() {
+        return drop(lease); // this backend grants at once
+    }
+    // Until it is granted, or is not sent because nobody turns the queue.
+    let asked = Instant::now();
+    while other.inspect(&name).await.unwrap().is_none() && asked.elapsed() < ms(2000) {
+        tokio::time::sleep(ms(1)).await;
+    }
+    let lease = other.acquire(&name, long().wait(ms(20_000))).await.unwrap();
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
 pub async fn refuses_bad_arguments(store: Store) {
     let locks = store.manager();
     for name in ["", "a\0b", &"x".repeat(1025)] {

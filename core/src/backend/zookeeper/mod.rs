@@ -213,6 +213,10 @@ impl Backend for ZookeeperBackend {
         slot.session.as_ref().map_or(self.0.config.session_timeout, |session| session.timeout())
     }
 
+    fn outlasts_ttl(&self) -> bool {
+        true
+    }
+
     fn try_acquire<'a>(&'a self, claim: &'a Claim, _: &'a Driver) -> Answer<'a, Attempt> {
         Box::pin(async {
             let attempt = Arc::clone(&self.0).acquire(claim.clone());

@@ -125,6 +125,10 @@ impl Backend for SessionBackend {
         Duration::ZERO
     }
 
+    fn outlasts_ttl(&self) -> bool {
+        true
+    }
+
     fn try_acquire<'a>(&'a self, claim: &'a Claim, driver: &'a Driver) -> Answer<'a, Attempt> {
         Box::pin(self.acquire(claim, driver))
     }
