@@ -39,7 +39,7 @@ impl<D: AsFd + AsRawFd> Ear<D> {
             }
             Kind::Tokio(handle) => {
                 let _here = handle.enter();
-                // It panics in a runtime that does no I/O.
+                // It panics in a runtime that does no I/O: not to be tried again in that.
                 #[allow(deprecated)] // its successor is unsafe, as a descriptor may change; ours does not
                 let watch = || AsyncFd::with_interest(descriptor, Interest::READABLE);
                 catch_unwind(AssertUnwindSafe(watch)).ok()?.ok().map(Self::Tokio)

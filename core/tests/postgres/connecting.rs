@@ -205,3 +205,23 @@ fn a_loop_that_stands_still_keeps_nobody_waiting() {
         assert_eq!(told.recv_timeout(Duration::from_secs(1)), Ok(polylock::LossReason::Taken), "{round}");
     }
 }
+
+/// Who cannot listen is not asked to again; the engine does it.
+#[test]
+fn a_runtime_without_io_is_served_by_the_engine() {
+    static PANICS: AtomicU64 = AtomicU64::new(0);
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        match panic.to_string().contains("IO is disabled") {
+            true => drop(PANICS.fetch_add(1, Ordering::Relaxed)),
+            false => others(panic),
+        };
+    }));
+    let server = Server::start(&[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let locks = manager(&server.url);
+    for _ in 0..10 {
+        assert!(runtime.block_on(locks.inspect("r")).unwrap().is_none());
+    }
+    assert_eq!(PANICS.load(Ordering::Relaxed), 1, "tokio has no other way to tell");
+}

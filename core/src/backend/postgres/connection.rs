@@ -36,7 +36,12 @@ use super::{
 use crate::{
     Error, ErrorKind,
     clock::Instant,
-    engine::{driver::Driver, process::SharedSocket, runtime, timer::until},
+    engine::{
+        driver::Driver,
+        process::{self, SharedSocket},
+        runtime,
+        timer::until,
+    },
 };
 
 /// A statement, and its number among those that a connection prepares.
@@ -65,6 +70,8 @@ pub(super) struct Connection {
     /// Something was not answered in time: nothing more is to be sent here.
     stuck: AtomicBool,
     users: AtomicUsize,
+    /// Of the process that opened it: in another it is not to be ended.
+    generation: u32,
     driving: Arc<Driving>,
     on_engine: tokio::task::AbortHandle,
 }
@@ -108,6 +115,7 @@ impl Connection {
                 prepared: Default::default(),
                 stuck: AtomicBool::new(false),
                 users: AtomicUsize::new(0),
+                generation: process::generation(),
                 driving,
                 on_engine: on_engine.abort_handle(),
             });
@@ -213,8 +221,11 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // Also where the server does not take our goodbye.
-        self.on_engine.abort();
+        if self.generation == process::generation() {
+            // Also where the server does not take our goodbye.
+            self.driving.close();
+            self.on_engine.abort();
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -48,8 +48,8 @@ pub(super) struct Driving {
     bell: Arc<Bell>,
     /// Somebody listens.
     heard: AtomicBool,
-    /// Of who listened last, for when the same one comes again.
-    ear: Mutex<Option<(DriverId, Ear<Descriptor>)>>,
+    /// Of who listened last, for when the same one comes again; `None` of who cannot.
+    ear: Mutex<Option<(DriverId, Option<Ear<Descriptor>>)>>,
     /// Until when the engine leaves it to others.
     alone: Arc<Alone>,
 }
@@ -65,7 +65,7 @@ impl Driving {
         socket.watch();
         Arc::new(Self {
             work: Mutex::new(Work { driven: Some(driven), on_message }),
-            alone: Arc::new(Alone { socket: Arc::clone(&socket), is_set: AtomicBool::new(false) }),
+            alone: Arc::new(Alone { socket: Arc::downgrade(&socket), is_set: AtomicBool::new(false) }),
             socket,
             bell: Arc::default(),
             heard: AtomicBool::new(false),
@@ -80,8 +80,13 @@ impl Driving {
         }
     }
 
-    fn ear(&self) -> MutexGuard<'_, Option<(DriverId, Ear<Descriptor>)>> {
+    fn ear(&self) -> MutexGuard<'_, Option<(DriverId, Option<Ear<Descriptor>>)>> {
         self.ear.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the server find the end at once, whoever refers to the socket.
+    pub(super) fn close(&self) {
+        self.socket.close();
     }
 
     /// Takes the engine's turn, and says whether that was the last.
@@ -166,8 +171,8 @@ impl Driving {
 /// The one who listens.
 struct Listener<'a> {
     driving: &'a Driving,
-    /// `None` only while it is being dropped.
-    ear: Option<(DriverId, Ear<Descriptor>)>,
+    /// `None` only while it is being made or dropped.
+    ear: Option<(DriverId, Option<Ear<Descriptor>>)>,
 }
 
 impl<'a> Listener<'a> {
@@ -178,17 +183,19 @@ impl<'a> Listener<'a> {
             return None;
         }
         let mut listener = Self { driving, ear: driving.ear().take() };
-        let is_ours = |(id, _): &(DriverId, Ear<Descriptor>)| *id == driver.id();
-        if !listener.ear.as_ref().is_some_and(is_ours) {
+        if listener.ear.as_ref().is_none_or(|(id, _)| *id != driver.id()) {
             listener.ear = None; // before there is another at the same place
-            listener.ear = Some((driver.id(), Ear::new(driver, driving.socket.descriptor())?));
+            listener.ear = Some((driver.id(), Ear::new(driver, driving.socket.descriptor())));
         }
-        driving.alone.begin();
-        Some(listener)
+        let listens = listener.ear.as_ref().is_some_and(|(_, ear)| ear.is_some());
+        if listens {
+            driving.alone.begin();
+        }
+        listens.then_some(listener)
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((_, ear)) = &mut self.ear else { return Poll::Pending };
+        let Some((_, Some(ear))) = &mut self.ear else { return Poll::Pending };
         let readable = ear.poll_readable(cx);
         if readable.is_ready() {
             self.driving.socket.has_more();
@@ -206,7 +213,8 @@ impl Drop for Listener<'_> {
 
 /// The time for which who listens does so alone. It outlasts an answer, as another question may follow.
 struct Alone {
-    socket: Arc<Socket>,
+    /// Weak, as an alarm does not keep a socket open.
+    socket: Weak<Socket>,
     is_set: AtomicBool,
 }
 
@@ -215,7 +223,7 @@ impl Alone {
         if self.is_set.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.socket.wake_engine(false);
+        self.wake_engine(false);
         if timer::set(Instant::now().after(ALONE), Arc::clone(self) as Arc<dyn Alarm>).is_none() {
             self.end();
         }
@@ -223,7 +231,13 @@ impl Alone {
 
     /// The engine listens, also to what has come before.
     fn end(&self) {
-        self.socket.wake_engine(true);
+        self.wake_engine(true);
+    }
+
+    fn wake_engine(&self, for_reading: bool) {
+        if let Some(socket) = self.socket.upgrade() {
+            socket.wake_engine(for_reading);
+        }
     }
 }
 
