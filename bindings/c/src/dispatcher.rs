@@ -13,14 +13,16 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
-use engine::{Error, ErrorKind, Result, host};
+use engine::{
+    Error, ErrorKind, Result,
+    host::{Made, PerProcess},
+};
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The callback thread of one process.
+#[derive(Default)]
 struct Dispatcher {
-    generation: u32,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -35,35 +37,32 @@ struct State {
     stays: bool,
 }
 
-static DISPATCHER: ArcSwapOption<Dispatcher> = ArcSwapOption::const_empty();
+static DISPATCHER: PerProcess<Dispatcher> = PerProcess::new(Dispatcher::default);
 
 /// Starts the thread if it does not run: for whoever registers a callback.
 ///
 /// # Errors
 /// `Internal` if the system gives no thread.
 pub(crate) fn start() -> Result<()> {
-    let dispatcher = own();
+    let dispatcher = DISPATCHER.get();
     let mut state = dispatcher.state();
     state.stays = true;
-    dispatcher.start(&mut state)
+    Dispatcher::start(&dispatcher, &mut state)
 }
 
 /// Has the thread run `job`, after all that it was given before.
 pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
-    let dispatcher = own();
+    let dispatcher = DISPATCHER.get();
     let mut state = dispatcher.state();
     state.jobs.push_back(Box::new(job));
     // If there is no thread to be had now, the next one does it.
-    let _ = dispatcher.start(&mut state);
+    let _ = Dispatcher::start(&dispatcher, &mut state);
     dispatcher.changed.notify_all();
 }
 
 /// Ends the thread once it has done what is due; waits for that up to `timeout`, but not on the thread itself.
 pub(crate) fn stop(timeout: Duration) {
-    let Some(dispatcher) = DISPATCHER.load_full() else { return };
-    if dispatcher.generation != host::generation() {
-        return std::mem::forget(dispatcher);
-    }
+    let dispatcher = DISPATCHER.get();
     let mut state = dispatcher.state();
     state.stays = false;
     dispatcher.changed.notify_all();
@@ -80,36 +79,16 @@ pub(crate) fn stop(timeout: Duration) {
     }
 }
 
-/// This process's.
-fn own() -> Arc<Dispatcher> {
-    loop {
-        let current = DISPATCHER.load_full();
-        if let Some(dispatcher) = &current
-            && dispatcher.generation == host::generation()
-        {
-            return Arc::clone(dispatcher);
-        }
-        let generation = host::generation();
-        let new = Arc::new(Dispatcher { generation, state: Mutex::default(), changed: Condvar::new() });
-        let found = DISPATCHER.compare_and_swap(&current, Some(Arc::clone(&new)));
-        if found.as_ref().map(Arc::as_ptr) == current.as_ref().map(Arc::as_ptr) {
-            // The parent's, if there was one: its thread is not here, and its lock may be taken for ever.
-            std::mem::forget(current);
-            return new;
-        }
-    }
-}
-
 impl Dispatcher {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(self: &Arc<Self>, state: &mut State) -> Result<()> {
+    fn start(this: &Arc<Made<Self>>, state: &mut State) -> Result<()> {
         if state.runs {
             return Ok(());
         }
-        let this = Arc::clone(self);
+        let this = Arc::clone(this);
         let thread = thread::Builder::new().name("polylock-callbk".into()).spawn(move || this.work());
         let thread =
             thread.map_err(|error| Error::new(ErrorKind::Internal, format!("no thread for callbacks: {error}")))?;

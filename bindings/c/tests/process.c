@@ -20,20 +20,8 @@ static const char *server_url(void)
     return url ? url : "memory:process";
 }
 
-static int threads(void)
-{
-    int count = 0;
-    DIR *tasks = opendir("/proc/self/task");
-    struct dirent *entry;
-    CHECK(tasks);
-    while ((entry = readdir(tasks)))
-        count += entry->d_name[0] != '.';
-    closedir(tasks);
-    return count;
-}
-
-/* A sanitizer may have threads of its own. */
-static int threads_of_the_library(void)
+/* Threads whose name begins so. */
+static int threads_named(const char *start)
 {
     char path[300], name[16] = "";
     int count = 0;
@@ -44,8 +32,8 @@ static int threads_of_the_library(void)
         FILE *comm;
         snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
         comm = fopen(path, "r");
-        if (comm && fgets(name, sizeof name, comm))
-            count += !strncmp(name, "polylock-", 9);
+        if (comm && entry->d_name[0] != '.' && fgets(name, sizeof name, comm))
+            count += !strncmp(name, start, strlen(start));
         if (comm)
             fclose(comm);
     }
@@ -53,11 +41,16 @@ static int threads_of_the_library(void)
     return count;
 }
 
-/* They end by themselves, some a moment after they were told to. */
+static int threads(void)
+{
+    return threads_named("");
+}
+
+/* Of the library: a sanitizer may have threads of its own. They end by themselves, some a moment after they were told to. */
 static void no_thread_is_left(void)
 {
     const struct timespec moment = {0, 1000000};
-    while (threads_of_the_library())
+    while (threads_named("polylock-"))
         nanosleep(&moment, NULL);
 }
 

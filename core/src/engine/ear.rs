@@ -17,6 +17,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{
     driver::{Driver, Kind},
     reactor::{Reactor, Source, SourceKey},
+    watched::watched,
 };
 
 /// Watches a descriptor while it lives. A driver has at most one for each descriptor.
@@ -40,8 +41,7 @@ impl<D: AsFd + AsRawFd> Ear<D> {
             Kind::Tokio(handle) => {
                 let _here = handle.enter();
                 // It panics in a runtime that does no I/O: not to be tried again in that.
-                #[allow(deprecated)] // its successor is unsafe, as a descriptor may change; ours does not
-                let watch = || AsyncFd::with_interest(descriptor, Interest::READABLE);
+                let watch = || watched(descriptor, Interest::READABLE);
                 catch_unwind(AssertUnwindSafe(watch)).ok()?.ok().map(Self::Tokio)
             }
         }

@@ -7,3 +7,4 @@ pub(crate) mod process;
 pub(crate) mod reactor;
 pub(crate) mod runtime;
 pub(crate) mod timer;
+pub(crate) mod watched;

@@ -89,24 +89,25 @@ fn generation_by_id() -> u32 {
 /// The engine's statics are kept in these (or are plain atomics), because a lock that another thread held during the
 /// fork stays locked in the child for ever. So there is none here either, nor in what initialises a `LazyLock`: two
 /// threads that come first may both make a value, and one of the two is kept.
-pub(crate) struct PerProcess<T> {
+pub struct PerProcess<T> {
     made: ArcSwapOption<Made<T>>,
     make: fn() -> T,
 }
 
 /// A value and the generation that made it.
-pub(crate) struct Made<T> {
+pub struct Made<T> {
     generation: u32,
     value: T,
 }
 
 impl<T> PerProcess<T> {
-    pub(crate) const fn new(make: fn() -> T) -> Self {
+    /// One that `make` makes when it is asked for.
+    pub const fn new(make: fn() -> T) -> Self {
         Self { made: ArcSwapOption::const_empty(), make }
     }
 
     /// This process's value.
-    pub(crate) fn get(&self) -> Arc<Made<T>> {
+    pub fn get(&self) -> Arc<Made<T>> {
         self.of(generation())
     }
 

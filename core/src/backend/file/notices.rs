@@ -23,14 +23,11 @@ use rustix::{
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::watch,
-};
+use tokio::{io::Interest, sync::watch};
 
 use crate::{
     clock::Instant,
-    engine::{process, runtime, timer},
+    engine::{process, runtime, timer, watched::watched},
 };
 
 /// What may mean that a lock is free. Unlinking changes the link count and so is `ATTRIB`.
@@ -182,10 +179,7 @@ impl Drop for Source {
 }
 
 async fn run(source: Source) {
-    // Deprecated because any number may pass for a descriptor; this one is owned by the source and stays the
-    // same. The function meant to replace it is unsafe.
-    #[allow(deprecated)]
-    let source = match AsyncFd::with_interest(source, Interest::READABLE) {
+    let source = match watched(source, Interest::READABLE) {
         Ok(source) => source,
         Err(error) => return tracing::warn!(%error, "waiting for lock files goes without notices"),
     };

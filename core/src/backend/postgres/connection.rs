@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     sync::{
@@ -158,7 +158,17 @@ impl Connection {
             let typed: Vec<_> = params.iter().copied().zip(statement.types.iter().cloned()).collect();
             self.client.query_typed(&statement.text, &typed).await
         };
-        match until(Some(expires), self.driving.ask(answer, driver)).await {
+        self.in_time(answer, expires, driver).await
+    }
+
+    /// What is answered, if that is in time.
+    async fn in_time<A>(
+        &self,
+        asking: impl Future<Output = Result<A, tokio_postgres::Error>>,
+        expires: Instant,
+        driver: &Driver,
+    ) -> Result<A, Failure> {
+        match until(Some(expires), self.driving.ask(asking, driver)).await {
             Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error)),
             None => {
                 self.stuck.store(true, Ordering::Relaxed);
@@ -169,25 +179,12 @@ impl Connection {
 
     /// Sends statements without parameters, as one transaction.
     pub(super) async fn execute(&self, text: &str, expires: Instant) -> Result<(), Failure> {
-        match until(Some(expires), self.driving.ask(self.client.batch_execute(text), &Driver::engine())).await {
-            Some(done) => done.map_err(|error| Failure::of(&self.peer, &error)),
-            None => {
-                self.stuck.store(true, Ordering::Relaxed);
-                Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))))
-            }
-        }
+        self.in_time(self.client.batch_execute(text), expires, &Driver::engine()).await
     }
 
     /// Sends a query without parameters; gives the values of its rows, one after the other.
     pub(super) async fn texts(&self, text: &str, expires: Instant) -> Result<Vec<String>, Failure> {
-        let answer =
-            match until(Some(expires), self.driving.ask(self.client.simple_query(text), &Driver::engine())).await {
-                Some(answer) => answer.map_err(|error| Failure::of(&self.peer, &error))?,
-                None => {
-                    self.stuck.store(true, Ordering::Relaxed);
-                    return Err(Failure::TimedOut(Error::unavailable(format!("{}: no answer in time", self.peer))));
-                }
-            };
+        let answer = self.in_time(self.client.simple_query(text), expires, &Driver::engine()).await?;
         let rows = answer.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,

@@ -41,6 +41,9 @@ use crate::{
 /// How long somebody listens alone. Many answers take less.
 const ALONE: Duration = Duration::from_millis(5);
 
+/// Whose ear it is; `None` of who cannot listen.
+type KnownEar = (DriverId, Option<Ear<Descriptor>>);
+
 /// A connection that several may drive.
 pub(super) struct Driving {
     work: Mutex<Work>,
@@ -48,8 +51,8 @@ pub(super) struct Driving {
     bell: Arc<Bell>,
     /// Somebody listens.
     heard: AtomicBool,
-    /// Of who listened last, for when the same one comes again; `None` of who cannot.
-    ear: Mutex<Option<(DriverId, Option<Ear<Descriptor>>)>>,
+    /// Of who listened last, for when the same one comes again.
+    ear: Mutex<Option<KnownEar>>,
     /// Until when the engine leaves it to others.
     alone: Arc<Alone>,
 }
@@ -80,7 +83,7 @@ impl Driving {
         }
     }
 
-    fn ear(&self) -> MutexGuard<'_, Option<(DriverId, Option<Ear<Descriptor>>)>> {
+    fn ear(&self) -> MutexGuard<'_, Option<KnownEar>> {
         self.ear.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,7 +175,7 @@ impl Driving {
 struct Listener<'a> {
     driving: &'a Driving,
     /// `None` only while it is being made or dropped.
-    ear: Option<(DriverId, Option<Ear<Descriptor>>)>,
+    ear: Option<KnownEar>,
 }
 
 impl<'a> Listener<'a> {
@@ -243,8 +246,7 @@ impl Alone {
 
 impl Alarm for Alone {
     fn ring(self: Arc<Self>) {
-        self.end();
-        self.is_set.store(false, Ordering::Release);
+        self.forgotten();
     }
 
     fn forgotten(&self) {

@@ -21,6 +21,8 @@ use rustix::{
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
+use crate::engine::watched::watched;
+
 /// See the module's text.
 pub(super) struct Socket {
     descriptor: Arc<Descriptor>,
@@ -62,8 +64,7 @@ impl Socket {
         let queue = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wakes = Wakes { readable: true, writable: false };
         epoll::add(&queue, &*descriptor, epoll::EventData::new_u64(0), wakes.events())?;
-        #[allow(deprecated)] // its successor is unsafe, as a descriptor may change; this one does not
-        let watched = AsyncFd::with_interest(queue, Interest::READABLE)?;
+        let watched = watched(queue, Interest::READABLE)?;
         Ok(Arc::new(Self {
             descriptor,
             watched,

@@ -43,6 +43,7 @@ use crate::{
         reactor::{Reactor, Source, SourceKey},
         runtime,
         timer::{self, Alarm, AlarmKey},
+        watched::watched,
     },
 };
 
@@ -501,9 +502,8 @@ impl Alarm for Connection {
 }
 
 /// Registers the socket with the tokio runtime that this is called on.
-#[allow(deprecated)] // its successor is unsafe for types whose descriptor may change; an Arc'd socket's cannot
 fn watch(socket: Arc<Socket>) -> io::Result<AsyncFd<Arc<Socket>>> {
-    AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)
+    watched(socket, Interest::READABLE | Interest::WRITABLE)
 }
 
 /// A connection that a task drives. The runtime may go away under the task, or before it has begun.

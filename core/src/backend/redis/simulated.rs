@@ -401,7 +401,6 @@ fn manager(machines: &Machines, world: World, loss: f64, calm: &Arc<AtomicBool>,
     LockManager::new(Box::new(backend), &Options::default())
 }
 
-/// Has `act` happen in a simulated world of so many processes, which ends in any case.
 /// Plays one seed; answers how many leases were granted.
 fn play(seed: u64, world: World, look: impl Fn(&History)) -> u32 {
     fastrand::seed(seed);
