@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 
 use crate::{
     Acquire, Error, ErrorKind, Lease, Mode, OwnerToken, Resource, Result, Target,
-    backend::{Attempt, Claim, Progress, Watch},
+    backend::{Attempt, Claim, FAIR_CHANCE, Progress, Watch},
     clock::Instant,
     engine::{
         driver::Driver,
@@ -42,9 +42,6 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(250);
 
 /// Who waited longer than this to be first in line was kept waiting by others of its process.
 const IN_LINE: Duration = Duration::from_millis(1);
-
-/// How long a backend has at least to answer before it is called out of reach by somebody who was kept in line.
-const FAIR_CHANCE: Duration = Duration::from_secs(1);
 
 /// After so many attempts in a row that stood in others' way it is taken for held, by somebody whose other nodes do
 /// not answer: then waiting is better than trying.

@@ -29,6 +29,9 @@ use crate::{
     mutant::mutant, pattern::Pattern,
 };
 
+/// How long a backend has at least to answer before it is called out of reach.
+pub(crate) const FAIR_CHANCE: Duration = Duration::from_secs(1);
+
 /// A server's name, and what it said to a question: see [`Backend::ask_each`].
 pub(crate) type Said = (String, Result<Vec<String>>);
 

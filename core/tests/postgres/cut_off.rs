@@ -82,3 +82,23 @@ async fn a_server_that_stands_still_costs_the_leases_and_no_more() {
         tokio::time::sleep(10 * MS).await;
     }
 }
+
+/// What this process has asked itself, and does not know the end of, is nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_is_out_of_reach_and_not_in_others_hands() {
+    let mut server = Server::start(&[]);
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("{}?mode={mode}", server.url));
+        assert_eq!(locks.acquire("r", long()).await.unwrap().release().await.unwrap(), Release::Released);
+        tokio::task::block_in_place(|| server.order("pause"));
+        // The first outlasts an attempt, whose end the others do not know either.
+        for wait in [3000, 200, 200] {
+            let asking = Acquire::ttl(3000 * MS).wait(wait * MS);
+            let error = locks.acquire("r", asking).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{mode}, {wait} ms: {error}");
+        }
+        tokio::task::block_in_place(|| server.order("resume"));
+        let next = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+        assert_eq!(next.release().await.unwrap(), Release::Released);
+    }
+}

@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -18,7 +18,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
-    sync::OnceCell,
 };
 use tokio_postgres::{
     AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow,
@@ -66,7 +65,7 @@ pub(super) struct Connection {
     pub(super) direct: bool,
     /// The server's clock less ours, in µs.
     clock: AtomicI64,
-    prepared: [OnceCell<tokio_postgres::Statement>; STATEMENTS],
+    prepared: [OnceLock<tokio_postgres::Statement>; STATEMENTS],
     /// Something was not answered in time: nothing more is to be sent here.
     stuck: AtomicBool,
     users: AtomicUsize,
@@ -149,16 +148,24 @@ impl Connection {
         let _used = Used::new(&self.users);
         let answer = async {
             if self.direct {
-                let prepared = self.prepared[statement.index]
-                    .get_or_try_init(|| self.client.prepare_typed(&statement.text, &statement.types))
-                    .await?;
-                return self.client.query(prepared, params).await;
+                let prepared = self.prepare(statement).await?;
+                return self.client.query(&prepared, params).await;
             }
             // A pooler may give each transaction another session, so nothing is prepared for a later one.
             let typed: Vec<_> = params.iter().copied().zip(statement.types.iter().cloned()).collect();
             self.client.query_typed(&statement.text, &typed).await
         };
         self.in_time(answer, expires, driver).await
+    }
+
+    /// Several who come first prepare one each, and the first is kept: nobody waits for another, who may have stopped.
+    async fn prepare(&self, statement: &Statement) -> Result<tokio_postgres::Statement, tokio_postgres::Error> {
+        let kept = &self.prepared[statement.index];
+        if let Some(prepared) = kept.get() {
+            return Ok(prepared.clone());
+        }
+        let prepared = self.client.prepare_typed(&statement.text, &statement.types).await?;
+        Ok(kept.get_or_init(|| prepared).clone())
     }
 
     /// What is answered, if that is in time.

@@ -55,7 +55,7 @@ impl SessionBackend {
             Err(failure) => return Attempt::Refused(failure.into_error()),
         };
         let wanted: Vec<_> = ids.iter().copied().zip(keys.iter().map(String::as_str)).collect();
-        let reserved = match session.locks.reserve(&wanted, claim.mode, claim.owner) {
+        let reserved = match session.locks.reserve(&wanted, claim.mode, claim.owner, self.fair_chance()) {
             Ok(reserved) => reserved,
             Err(refusal) => return refusal,
         };
@@ -216,7 +216,7 @@ impl Asking<'_> {
         let (locks, owner) = (&self.sent.session.locks, self.claim.owner);
         locks.forget(&self.sent.ids, owner);
         let wanted: Vec<_> = self.sent.ids.iter().copied().zip(self.sent.keys.iter().map(String::as_str)).collect();
-        match locks.reserve(&wanted, self.claim.mode, owner) {
+        match locks.reserve(&wanted, self.claim.mode, owner, self.backend.fair_chance()) {
             Ok(reserved) => {
                 self.take = reserved == Reserved::Take;
                 Step::Again

@@ -6,11 +6,13 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use crate::{
     Error, ErrorKind, Mode, OwnerToken,
     backend::{Attempt, Losable},
+    clock::Instant,
 };
 
 #[derive(Default)]
@@ -32,6 +34,8 @@ struct Local {
     /// More than one only where it is shared.
     owners: Vec<OwnerToken>,
     phase: Phase,
+    /// Since when an answer of the server has been awaited, unless it is held.
+    asked: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,9 +71,17 @@ impl Locks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves all of `wanted` for one claim of this process, or none.
-    pub(super) fn reserve(&self, wanted: &[(i64, &str)], mode: Mode, owner: OwnerToken) -> Result<Reserved, Attempt> {
+    /// Reserves all of `wanted` for one claim of this process, or none. A server that has not answered for `patience`
+    /// what an earlier claim asked is out of reach: nobody is known to hold it.
+    pub(super) fn reserve(
+        &self,
+        wanted: &[(i64, &str)],
+        mode: Mode,
+        owner: OwnerToken,
+        patience: Duration,
+    ) -> Result<Reserved, Attempt> {
         let mut table = self.table();
+        let now = Instant::now();
         if table.ended {
             return Err(Attempt::Refused(Error::unavailable("the session has ended")));
         }
@@ -79,6 +91,10 @@ impl Locks {
                 // To wait would be a deadlock if one task held the one and asked for the other.
                 let why = format!("has the same advisory lock as {:?}, which is held here", local.key);
                 return Err(Attempt::Refused(Error::new(ErrorKind::Conflict, why)));
+            }
+            if local.phase != Phase::Held && now.since(local.asked) >= patience {
+                let why = "no answer yet to an earlier attempt on the same lock";
+                return Err(Attempt::Refused(Error::unavailable(why)));
             }
             if mode == Mode::Exclusive || mode.name() != local.mode.name() {
                 let foreign = (mode.name() == "permit") != (local.mode.name() == "permit");
@@ -96,7 +112,8 @@ impl Locks {
                     reserved = Reserved::Join;
                 }
                 Entry::Vacant(entry) => {
-                    entry.insert(Local { key: (*key).to_owned(), mode, owners: vec![owner], phase: Phase::Taking });
+                    let (key, owners) = ((*key).to_owned(), vec![owner]);
+                    entry.insert(Local { key, mode, owners, phase: Phase::Taking, asked: now });
                 }
             }
         }
@@ -140,12 +157,15 @@ impl Locks {
     /// To be called before the server is asked to free what `owner` has of `ids`: what that is. What others share
     /// stays.
     pub(super) fn begin_freeing(&self, ids: &[i64], owner: OwnerToken) -> ToFree {
-        let mut table = self.table();
+        let (mut table, now) = (self.table(), Instant::now());
         let mut to_free = ToFree::default();
         for id in ids {
             let Some(local) = table.by_id.get_mut(id) else { continue };
             if local.owners == [owner] {
                 to_free.again |= local.phase == Phase::Freeing;
+                if local.phase == Phase::Held {
+                    local.asked = now;
+                }
                 local.phase = Phase::Freeing;
                 if local.mode == Mode::Exclusive { &mut to_free.alone } else { &mut to_free.shared }.push(*id);
             } else {
@@ -213,6 +233,8 @@ impl Locks {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn owners() -> (OwnerToken, OwnerToken) {
         (OwnerToken::draw().unwrap(), OwnerToken::draw().unwrap())
     }
@@ -220,7 +242,7 @@ mod tests {
     #[test]
     fn one_id_is_held_once_in_this_process() {
         let (locks, (one, two)) = (Locks::default(), owners());
-        let reserve = |id, key, owner| locks.reserve(&[(id, key)], Mode::Exclusive, owner);
+        let reserve = |id, key, owner| locks.reserve(&[(id, key)], Mode::Exclusive, owner, PATIENCE);
         assert!(matches!(reserve(7, "a", one), Ok(Reserved::Take)));
         assert!(matches!(reserve(7, "a", two), Err(Attempt::Busy { .. })));
         // Another name on the same id: an error, as a wait for oneself would have no end.
@@ -235,24 +257,36 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_does_not_answer_is_out_of_reach() {
+        let (locks, (one, two)) = (Locks::default(), owners());
+        let reserve = |owner| locks.reserve(&[(7, "a")], Mode::Exclusive, owner, Duration::ZERO);
+        assert!(matches!(reserve(one), Ok(Reserved::Take)));
+        assert!(matches!(reserve(two), Err(Attempt::Refused(error)) if error.kind() == ErrorKind::Unavailable));
+        locks.taken(&[7], None, one);
+        assert!(matches!(reserve(two), Err(Attempt::Busy { .. })));
+        locks.begin_freeing(&[7], one);
+        assert!(matches!(reserve(two), Err(Attempt::Refused(error)) if error.kind() == ErrorKind::Unavailable));
+    }
+
+    #[test]
     fn all_are_reserved_or_none() {
         let (locks, (one, two)) = (Locks::default(), owners());
-        assert!(locks.reserve(&[(2, "b")], Mode::Exclusive, one).is_ok());
-        assert!(locks.reserve(&[(1, "a"), (2, "b")], Mode::Exclusive, two).is_err());
-        assert!(locks.reserve(&[(1, "a")], Mode::Exclusive, two).is_ok());
+        assert!(locks.reserve(&[(2, "b")], Mode::Exclusive, one, PATIENCE).is_ok());
+        assert!(locks.reserve(&[(1, "a"), (2, "b")], Mode::Exclusive, two, PATIENCE).is_err());
+        assert!(locks.reserve(&[(1, "a")], Mode::Exclusive, two, PATIENCE).is_ok());
     }
 
     #[test]
     fn what_is_shared_is_taken_by_the_first_and_freed_by_the_last() {
         let (locks, (one, two)) = (Locks::default(), owners());
-        let share = |owner| locks.reserve(&[(7, "a")], Mode::Shared, owner);
+        let share = |owner| locks.reserve(&[(7, "a")], Mode::Shared, owner, PATIENCE);
         assert!(matches!(share(one), Ok(Reserved::Take)));
         // Not before the server has given it.
         assert!(matches!(share(two), Err(Attempt::Busy { contended: true, .. })));
         locks.taken(&[7], None, one);
         assert!(matches!(share(two), Ok(Reserved::Join)));
         let other = Mode::Permit { of: 2 };
-        assert!(matches!(locks.reserve(&[(7, "a")], other, two), Err(Attempt::Busy { foreign: true, .. })));
+        assert!(matches!(locks.reserve(&[(7, "a")], other, two, PATIENCE), Err(Attempt::Busy { foreign: true, .. })));
         assert_eq!(locks.begin_freeing(&[7], one), ToFree::default());
         locks.forget(&[7], one);
         let last = ToFree { shared: vec![7], ..ToFree::default() };

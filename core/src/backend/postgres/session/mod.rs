@@ -44,7 +44,9 @@ use super::{
 };
 use crate::{
     Resource, Result,
-    backend::{Answer, Attempt, Backend, Capabilities, Claim, Extension, Holder, Losable, Release, Watch},
+    backend::{
+        Answer, Attempt, Backend, Capabilities, Claim, Extension, FAIR_CHANCE, Holder, Losable, Release, Watch,
+    },
     clock::Instant,
     connect::Options,
     engine::driver::Driver,
@@ -74,6 +76,11 @@ impl SessionBackend {
 
     fn answers_within(&self, ttl: Duration) -> Duration {
         self.node_timeout.unwrap_or((ttl / 3).clamp(Duration::from_millis(250), ANSWER))
+    }
+
+    /// How long another claim may go unanswered before the server counts as out of reach.
+    fn fair_chance(&self) -> Duration {
+        self.answers_within(Duration::MAX).min(FAIR_CHANCE)
     }
 
     /// How long a proof may take.
