@@ -23,6 +23,17 @@ $(NODE_INSTALLED): $(NODE_DIR)/package.json $(NODE_DIR)/package-lock.json
 node-test: node-build ## Runs the tests of the Node package.
 	cd $(NODE_DIR) && node --expose-gc --test --test-concurrency=2 --test-timeout=600000 tests/*.test.mjs
 
+# The newest of each major version, from the registry, with the addon that was built.
+NODE_VERSIONS ?= 18 20 22 24
+.PHONY: node-versions
+node-versions: node-build ## The tests of the Node package on each version of Node that is supported; fetches them.
+	for version in $(NODE_VERSIONS); do \
+	    npm install --silent --no-save --prefix build/node/$$version node@$$version || exit; \
+	    PATH="$(CURDIR)/build/node/$$version/node_modules/node/bin:$$PATH" $(SERVERS) sh -c \
+	        'echo "Node $$(node --version)" && cd $(NODE_DIR) && node --expose-gc --test --test-concurrency=2 tests/*.test.mjs' \
+	        || exit; \
+	done
+
 # The same tests, longer, on a Redis: every ending of a process 200 times, 100,000 pairs, 10,000 aborted acquires.
 .PHONY: node-long
 node-long: node-build ## The endings of a process 200 times each, and 100,000 pairs in flat memory: Node, on a Redis.

@@ -1,7 +1,9 @@
 // polylock/redlock as redlock 5, on one server and on several; what redlock 4 and 5 get wrong; and both beside the originals.
 
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { createRequire } from 'node:module'
+import { connect as dial, createServer } from 'node:net'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 
@@ -9,7 +11,7 @@ import { Redis } from 'ioredis'
 import { connect, InvalidArgumentError } from 'polylock'
 import Redlock, { ExecutionError, Lock, LockError, ResourceLockedError } from 'polylock/redlock'
 
-import { eventually, redisUrl, runNode, unique } from './support.mjs'
+import { closedPort, eventually, redisUrl, runNode, unique } from './support.mjs'
 
 const require = createRequire(import.meta.url)
 const nodes = (process.env.POLYLOCK_TEST_REDLOCK ?? '').split(',').filter((url) => url !== '')
@@ -181,6 +183,34 @@ for (const [name, urls] of Object.entries(sets)) {
     }),
   )
 
+  test(`a lock that another process made is released by its value on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients)
+      const keys = [unique('{r}sent'), unique('{r}sent')]
+      const make = async () => {
+        await Promise.all(clients.flatMap((client) => keys.map((key) => client.set(key, 'theirs', 'PX', 60_000))))
+      }
+      const until = Date.now() + 60_000
+      const releases = {
+        'the class of redlock 4': () => redlock.unlock(new Redlock.Lock(redlock, keys, 'theirs', until)),
+        'the class of redlock 5': () => new Lock(redlock, keys, 'theirs', [], until).release(),
+        'fields of redlock 4': () => redlock.unlock({ resource: keys, value: 'theirs' }),
+        'fields of redlock 5': () => redlock.release({ resources: keys, value: 'theirs' }),
+      }
+      for (const [how, release] of Object.entries(releases)) {
+        await make()
+        await release()
+        for (const key of keys) await assertGone(clients, key)
+        await assert.rejects(release(), how.endsWith('4') ? LockError : ExecutionError, how)
+      }
+      await make()
+      await assert.rejects(redlock.unlock({ resource: keys, value: 'other' }), LockError)
+      for (const key of keys) await assertKept(clients, key, 'theirs', 60_000)
+      await Promise.all(clients.map((client) => client.del(...keys)))
+      await redlock.quit()
+    }),
+  )
+
   test(`using tells of a loss, but never hides what the routine threw, on ${name}`, { skip }, () =>
     withClients(urls, async (clients) => {
       const redlock = new Redlock(clients)
@@ -217,6 +247,62 @@ test('durations are whole numbers, and longer than the threshold', { skip }, asy
     redlock.using(['x'], 500, async () => {}),
     /at least 100ms greater than the `automaticExtensionThreshold`/,
   )
+  await redlock.quit()
+})
+
+test('what the engine does not take is told as redlock tells of a lock that it did not get', { skip }, async () => {
+  const redlock = new Redlock([redisUrl])
+  for (const [resource, duration] of [
+    ['x', 0],
+    ['x', -1],
+    ['', 1_000],
+    ['x'.repeat(2_000), 1_000],
+  ]) {
+    const invalid = (kind) => (error) => error instanceof kind && error.cause instanceof InvalidArgumentError
+    await assert.rejects(redlock.lock(resource, duration), invalid(LockError))
+    await assert.rejects(redlock.acquire([resource], duration), invalid(ExecutionError))
+  }
+  const lock = await redlock.lock(unique('{r}ttl'), 1_000)
+  for (const ttl of [undefined, null, '1000']) {
+    await assert.rejects(redlock.lock('x', ttl), TypeError)
+    await assert.rejects(lock.extend(ttl), TypeError)
+  }
+  for (const resource of [undefined, null, {}, Symbol('x')])
+    await assert.rejects(redlock.lock(resource, 1_000), TypeError)
+  await lock.unlock()
+  await redlock.quit()
+})
+
+test('names may be what has a text, and there may be none', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const redlock = new Redlock([client])
+    const id = Date.now()
+    const key = unique('{r}id')
+    for (const resource of [id, BigInt(id), { toString: () => key }]) {
+      const lock = await redlock.lock(resource, 5_000)
+      assert.deepEqual(lock.resource, [resource])
+      assert.equal(await client.get(String(resource)), lock.value)
+      await lock.unlock()
+      const other = await redlock.acquire([resource, resource], 5_000)
+      await other.release()
+      assert.equal(await client.exists(String(resource)), 0)
+    }
+    // Nothing is held by nobody else.
+    const nothing = await redlock.acquire([], 5_000)
+    await (await nothing.extend(5_000)).release()
+    await (await redlock.lock([], 5_000)).unlock()
+    assert.equal(await redlock.using([], 5_000, async (signal) => signal.aborted), false)
+    await redlock.quit()
+  }),
+)
+
+test('the drift of one call is taken off', { skip }, async () => {
+  const redlock = new Redlock([redisUrl])
+  let lock = await redlock.acquire([unique('{r}drift')], 10_000, { driftFactor: 0.5 })
+  assert.ok(lock.expiration > Date.now() && lock.expiration < Date.now() + 5_000)
+  lock = await redlock.extend(lock, 20_000, { driftFactor: 0.5 })
+  assert.ok(lock.expiration > Date.now() + 5_000 && lock.expiration < Date.now() + 10_000)
+  await lock.release()
   await redlock.quit()
 })
 
@@ -298,9 +384,113 @@ test('retryCount 0 and -1 are taken as they are', { skip }, async () => {
   await lock.unlock()
   const next = await waiting
   assert.ok(next.attempts > 11, String(next.attempts))
+  for (const retryCount of [NaN, -5]) {
+    const once = await redlock.lockWithOptions(key, 1_000, { retryCount }).catch((error) => error)
+    assert.equal(once.attempts, 1)
+  }
   await next.unlock()
   await redlock.quit()
 })
+
+test('a release goes on when the server is back', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const [port, sockets] = [await closedPort(), new Set()]
+    // The way to the server, which is closed and opened again.
+    const open = async () => {
+      const way = createServer((near) => {
+        const far = dial(Number(new URL(redisUrl).port), '127.0.0.1')
+        for (const socket of [near, far]) sockets.add(socket.on('error', () => {}))
+        near.pipe(far).pipe(near)
+      }).listen(port, '127.0.0.1')
+      await once(way, 'listening')
+      return way
+    }
+    const close = async (way) => {
+      way.close()
+      for (const socket of sockets) socket.destroy()
+      await once(way, 'close')
+    }
+    let way = await open()
+    const settings = { retryCount: 200, retryDelay: 50, retryJitter: 0 }
+    const redlock = new Redlock([`redis://127.0.0.1:${port}`], settings)
+    const key = unique('{r}back')
+    const lock = await redlock.acquire([key], 60_000)
+    await close(way)
+    const told = once(redlock, 'clientError')
+    const released = redlock.release(lock)
+    const [error] = await told
+    assert.equal(error.message, 'Connection is closed.')
+    way = await open()
+    const { attempts } = await released
+    assert.ok(attempts.length > 1)
+    assert.equal(await client.exists(key), 0)
+    await redlock.quit()
+    await close(way)
+  }),
+)
+
+test('after quit there are the errors of redlock, and clients may be closed already', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const redlock = new Redlock([client])
+    await client.ping()
+    const lock = await redlock.acquire([unique('{r}quit')], 5_000)
+    client.disconnect()
+    await once(client, 'end')
+    await assert.rejects(redlock.quit(), /Connection is closed/)
+    const error = await redlock.acquire(['x'], 5_000).catch((error) => error)
+    assert.ok(error instanceof ExecutionError)
+    assert.equal([...(await error.attempts[0]).votesAgainst.values()][0].message, 'Connection is closed.')
+    await assert.rejects(redlock.lock('x', 5_000), LockError)
+    await assert.rejects(lock.release(), ExecutionError)
+  }),
+)
+
+test('whoever has a callback need not look at the promise', { skip }, async () => {
+  const source = `
+    require('bluebird') // whose promises it gives
+    const Redlock = require('polylock/redlock')
+    process.on('unhandledRejection', (error) => { console.log('unhandled', error); process.exit(1) })
+    const [url, key] = process.argv.slice(1)
+    const redlock = new Redlock([url], { retryCount: 0 })
+    redlock.lock(key, 5000, (error, lock) => {
+      redlock.lock(key, 5000, (error) => {
+        lock.unlock((...told) => setTimeout(() => console.log(error.name, told), 20))
+      })
+    })`
+  const { status, output } = await runNode(source, { type: 'commonjs', args: [redisUrl, unique('{r}callback')] })
+  assert.equal(output, 'LockError [ null ]\n')
+  assert.equal(status, 0)
+})
+
+test('an event loop that is blocked for 10 s loses the lock of redlock 5, and none of ours', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const settings = { retryCount: 0, automaticExtensionThreshold: 500 }
+    const [ours, theirs] = [new Redlock([client], settings), new (require('redlock5').default)([client], settings)]
+    const locks = connect(redisUrl)
+    const [native, dropIn, original] = [unique('{r}block'), unique('{r}block'), unique('{r}block')]
+    const ttl = 2_000
+    const lease = await locks.acquire(native, { ttl })
+    const left = []
+    const lost = theirs.using([original], ttl, async (signal) => {
+      await ours.using([dropIn], ttl, async (own) => {
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10_000)
+        for (const key of [native, dropIn, original]) left.push(await client.pttl(key))
+        await sleep(100)
+        assert.equal(own.aborted, false)
+      })
+      assert.equal(signal.aborted, true)
+    })
+    await assert.rejects(lost, { name: 'ExecutionError' })
+    assert.equal(lease.isHeld, true)
+    assert.equal(lease.signal.aborted, false)
+    // Both of ours were renewed not long ago; theirs is gone.
+    assert.ok(left[0] > 0 && left[1] > 0, String(left))
+    assert.equal(left[2], -2)
+    assert.equal(await lease.release(), 'released')
+    await locks.close()
+    await ours.quit()
+  }),
+)
 
 for (const [original, make] of Object.entries({
   'redlock 4': (client) => new (require('redlock4'))([client], { retryCount: 0 }),
@@ -331,6 +521,8 @@ test('the settings of clients are read', { skip }, async (context) => {
   const at = { host: hostname, port: Number(port) }
   const clients = {
     'a URL': () => redisUrl,
+    'a URL of its class': () => new URL(`${redisUrl}/3`),
+    'an object with a URL': () => ({ url: `${redisUrl}/3` }),
     'an object of settings': () => ({ ...at, db: 3 }),
     'ioredis 5': () => new Redis({ ...at, db: 3, keyPrefix: 'p:' }),
     'ioredis 4': () => new (require('ioredis4'))({ ...at, db: 3, keyPrefix: 'p:' }),
@@ -382,6 +574,13 @@ test('a client that cannot be read is an error at once', () => {
   cannot([new Redis({ sentinels, name: 'm', enableTLSForSentinelMode: true, lazyConnect: true })], /TLS/)
   cannot([new Redis({ tls: { ca: 'x' }, lazyConnect: true })], /TLS option ca/)
   cannot([new Redis({ tls: { rejectUnauthorized: false }, lazyConnect: true })], /does not verify/)
+  cannot([new Redis({ host: 'a', tls: { servername: 'b' }, lazyConnect: true })], /another name/)
+  new Redlock([new Redis({ host: 'a', tls: { servername: 'a' }, lazyConnect: true })])
+  for (const version of ['redis4', 'redis5']) {
+    cannot([require(version).createCluster({ rootNodes: [{ url: 'redis://a' }] })], /createCluster/)
+  }
+  cannot([require('redis5').createClientPool({ url: 'redis://a' })], /createClientPool/)
+  cannot([{ url: 'redis://a', database: 3 }], /database/)
   cannot(
     [new Redis({ keyPrefix: 'a:', lazyConnect: true }), new Redis({ lazyConnect: true })],
     /different key prefixes/,

@@ -137,6 +137,12 @@ export function lostError(resource: string, reason: LossReason | null): LockLost
   return new LockLostError(record, reason ?? undefined)
 }
 
+/** The error for a release of which it is not known what became. */
+export function unanswered(resource: string): UnavailableError {
+  const message = `${JSON.stringify(resource)}: no server answered the release; it goes on in the background`
+  return new UnavailableError({ number: 3, code: 'Unavailable', message, resource, causes: [], retryable: true })
+}
+
 /** The error for an argument that the engine cannot even be asked about. */
 export function invalid(argument: string, why: string): InvalidArgumentError {
   const message = `${argument} ${why}`

@@ -8,16 +8,17 @@
  * @packageDocumentation
  */
 
-import { createHash } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { EventEmitter } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { AcquireTimeoutError, AuthError, ConflictError, LockLostError, UnavailableError } from './errors.js'
+import * as arg from './check.js'
+import { AcquireTimeoutError, AuthError, ConflictError, PolylockError, unanswered, UnavailableError } from './errors.js'
 import type { Lease } from './lease.js'
 import { connectThoroughly, type LockManager } from './manager.js'
 import { placesOf, type Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
-import { forget, leaseOf, leaveAll, Lock, remember } from './redlock/lock.js'
+import { forget, leaseOf, leaveAll, Lock, namesOf, remember, resourcesOf } from './redlock/lock.js'
 import { disposable, settle, type Callback } from './redlock/promises.js'
 import { Tries, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
 
@@ -92,8 +93,8 @@ class Redlock extends EventEmitter {
    */
   constructor(
     clients: Iterable<Client | string | object>,
-    options: Partial<AllSettings> & Scripts = {},
-    scripts: Scripts5 = {},
+    options?: (Partial<AllSettings> & Scripts) | null,
+    scripts?: Scripts5,
   ) {
     super()
     // Without a listener, an event of this name would be thrown.
@@ -106,9 +107,9 @@ class Redlock extends EventEmitter {
     this.retryCount = this.settings.retryCount
     this.retryDelay = this.settings.retryDelay
     this.retryJitter = this.settings.retryJitter
-    this.lockScript = script(options.lockScript ?? scripts.acquireScript)
-    this.unlockScript = script(options.unlockScript ?? scripts.releaseScript)
-    this.extendScript = script(options.extendScript ?? scripts.extendScript)
+    this.lockScript = script(options?.lockScript ?? scripts?.acquireScript)
+    this.unlockScript = script(options?.unlockScript ?? scripts?.releaseScript)
+    this.extendScript = script(options?.extendScript ?? scripts?.extendScript)
     const [acquireScript, releaseScript, extendScript] = [this.lockScript, this.unlockScript, this.extendScript].map(
       (value) => ({ value, hash: createHash('sha1').update(value).digest('hex') }),
     ) as [Hashed, Hashed, Hashed]
@@ -127,7 +128,7 @@ class Redlock extends EventEmitter {
   lockWithOptions(
     resource: string | string[],
     ttl: number,
-    options: Partial<RetrySettings>,
+    options?: Partial<RetrySettings>,
     callback?: Callback<Lock>,
   ): Promise<Lock> {
     return settle(this.#lock([resource].flat(), ttl, numbers(options, this.settings)), callback)
@@ -143,7 +144,10 @@ class Redlock extends EventEmitter {
     return this.lockWithOptions(resource, ttl, options, callback)
   }
 
-  /** redlock 4: releases a lock. Rejects with `LockError` if it was not held any more. */
+  /**
+   * redlock 4: releases a lock, also one that another process made and whose `resource` and `value` it has. Rejects with
+   * `LockError` if it was not held any more.
+   */
   unlock(lock: Lock, callback?: Callback<void>): Promise<void> {
     lock.expiration = 0
     return settle(this.#unlock(lock), callback)
@@ -165,16 +169,19 @@ class Redlock extends EventEmitter {
     if (typeof resources === 'string' || typeof settings === 'function') {
       return this.lock(resources, duration, settings as Callback<Lock> | undefined)
     }
-    return this.#acquire(resources, duration, numbers(settings ?? {}, this.settings))
+    return this.#acquire(resources, duration, numbers(settings, this.settings))
   }
 
-  /** Releases a lock: as `unlock` if redlock 4's `lock` made it, else redlock 5's, which rejects with `ExecutionError`. */
+  /**
+   * Releases a lock, also one that another process made: as `unlock` if redlock 4's `lock` made it, else redlock 5's, which
+   * rejects with `ExecutionError`.
+   */
   release(lock: Lock, settings?: Partial<AllSettings>): Promise<ExecutionResult>
   release(lock: Lock, callback?: Callback<void>): Promise<void>
   release(lock: Lock, more?: Partial<AllSettings> | Callback<void>): Promise<ExecutionResult | void> {
     if (isOfVersion4(lock) || typeof more === 'function') return this.unlock(lock, more as Callback<void> | undefined)
     lock.expiration = 0
-    return this.#release(lock)
+    return this.#release(lock, numbers(more, this.settings))
   }
 
   /**
@@ -185,7 +192,7 @@ class Redlock extends EventEmitter {
     if (isOfVersion4(lock) || typeof settings === 'function') {
       return settle(this.#extend4(lock, duration, this.settings), settings as Callback<Lock> | undefined)
     }
-    return this.#extend5(lock, duration, numbers(settings ?? {}, this.settings))
+    return this.#extend5(lock, duration, numbers(settings, this.settings))
   }
 
   /**
@@ -209,11 +216,14 @@ class Redlock extends EventEmitter {
         'A lock `duration` must be at least 100ms greater than the `automaticExtensionThreshold` setting.',
       )
     }
-    const tries = this.#tries(resources)
-    const lease = await this.#take(resources, duration, all, tries, true)
-    if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
     const controller = new AbortController()
     const signal: RedlockAbortSignal = controller.signal
+    const names = namesOf(resources)
+    if (names.length === 0) return body(signal) // there is nothing to hold
+    const tries = this.#tries(names)
+    const options = { ttl: duration, wait: 0 }
+    const lease = await this.#retry(all, tries, () => this.#locks.acquireAll(names, options))
+    if (lease === null) throw tries.failed(NO_QUORUM)
     const lost = (): ExecutionError => new ExecutionError(NO_QUORUM, tries.attempts, { cause: lease.signal.reason })
     lease.signal.addEventListener('abort', () => {
       signal.error = lost()
@@ -233,12 +243,7 @@ class Redlock extends EventEmitter {
 
   /** Closes our connections, and the clients. Locks that are held stay taken until their time is over. */
   quit(callback?: Callback<unknown[]>): Promise<unknown[]> {
-    leaveAll(this)
-    const closed = Promise.all(this.servers.map((client) => client.quit?.())).then(async (results) => {
-      await this.#locks.close()
-      return results
-    })
-    return settle(closed, callback)
+    return settle(this.#quit(), callback)
   }
 
   /** redlock 4's inner method, which programs call: takes a lock, or with a value extends the one that has it. */
@@ -249,28 +254,37 @@ class Redlock extends EventEmitter {
     options?: Partial<RetrySettings> | Callback<Lock>,
     callback?: Callback<Lock>,
   ): Promise<Lock> {
-    const [own, done] = typeof options === 'function' ? [{}, options] : [options ?? {}, callback]
+    const [own, done] = typeof options === 'function' ? [{}, options] : [options, callback]
     const settings = numbers(own, this.settings)
     const resources = [resource].flat()
     if (value === null) return settle(this.#lock(resources, ttl, settings), done)
     return settle(this.#extend4(new Lock(this, resources, value, Infinity, 0), ttl, settings), done)
   }
 
+  async #quit(): Promise<unknown[]> {
+    leaveAll(this)
+    const quitting = Promise.all(this.servers.map(async (client) => client.quit?.()))
+    // Ours are closed also where a client is closed already and says so, or never answers.
+    quitting.catch(() => undefined)
+    await this.#locks.close()
+    return quitting
+  }
+
   async #lock(resources: string[], ttl: number, settings: AllSettings): Promise<Lock> {
     const tries = this.#tries(resources)
-    const lease = await this.#take(resources, ttl, settings, tries, false)
-    if (lease === null) throw exceeded(resources, settings, tries)
-    remember(this, lease)
+    const taken = await this.#take(resources, arg.number('ttl', ttl), settings, tries)
+    if (taken === null) throw exceeded(resources, settings, tries)
     const remaining = settings.retryCount - tries.count
-    return new Lock(this, resources, lease.ownerToken, lease.deadline, tries.count, remaining)
+    return new Lock(this, resources, taken.ownerToken, taken.deadline, tries.count, remaining)
   }
 
   async #unlock(lock: Lock): Promise<void> {
-    const lease = leaseOf(lock)
-    const released = await lease?.end()
-    if (lease !== undefined) forget(lease)
-    if (released !== 'released') {
-      throw new LockError(`Unable to fully release the lock on resource "${String(lock.resource)}".`)
+    const resources = resourcesOf(lock)
+    const tries = this.#tries(resources)
+    // redlock 4 asks the servers once.
+    if (!(await this.#free(lock, resources, { ...this.settings, retryCount: 0 }, tries))) {
+      const message = `Unable to fully release the lock on resource "${String(resources)}".`
+      throw new LockError(message, undefined, { cause: tries.cause })
     }
   }
 
@@ -279,11 +293,11 @@ class Redlock extends EventEmitter {
       const why = 'because the lock has already expired.'
       throw new LockError(`Cannot extend lock on resource "${String(lock.resource)}" ${why}`, 0)
     }
-    const resources = [lock.resource].flat()
+    const resources = resourcesOf(lock)
     const tries = this.#tries(resources)
-    const lease = await this.#prolong(lock, ttl, settings, tries)
-    if (lease === null) throw exceeded(resources, settings, tries)
-    lock.expiration = lease.deadline
+    const taken = await this.#prolong(lock, resources, arg.number('ttl', ttl), settings, tries)
+    if (taken === null) throw exceeded(resources, settings, tries)
+    lock.expiration = taken.deadline
     lock.attempts = tries.count
     lock.attemptsRemaining = settings.retryCount - tries.count
     return lock
@@ -292,60 +306,62 @@ class Redlock extends EventEmitter {
   async #acquire(resources: string[], duration: number, settings: AllSettings): Promise<Lock> {
     checkDuration(duration)
     const tries = this.#tries(resources)
-    const lease = await this.#take(resources, duration, settings, tries, false)
-    if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
-    remember(this, lease)
-    return new Lock(this, resources, lease.ownerToken, lease.deadline, tries.attempts)
+    const taken = await this.#take(resources, duration, settings, tries)
+    if (taken === null) throw tries.failed(NO_QUORUM)
+    const until = taken.deadline - this.#drift(duration, settings)
+    return new Lock(this, resources, taken.ownerToken, tries.attempts, until)
   }
 
-  async #release(lock: Lock): Promise<ExecutionResult> {
-    const tries = this.#tries(lock.resources)
-    const lease = leaseOf(lock)
-    const released = await lease?.end()
-    if (lease !== undefined) forget(lease)
-    if (released !== 'released') {
-      // One round: asking again about a lock that is not held would not bring it back.
-      tries.add(lease?.lostError() ?? new ResourceLockedError(applied(0, lock.resources.length)))
-      throw new ExecutionError(NO_QUORUM, tries.attempts)
-    }
-    tries.add()
+  async #release(lock: Lock, settings: AllSettings): Promise<ExecutionResult> {
+    const resources = resourcesOf(lock)
+    const tries = this.#tries(resources)
+    if (!(await this.#free(lock, resources, settings, tries))) throw tries.failed(NO_QUORUM)
     return { attempts: tries.attempts, start: tries.start }
   }
 
   async #extend5(lock: Lock, duration: number, settings: AllSettings): Promise<Lock> {
     checkDuration(duration)
     if (lock.expiration < Date.now()) throw new ExecutionError('Cannot extend an already-expired lock.', [])
-    const tries = this.#tries(lock.resources)
-    const lease = await this.#prolong(lock, duration, settings, tries)
-    if (lease === null) throw new ExecutionError(NO_QUORUM, tries.attempts)
+    const resources = resourcesOf(lock)
+    const tries = this.#tries(resources)
+    const taken = await this.#prolong(lock, resources, duration, settings, tries)
+    if (taken === null) throw tries.failed(NO_QUORUM)
     lock.expiration = 0
-    return new Lock(this, lock.resources, lock.value, lease.deadline, tries.attempts)
+    return new Lock(this, resources, lock.value, tries.attempts, taken.deadline - this.#drift(duration, settings))
   }
 
   #tries(resources: readonly string[]): Tries {
     return new Tries(this.servers, resources.length)
   }
 
+  /** By how much more than for all locks of this Redlock the clocks may run apart in `duration`. */
+  #drift(duration: number, { driftFactor }: AllSettings): number {
+    return Math.max(0, Math.round((driftFactor - this.driftFactor) * duration))
+  }
+
   /** Tries to acquire, as often as the settings say; `null` if that came to nothing. */
-  async #take(
+  async #take(resources: readonly string[], ttl: number, settings: AllSettings, tries: Tries): Promise<Taken | null> {
+    const names = namesOf(resources)
+    const target = names.length === 1 ? (names[0] as string) : names
+    return this.#retry(settings, tries, async () => {
+      if (names.length === 0) return nothing(ttl)
+      // As locks of redlock do, it outlives the process.
+      const lease = await this.#locks.acquireToStay(target, { ttl, wait: 0, autoExtend: false })
+      remember(this, lease)
+      return lease
+    })
+  }
+
+  /** Tries to extend, as often as the settings say and as long as there is something to extend. */
+  async #prolong(
+    lock: Lock,
     resources: readonly string[],
     ttl: number,
     settings: AllSettings,
     tries: Tries,
-    autoExtend: boolean,
-  ): Promise<Lease | null> {
-    const names = resources.length < 2 ? resources : [...new Set(resources)]
-    const target = names.length === 1 ? (names[0] as string) : names
-    const options = { ttl, wait: 0, autoExtend }
-    // As locks of redlock do, it outlives the process; what `using` takes ends with it.
-    return this.#retry(settings, tries, () =>
-      autoExtend ? this.#locks.acquireAll([target].flat(), options) : this.#locks.acquireToStay(target, options),
-    )
-  }
-
-  /** Tries to extend, as often as the settings say and as long as there is something to extend. */
-  async #prolong(lock: Lock, ttl: number, settings: AllSettings, tries: Tries): Promise<Lease | null> {
+  ): Promise<Taken | null> {
     return this.#retry(settings, tries, async () => {
+      if (resources.length === 0) return nothing(ttl)
       const lease = leaseOf(lock)
       if (lease === undefined) return null
       await lease.extend(ttl)
@@ -353,26 +369,59 @@ class Redlock extends EventEmitter {
     })
   }
 
-  async #retry(settings: AllSettings, tries: Tries, operation: () => Promise<Lease | null>): Promise<Lease | null> {
+  /**
+   * Frees what `lock` holds; says whether it was held. Tries again as the settings say while the servers do not answer: then by the
+   * value, as for a lock that somebody else made.
+   */
+  async #free(lock: Lock, resources: readonly string[], settings: AllSettings, tries: Tries): Promise<boolean> {
+    const owner = lock.value
+    let lease = leaseOf(lock)
+    let isInDoubt = false
+    const freed = await this.#retry(settings, tries, async () => {
+      if (lease !== undefined) {
+        forget(lease)
+        const ended = await lease.end()
+        lease = undefined
+        isInDoubt = ended === 'unknown'
+        if (isInDoubt) throw unanswered(String(resources))
+        if (ended === 'released') return true
+      }
+      const broken = await Promise.all(namesOf(resources).map((name) => this.#locks.break(name, { owner })))
+      // What is gone by now was freed by the try that was not answered, which the engine goes on with.
+      return broken.every((was) => was || isInDoubt) || null
+    })
+    return freed === true
+  }
+
+  /** Tries, as often as the settings say; `null` if that came to nothing, or if there is nothing to be tried again. */
+  async #retry<T>(settings: AllSettings, tries: Tries, operation: () => Promise<T | null>): Promise<T | null> {
     for (;;) {
       try {
-        const lease = await operation()
-        tries.add(lease === null ? new ResourceLockedError(applied(0, 1)) : undefined)
-        return lease
+        const result = await operation()
+        tries.add(result === null ? tries.refused() : undefined)
+        return result
       } catch (error) {
-        if (!isRetried(error)) throw error
+        if (!(error instanceof PolylockError)) throw error
         for (const failure of tries.add(error)) {
           this.emit('clientError', failure)
           this.emit('error', failure)
         }
-        // It will not come back.
-        if (error instanceof LockLostError) return null
+        if (!isRetried(error)) return null
       }
-      if (settings.retryCount !== -1 && tries.count > settings.retryCount) return null
+      // Written so that NaN ends it.
+      if (settings.retryCount !== -1 && !(tries.count <= settings.retryCount)) return null
       const jitter = Math.floor((Math.random() * 2 - 1) * settings.retryJitter)
       await sleep(Math.max(0, settings.retryDelay + jitter))
     }
   }
+}
+
+/** What a lock needs to know of its lease. */
+type Taken = Pick<Lease, 'ownerToken' | 'deadline'>
+
+/** What there is of no resources, which redlock locks for a program whose list happens to be empty. */
+function nothing(ttl: number): Taken {
+  return { ownerToken: randomBytes(20).toString('hex'), deadline: Date.now() + ttl }
 }
 
 interface Hashed {
@@ -384,24 +433,19 @@ interface Hashed {
 type RedlockAbortSignal = AbortSignal & { error?: Error }
 type Routine<T> = (signal: RedlockAbortSignal) => Promise<T>
 
-/** What redlock tries again after. Anything else (a wrong argument, a closed manager) stays as it is. */
+/** Whether it makes sense to try again, unlike after a wrong argument, or when the lock is lost or the Redlock was quit. */
 function isRetried(error: unknown): boolean {
-  return [AcquireTimeoutError, ConflictError, UnavailableError, AuthError, LockLostError].some(
-    (kind) => error instanceof kind,
-  )
+  return [AcquireTimeoutError, ConflictError, UnavailableError, AuthError].some((kind) => error instanceof kind)
 }
 
+/** Those of redlock 5 have a list of attempts; what a program made of a few fields says by their names what it is. */
 function isOfVersion4(lock: Lock): boolean {
-  return typeof lock.attempts === 'number'
+  return !Array.isArray(lock.attempts) && lock.resource !== undefined
 }
 
 function exceeded(resources: readonly string[], settings: AllSettings, tries: Tries): LockError {
   const message = `Exceeded ${settings.retryCount} attempts to lock the resource "${String(resources)}".`
-  return new LockError(message, tries.count)
-}
-
-function applied(count: number, resources: number): string {
-  return `The operation was applied to: ${count} of the ${resources} requested resources.`
+  return new LockError(message, tries.count, { cause: tries.cause })
 }
 
 function checkDuration(duration: number): void {
@@ -409,10 +453,10 @@ function checkDuration(duration: number): void {
 }
 
 /** The settings that are numbers; the rest as in `base`. */
-function numbers(given: Partial<AllSettings>, base: AllSettings): AllSettings {
+function numbers(given: Partial<AllSettings> | null | undefined, base: AllSettings): AllSettings {
   const result: Record<string, number> = { ...base }
   for (const name of Object.keys(base) as (keyof AllSettings)[]) {
-    const value = given[name]
+    const value = given?.[name]
     if (typeof value === 'number') result[name] = value
   }
   return result as unknown as AllSettings

@@ -35,14 +35,16 @@ export function placeOf(client: unknown): Place {
   if (client === null) throw cannotRead('it is null')
   const fields = client as Fields
   if (Array.isArray(fields['startupNodes'])) return ofCluster(fields['startupNodes'], fields['options'])
-  if (typeof fields['nodeClient'] === 'function' || typeof fields['getSentinelNode'] === 'function') {
+  const hides = ['nodeClient', 'getSentinelNode', 'totalClients'].some((name) => name in fields)
+  if (hides) {
     const instead = 'give a URL instead, as in redis+cluster://host,host or redis+sentinel://host,host/master'
-    throw cannotRead(`what createCluster and createSentinel of node-redis make does not show them; ${instead}`)
+    throw cannotRead(`createCluster, createSentinel and createClientPool of node-redis do not show them; ${instead}`)
   }
   if (isFields(fields['connection_options'])) return ofNodeRedis3(fields)
   if ('isOpen' in fields) return ofNodeRedis(fields['options'])
   if (isFields(fields['options'])) return ofIoredis(fields['options'])
-  if (typeof fields['url'] === 'string') return { url: fields['url'], prefix: text(fields['keyPrefix']) }
+  if (typeof fields['url'] === 'string') return ofUrl(fields['url'], fields)
+  if (client instanceof URL) return { url: client.href, prefix: '' }
   if ('host' in fields || 'port' in fields || 'path' in fields || 'sentinels' in fields) return ofIoredis(fields)
   throw cannotRead('it has no settings of a client of ioredis or node-redis')
 }
@@ -53,6 +55,12 @@ export function placesOf(clients: readonly unknown[]): { urls: string[]; prefix:
   const prefix = places[0]?.prefix ?? ''
   if (places.some((place) => place.prefix !== prefix)) throw invalid('clients', 'have different key prefixes')
   return { urls: places.map((place) => place.url), prefix }
+}
+
+function ofUrl(url: string, { keyPrefix, url: _, ...rest }: Fields): Place {
+  const besides = Object.keys(rest).filter((name) => rest[name] != null)
+  if (besides.length > 0) throw cannotRead(`what is beside its url belongs into it: ${besides.join(', ')}`)
+  return { url, prefix: text(keyPrefix) }
 }
 
 function ofIoredis(options: Fields): Place {
@@ -125,7 +133,7 @@ function place({ host, port, path, db, username, password, tls, prefix }: Settin
       prefix: text(prefix),
     }
   }
-  const scheme = isSecure(tls) ? 'rediss' : 'redis'
+  const scheme = isSecure(tls, host) ? 'rediss' : 'redis'
   const at = address({ host, port } as Settings, 6379)
   return { url: `${scheme}://${user(username, password)}${at}/${database(db)}`, prefix: text(prefix) }
 }
@@ -157,9 +165,11 @@ function login(nameOf: string, username: unknown, secretOf: string, password: un
 }
 
 /** Whether TLS is on. What it is verified with cannot be carried over, so it must be what everybody has. */
-function isSecure(tls: unknown): boolean {
+function isSecure(tls: unknown, host?: unknown): boolean {
   if (tls === undefined || tls === null || tls === false) return false
   if (isFields(tls)) {
+    const { servername } = tls
+    if (servername != null && servername !== host) throw cannotRead('its server goes by another name in TLS')
     const own = ['ca', 'cert', 'key', 'pfx', 'checkServerIdentity', 'secureContext'].find((name) => tls[name] != null)
     if (own !== undefined) throw cannotRead(`its TLS option ${own} cannot be carried over`)
     if (tls['rejectUnauthorized'] === false) throw cannotRead('it does not verify its server')

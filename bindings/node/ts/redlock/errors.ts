@@ -7,8 +7,8 @@ export class LockError extends Error {
   /** How often it was tried. */
   readonly attempts: number | undefined
 
-  constructor(message = 'Failed to lock the resource.', attempts?: number) {
-    super(message)
+  constructor(message = 'Failed to lock the resource.', attempts?: number, options?: ErrorOptions) {
+    super(message, options)
     this.name = 'LockError'
     this.attempts = attempts
   }

@@ -1,5 +1,6 @@
 /** The locks of redlock 4 and 5, and the leases behind them. */
 
+import * as arg from '../check.js'
 import type { Lease } from '../lease.js'
 import type { Callback } from './promises.js'
 import type { ExecutionResult, ExecutionStats } from './stats.js'
@@ -38,16 +39,37 @@ export function leaveAll(redlock: Operations): void {
   }
 }
 
+/** What a lock is of, also one that a program made of what it kept or was sent, under either version's name. */
+export function resourcesOf(lock: Lock): string[] {
+  return [lock.resource ?? lock.resources].flat()
+}
+
+/**
+ * The names of resources as Redis gets them from the usual clients: each once, and the text of a number, an id or the like.
+ */
+export function namesOf(resources: readonly unknown[]): string[] {
+  const name = (resource: unknown): string => {
+    const hasText =
+      typeof resource === 'number' ||
+      typeof resource === 'bigint' ||
+      (typeof resource === 'object' && resource !== null && resource.toString !== Object.prototype.toString)
+    return hasText ? String(resource) : arg.string('resource', resource)
+  }
+  return [...new Set(resources.map(name))]
+}
+
 /** The lease behind a lock, if it may still be held and the lock still names its resources. */
 export function leaseOf(lock: Lock): Lease | undefined {
   const lease = leases.get(lock.value)?.lease
-  const named = new Set([lock.resource].flat())
+  const named = new Set(namesOf(resourcesOf(lock)))
   const same =
     lease !== undefined && lease.resources.length === named.size && lease.resources.every((r) => named.has(r))
   return same ? lease : undefined
 }
 
-/** A held lock. */
+type Attempts = ReadonlyArray<Promise<ExecutionStats>>
+
+/** A held lock. Programs make some, too: of what they kept of a lock, as another process may have. */
 export class Lock {
   readonly redlock: Operations
   /** What is locked: always a list, as in both versions. */
@@ -59,21 +81,31 @@ export class Lock {
   /** Until when it may be relied on, as `Date.now()` counts; 0 once it was released. */
   expiration: number
   /** redlock 4: how often it was tried. redlock 5: what became of each try. */
-  attempts: number | ReadonlyArray<Promise<ExecutionStats>>
+  attempts: number | Attempts | undefined
   /** redlock 4: how often it could have been tried more. */
   attemptsRemaining: number | undefined
 
   constructor(
     redlock: Operations,
-    resource: string[],
+    resource: string | string[],
     value: string,
     expiration: number,
-    attempts: number | ReadonlyArray<Promise<ExecutionStats>>,
+    attempts?: number,
+    attemptsRemaining?: number,
+  )
+  constructor(redlock: Operations, resources: string[], value: string, attempts: Attempts, expiration: number)
+  constructor(
+    redlock: Operations,
+    resource: string | string[],
+    value: string,
+    fourth: number | Attempts,
+    fifth?: number,
     attemptsRemaining?: number,
   ) {
+    const [expiration, attempts] = typeof fourth === 'number' ? [fourth, fifth] : [fifth ?? 0, fourth]
     this.redlock = redlock
-    this.resource = resource
-    this.resources = resource
+    this.resource = [resource].flat()
+    this.resources = this.resource
     this.value = value
     this.expiration = expiration
     this.attempts = attempts

@@ -31,14 +31,16 @@ function findBluebird(): Bluebird | null {
 
 /** `promise` for callers of redlock 4, also told to `callback`. */
 export function settle<T>(promise: Promise<T>, callback?: Callback<T>): Promise<T> {
+  const given = findBluebird()?.resolve(promise) ?? promise
   if (typeof callback === 'function') {
-    // Outside of the promise: what a callback throws is an uncaught exception and not a rejection.
-    promise.then(
-      (value) => process.nextTick(callback, null, value),
+    // Listens to the very promise that is given out: whoever has a callback need not look at that as well.
+    // Called outside of it: what a callback throws is an uncaught exception and not a rejection.
+    given.then(
+      (value) => process.nextTick(callback, null, ...(value === undefined ? [] : [value])),
       (error: Error) => process.nextTick(callback, error),
     )
   }
-  return findBluebird()?.resolve(promise) ?? promise
+  return given
 }
 
 /** For bluebird's `Promise.using`. */
