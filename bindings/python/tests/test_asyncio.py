@@ -11,7 +11,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -319,6 +319,54 @@ def test_a_blocked_loop_does_not_hold_up_the_others_in_line(url: str, name: str)
         goes_on.set()
         thread.join()
     assert locks.waiting(name) == 0
+
+
+def test_the_next_task_with_the_same_id_releases_nothing(memory: str, run: Run) -> None:
+    lock = polylock.asyncio.connect(memory).lock("r")
+
+    async def acquire() -> tuple[int, polylock.asyncio.Lease]:
+        return id(asyncio.current_task()), await lock.acquire()
+
+    async def release() -> int:
+        assert await lock.release() is polylock.Released.NOT_HELD
+        return id(asyncio.current_task())
+
+    async def main() -> None:
+        number, lease = await asyncio.create_task(acquire())
+        for _ in range(1000):
+            if await asyncio.create_task(release()) == number:
+                break
+        else:
+            raise AssertionError("no id was used twice")
+        assert await lease.release() is polylock.Released.RELEASED
+
+    run(main())
+
+
+def test_a_with_may_be_left_by_another_task_than_entered_it(url: str, name: str, run: Run) -> None:
+    """As fixtures are whose halves run in tasks of their own."""
+
+    async def main() -> None:
+        locks = polylock.asyncio.connect(url)
+        lock = locks.lock(name)
+
+        async def fixture() -> AsyncIterator[polylock.asyncio.Lease]:
+            async with lock as lease:
+                yield lease
+
+        async def step(generator: AsyncIterator[polylock.asyncio.Lease]) -> polylock.asyncio.Lease | None:
+            return await anext(generator, None)
+
+        generator = fixture()
+        lease = await asyncio.create_task(step(generator))
+        gc.collect()
+        assert lease is not None
+        assert lease.is_held
+        assert await asyncio.create_task(step(generator)) is None
+        assert not lease.is_held
+
+    run(main())
+    assert_free(url, name)
 
 
 @pytest.mark.parametrize("factory", LOOPS, ids=["selector", "uvloop"])

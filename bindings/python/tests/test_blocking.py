@@ -91,6 +91,74 @@ def test_one_lock_object_serves_many_threads(url: str, name: str) -> None:
     assert lock.release() is polylock.Released.NOT_HELD
 
 
+def in_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_the_next_thread_with_the_same_ident_releases_nothing(memory: str) -> None:
+    lock = polylock.connect(memory).lock("r")
+    leases: list[polylock.Lease] = []
+    idents: list[int] = []
+
+    def acquire() -> None:
+        idents.append(threading.get_ident())
+        leases.append(lock.acquire())
+
+    def release() -> None:
+        idents.append(threading.get_ident())
+        assert lock.release() is polylock.Released.NOT_HELD
+
+    in_thread(acquire)
+    for _ in range(1000):
+        in_thread(release)
+        if idents[-1] == idents[0]:
+            break
+    assert idents[-1] == idents[0], "no ident was used twice"
+    assert leases[0].release() is polylock.Released.RELEASED
+
+
+def test_a_with_may_be_left_by_another_thread_than_entered_it(url: str, name: str) -> None:
+    """Frameworks run the two halves of a generator in any of their threads."""
+    locks = polylock.connect(url)
+    lock = locks.lock(name)
+
+    def dependency() -> Iterator[polylock.Lease]:
+        with lock as lease:
+            yield lease
+
+    for _ in range(3):
+        generator = dependency()
+        in_thread(lambda: next(generator))  # noqa: B023 - of this turn
+        assert locks.try_acquire(name) is None
+        assert list(generator) == []
+        assert locks.inspect(name) is None
+    # With two inside there is no telling whose it is.
+    permits = locks.semaphore(name + ":permits", 2)
+    if not locks.capabilities.semaphore:
+        return
+    in_thread(permits.__enter__)
+    in_thread(permits.__enter__)
+    with pytest.raises(RuntimeError, match="not entered by this thread"):
+        permits.__exit__(None, None, None)
+    permits.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # which is not masked
+    locks.close()
+
+
+def test_a_release_inside_a_with_leaves_the_others_alone(memory: str) -> None:
+    permits = polylock.connect(memory).semaphore("r", 2)
+    in_thread(permits.__enter__)
+    with permits as mine:
+        assert permits.release() is polylock.Released.RELEASED
+        assert not mine.is_held
+    # The end of this `with` has not released the other thread's.
+    (other,) = (lease for _, lease, _ in permits._held.values())
+    assert other.is_held
+    permits.__exit__(None, None, None)
+    assert not other.is_held
+
+
 def test_a_held_gil_does_not_lose_the_lease(url: str, name: str) -> None:
     with polylock.connect(url) as locks, locks.lock(name, ttl=1) as lease:
         began = time.monotonic()

@@ -121,7 +121,7 @@ def test_a_renewed_lock_without_a_timeout_expires_with_its_process(client: Any) 
     assert not lock.locked()
 
 
-def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any) -> None:
     class Provider(redis.UsernamePasswordCredentialProvider):
         """What it gives may change; redis-py asks it for each connection."""
 
@@ -145,11 +145,86 @@ def test_where_the_engine_cannot_connect_it_works_as_redis_pys(client: Any, monk
         check(client, odd)
     assert client.lock(name.encode(), timeout=1, lock_class=polylock.redis.Lock).acquire()
     assert client.delete(name) == 1
-    monkeypatch.setitem(client.connection_pool.connection_kwargs, "credential_provider", Provider())
-    with redis.Redis(connection_pool=client.connection_pool) as secure:
+    assert URL is not None
+    with redis.Redis.from_url(URL, credential_provider=Provider()) as secure:
         check(secure, unique())
         with pytest.raises(polylock.Unsupported):
             secure.lock(unique(), lock_class=polylock.redis.RenewedLock).acquire()
+
+
+def test_what_the_engine_refuses_is_done_as_redis_py_does_it(client: Any) -> None:
+    """Its errors, too."""
+    name = unique()
+    for timeout, expected in ((0.002, True), (0.0001, redis.exceptions.ResponseError), (-1, None)):
+        seen: list[object] = []
+        for lock in locks(client, name, timeout=timeout):
+            try:
+                seen.append(lock.acquire(blocking=False))
+            except redis.exceptions.RedisError as error:
+                seen.append(type(error))
+            client.delete(name)
+        assert seen[0] == seen[1]
+        assert expected is None or seen[0] == expected
+    # Waits until there is no semaphore of that name any more.
+    assert URL is not None
+    with polylock.connect(URL) as others:
+        permit = others.semaphore(name, 2).acquire()
+        released = threading.Timer(0.1, permit.release)
+        released.start()
+        with client.lock(name, timeout=10, sleep=0.01, lock_class=polylock.redis.Lock):
+            pass
+        released.join()
+
+
+@pytest.mark.parametrize("rule", ["~{name}", "~* -time"])
+def test_a_user_who_may_only_what_redis_pys_lock_needs(client: Any, rule: str) -> None:
+    name = unique()
+    client.execute_command("ACL", "SETUSER", name, "on", ">p", "+@all", "&*", *rule.format(name=name).split())
+    address = client.connection_pool.connection_kwargs
+    try:
+        with redis.Redis(address["host"], address["port"], address.get("db") or 0, "p", username=name) as limited:
+            for lock in locks(limited, name, timeout=10):
+                with lock:
+                    assert lock.owned()
+                    assert not limited.lock(name, lock_class=polylock.redis.Lock).acquire(blocking=False)
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                limited.lock(name, lock_class=polylock.redis.RenewedLock).acquire()
+    finally:
+        client.execute_command("ACL", "DELUSER", name)
+
+
+def test_a_renewed_lock_is_never_one_that_is_not_renewed(client: Any) -> None:
+    for name, token in ((unique(), "mine"), (b"\xff", None)):
+        lock = client.lock(name, timeout=10, lock_class=polylock.redis.RenewedLock)
+        with pytest.raises(polylock.Unsupported, match="renewed"):
+            lock.acquire(token=token)
+        assert not lock.locked()
+
+
+def test_clients_of_one_pool_share_a_connection_of_the_engine(client: Any) -> None:
+    def manager_of_a_request() -> Any:
+        short_lived = redis.Redis(connection_pool=client.connection_pool)
+        with short_lived.lock(unique(), timeout=10, lock_class=polylock.redis.Lock):
+            return polylock.redis._managers.of(short_lived, needed=True)
+
+    assert manager_of_a_request() is manager_of_a_request()
+
+
+def test_a_lock_without_a_timeout_that_is_gone_before_it_can_stay(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = unique()
+    lock = client.lock(name, lock_class=polylock.redis.Lock)
+    persist = type(lock).lua_persist
+
+    def late(**arguments: Any) -> Any:
+        client.delete(name)
+        return persist(**arguments)
+
+    monkeypatch.setattr(polylock.redis.Lock, "lua_persist", staticmethod(late))
+    with pytest.raises(redis.exceptions.LockNotOwnedError):
+        lock.acquire()
+    assert not lock.owned()
 
 
 def test_time_that_somebody_else_makes_pass(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +343,10 @@ def test_a_dead_server_is_a_connection_error() -> None:
         type(lock).lua_release = type(lock).lua_extend = type(lock).lua_reacquire = None
 
 
+class Connection(redis.Connection):
+    """What connects in a way of its own, or as in fakeredis to nothing at all."""
+
+
 def test_settings_become_a_url() -> None:
     assert url_of(redis.Redis()) == "redis://localhost:6379/0"
     assert url_of(redis.Redis("::1", 7, 3, password="p@ss/w")) == "redis://:p%40ss%2Fw@[::1]:7/3"
@@ -292,6 +371,8 @@ def test_settings_become_a_url() -> None:
         redis.Redis(ssl=True, ssl_check_hostname=False),
         redis.Redis(**tls, ssl_ca_data="pem"),
         sentinels.slave_for("m"),
+        redis.Redis(redis_connect_func=print),
+        redis.Redis(connection_pool=redis.ConnectionPool(Connection)),
         object(),
     ):
         with pytest.raises(polylock.Unsupported):

@@ -11,7 +11,7 @@ from ._metrics import Metric, metrics_of
 from ._values import Capabilities, Guarantee, LossReason, Mode, Released
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     # Where a listener waits for its signal, and under which number.
     Listeners = dict[int, Callable[[Any], object]]
@@ -222,25 +222,47 @@ class LockBase(Generic[AnyLease]):
         self._max_hold = max_hold
         self._label = label
         self._fair = fair
-        # What each thread or task holds, the newest last.
-        self._held: dict[int, list[AnyLease]] = {}
+        # Who has acquired what, the newest last, and whether by `with`. Each step that changes it is a single one, so
+        # several threads may.
+        self._held: dict[int, tuple[Hashable, AnyLease, bool]] = {}
 
-    def _keep(self, user: int, lease: AnyLease) -> AnyLease:
-        held = self._held.setdefault(user, [])
-        if held:
-            # What was released by itself, not by this object.
-            held[:] = [other for other in held if other.is_held or other.lost]
-        held.append(lease)
+    def _keep(self, user: Hashable, lease: AnyLease) -> AnyLease:
+        for key, (_, other, entered) in list(self._held.items()):
+            # Released by itself, not by this object.
+            if not (entered or other.is_held or other.lost):
+                self._held.pop(key, None)
+        self._held[id(lease)] = user, lease, False
         return lease
 
-    def _take(self, user: int) -> AnyLease | None:
-        held = self._held.get(user)
-        if not held:
-            return None
-        lease = held.pop()
-        if not held:
-            del self._held[user]
+    def _take(self, user: Hashable) -> AnyLease | None:
+        """The newest lease of `user`. That of a `with` stays, to be found at its end."""
+        for key, (owner, lease, entered) in reversed(list(self._held.items())):
+            if owner == user:
+                if not entered:
+                    self._held.pop(key, None)
+                return lease
+        return None
+
+    def _enter(self, user: Hashable, lease: AnyLease) -> AnyLease:
+        self._held[id(lease)] = user, lease, True
         return lease
+
+    def _leave(self, user: Hashable, error: BaseException | None) -> AnyLease | None:
+        """The lease of the `with` that ends, by `error` if it does so by one.
+
+        A generator may be entered by one thread or task and left by another, as dependencies and fixtures of
+        frameworks are: then it is the only one there is.
+        """
+        entered = {key: owner for key, (owner, _, by_with) in list(self._held.items()) if by_with}
+        keys = [key for key, owner in entered.items() if owner == user]
+        if not keys and len(entered) == 1:
+            keys = list(entered)
+        held = self._held.pop(keys[-1], None) if keys else None
+        if held is not None:
+            return held[1]
+        if error is None:
+            raise RuntimeError(f"{self!r} was not entered by this thread or task, and not by one other alone")
+        return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.Lock {self.name!r}>"

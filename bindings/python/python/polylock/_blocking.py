@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import get_ident
+from threading import local
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import _process
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _User(local):
+    """This thread. Its ident would not do: the next thread may get it, too."""
+
+    def __init__(self) -> None:
+        self.itself = object()
+
+
+_user = _User()
 
 
 class Lease(LeaseBase):
@@ -116,8 +126,9 @@ class Lock(LockBase[Lease]):
     """What to acquire, and how. Made by `LockManager.lock`, `shared`, `semaphore` and `lock_all`.
 
     A context manager that acquires, gives the `Lease`, and releases. One object may be used many times and by
-    many threads; each thread releases what it has acquired itself. Not re-entrant: a holder that acquires again
-    waits for itself.
+    many threads; each thread releases what it has acquired itself. Only a `with` in a generator may be left by
+    another thread than entered it, if no other is inside. Not re-entrant: a holder that acquires again waits for
+    itself.
 
     >>> lock = connect("memory:").lock("invoice:42", ttl=10, wait=5)
     >>> with lock as lease:
@@ -133,10 +144,13 @@ class Lock(LockBase[Lease]):
         >>> locks.lock("report").acquire().is_held
         True
         """
+        return self._keep(_user.itself, self._acquired())
+
+    def _acquired(self) -> Lease:
         native = self._native.acquire(
             self.name, self._mode, self._ttl, self._wait, self._auto_extend, self._max_hold, self._label, self._fair
         )
-        return self._keep(get_ident(), Lease(native))
+        return Lease(native)
 
     def try_acquire(self) -> Lease | None:
         """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors.
@@ -147,7 +161,7 @@ class Lock(LockBase[Lease]):
         native = self._native.try_acquire(
             self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label, self._fair
         )
-        return None if native is None else self._keep(get_ident(), Lease(native))
+        return None if native is None else self._keep(_user.itself, Lease(native))
 
     def release(self) -> Released:
         """Releases what this thread acquired last by this object; `Released.NOT_HELD` if there is nothing.
@@ -160,16 +174,16 @@ class Lock(LockBase[Lease]):
         >>> lock.release()
         <Released.RELEASED: 'released'>
         """
-        lease = self._take(get_ident())
+        lease = self._take(_user.itself)
         return Released.NOT_HELD if lease is None else lease.release()
 
     def __enter__(self) -> Lease:
-        return self.acquire()
+        return self._enter(_user.itself, self._acquired())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lease = self._take(get_ident())
+        lease = self._leave(_user.itself, error)
         if lease is not None:
             lease.__exit__(kind, error, traceback)
 

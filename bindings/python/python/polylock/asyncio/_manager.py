@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import current_task
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from weakref import ref
 
 from .. import _native, _process
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
@@ -17,11 +18,17 @@ from ._bridge import bridge
 if TYPE_CHECKING:
     import builtins
     import logging
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Hashable
     from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _user() -> Hashable:
+    """This task. Its id would not do: the next task may get it, too."""
+    task = current_task()
+    return None if task is None else ref(task)
 
 
 class Lease(LeaseBase):
@@ -137,8 +144,9 @@ class Lock(LockBase[Lease]):
     """What to acquire, and how. Made by `LockManager.lock`, `shared`, `semaphore` and `lock_all`.
 
     An async context manager that acquires, gives the `Lease`, and releases. One object may be used many times and
-    by many tasks; each task releases what it has acquired itself. Not re-entrant: a holder that acquires again
-    waits for itself.
+    by many tasks; each task releases what it has acquired itself. Only a `with` in a generator may be left by
+    another task than entered it, if no other is inside. Not re-entrant: a holder that acquires again waits for
+    itself.
 
     >>> async def main() -> None:
     ...     lock = connect("memory:").lock("invoice:42", ttl=10, wait=5)
@@ -159,6 +167,10 @@ class Lock(LockBase[Lease]):
         >>> asyncio.run(main())
         True
         """
+        lease = await self._acquired()
+        return self._keep(_user(), lease)
+
+    async def _acquired(self) -> Lease:
         on = bridge()
         answer: object = self._native.acquire_start(
             on.queue,
@@ -173,7 +185,7 @@ class Lock(LockBase[Lease]):
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return self._keep(id(current_task()), Lease(cast("_native.Lease", answer)))
+        return Lease(cast("_native.Lease", answer))
 
     async def try_acquire(self) -> Lease | None:
         """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors.
@@ -191,7 +203,7 @@ class Lock(LockBase[Lease]):
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return None if answer is None else self._keep(id(current_task()), Lease(cast("_native.Lease", answer)))
+        return None if answer is None else self._keep(_user(), Lease(cast("_native.Lease", answer)))
 
     async def release(self) -> Released:
         """Releases what this task acquired last by this object; `Released.NOT_HELD` if there is nothing.
@@ -206,16 +218,17 @@ class Lock(LockBase[Lease]):
         >>> asyncio.run(main())
         Released.RELEASED Released.NOT_HELD
         """
-        lease = self._take(id(current_task()))
+        lease = self._take(_user())
         return Released.NOT_HELD if lease is None else await lease.release()
 
     async def __aenter__(self) -> Lease:
-        return await self.acquire()
+        lease = await self._acquired()
+        return self._enter(_user(), lease)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lease = self._take(id(current_task()))
+        lease = self._leave(_user(), error)
         if lease is not None:
             await lease.__aexit__(kind, error, traceback)
 

@@ -9,9 +9,11 @@ Beyond it:
   others out (30 seconds if there is none). `RenewedLock.lease` is the `polylock.Lease`, with its signal of loss.
 
 The client tells the server's address (of a cluster or of sentinels, too), certificates and the login; the engine
-connects to it by itself. Where it cannot (a server that is not verified, a credential provider of one's own), and
-where the caller has a `token`, a `do_acquire` or a `time.sleep` of his own (gevent), it works as redis-py does, by
-the client: a waiter asks every `sleep` seconds, and there is no fencing token.
+connects to it by itself, once for each pool of connections. Where it cannot (a server that is not verified, a
+credential provider, a `redis_connect_func` or a class of connections of one's own), where the user is not permitted
+the keys and commands that the engine needs, and where the caller has a `token`, a `do_acquire` or a `time.sleep` of
+his own (gevent), it works as redis-py does, by the client: a waiter asks every `sleep` seconds, and there is no
+fencing token. A `RenewedLock` raises an error there.
 """
 
 from __future__ import annotations
@@ -65,16 +67,14 @@ class Lock(LockBase, _RedisLock):
         sleep = self.sleep if sleep is None else sleep
         wait = self._wait_for(blocking, blocking_timeout)
         name = self._engine_name()
-        by_hand = token is not None or type(self).do_acquire is not Lock.do_acquire
-        if by_hand or name is None or is_replaced(mod_time.sleep):
-            return self._poll(self._token_or_new(token), sleep, wait)
-        locks = _managers.of(self.redis, needed=self.auto_extend)
+        by_hand = token is not None or name is None or type(self).do_acquire is not Lock.do_acquire
+        locks = None if by_hand or is_replaced(mod_time.sleep) else _managers.of(self.redis, needed=self.auto_extend)
         if locks is None:
             return self._poll(self._token_or_new(token), sleep, wait)
         try:
             lease = locks.acquire(name, **self._engine_options(sleep, wait))
         except Error as error:
-            return self._refused(error)
+            return not self._is_in_use(error) and self._poll(self._token_or_new(token), sleep, wait)
         if not self.timeout and not self.auto_extend:
             self._persist(lease)
         self._keep(lease)
@@ -82,7 +82,8 @@ class Lock(LockBase, _RedisLock):
 
     def _persist(self, lease: _blocking.Lease) -> None:
         try:
-            self.lua_persist(keys=[self.name], args=[lease.owner_token], client=self.redis)
+            if not self.lua_persist(keys=[self.name], args=[lease.owner_token], client=self.redis):
+                self._not_owned("keep")
         except BaseException:
             lease._native.release_soon()
             raise
@@ -178,7 +179,7 @@ class Lock(LockBase, _RedisLock):
         except Error as error:
             if not lease.is_held:
                 self._not_owned(what)
-            self._refused(error)
+            self._is_in_use(error)
         return True
 
     def __enter__(self) -> Lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time as mod_time
 from types import SimpleNamespace
@@ -15,13 +16,12 @@ from redis.exceptions import (
     LockNotOwnedError,
 )
 
-from .._errors import AcquireTimeout, AuthError, Conflict, Error, Unavailable
+from .._errors import AcquireTimeout, AuthError, Conflict, Error, InvalidArgument, Unavailable, Unsupported
+
+logger = logging.getLogger("polylock.redis")
 
 AUTO_TTL = 30.0
 """Seconds for which a renewed lock without timeout stays taken after its process has died."""
-
-
-_LONGEST_NAME = 1024  # bytes; the engine's limit
 
 
 def is_replaced(sleep: Any) -> bool:
@@ -152,10 +152,9 @@ class LockBase:
         self.local.token = token
 
     def _engine_name(self) -> str | None:
-        """The name as the engine knows it; `None` if the engine cannot have such a name."""
-        name = self._encoded(self.name)
+        """The name as the engine knows it; `None` if it is not text."""
         try:
-            return name.decode() if 0 < len(name) <= _LONGEST_NAME and b"\0" not in name else None
+            return self._encoded(self.name).decode()
         except UnicodeDecodeError:
             return None
 
@@ -163,7 +162,7 @@ class LockBase:
         if wait is not None:
             # redis-py gives up when one more sleep would be too long, so never later than `wait`.
             wait = 0 if sleep > wait else wait - sleep / 2
-        return {"ttl": self.timeout or AUTO_TTL, "wait": wait, "auto_extend": self.auto_extend or not self.timeout}
+        return {"ttl": self.timeout or AUTO_TTL, "wait": wait, "auto_extend": self.auto_extend}
 
     def _wait_for(self, blocking: bool | None, blocking_timeout: float | None) -> float | None:
         """Seconds to wait: 0 tries once, `None` waits for ever."""
@@ -183,6 +182,8 @@ class LockBase:
         return bytes(encoder.encode(value))
 
     def _token_or_new(self, token: str | bytes | None) -> bytes:
+        if self.auto_extend:
+            raise Unsupported("what is acquired without the engine cannot be renewed: see polylock.redis")
         return uuid4().hex.encode() if token is None else self._encoded(token)
 
     def _channel(self) -> bytes:
@@ -213,15 +214,22 @@ class LockBase:
             raise LockError(message, lock_name=self.name)
         return token
 
-    def _refused(self, error: Error) -> bool:
-        """`False` where redis-py's acquire answers that; else raises what its users catch."""
-        if isinstance(error, (AcquireTimeout, Conflict)):
-            return False
+    def _is_in_use(self, error: Error) -> bool:
+        """Whether the engine did not acquire it because somebody else has it. Raises what redis-py's users catch.
+
+        If it answers `False`, the engine cannot acquire it, and it is to be tried without: the client may do what the
+        engine may not, as on keys or commands that it is not permitted, or fails by an error of its own.
+        """
+        if isinstance(error, AcquireTimeout) or (isinstance(error, Conflict) and self.auto_extend):
+            return True
         if isinstance(error, Unavailable):
             raise ConnectionError(str(error)) from error
-        if isinstance(error, AuthError):
+        if self.auto_extend and isinstance(error, AuthError):
             raise AuthenticationError(str(error)) from error
-        raise error
+        if self.auto_extend or not isinstance(error, (AuthError, Conflict, InvalidArgument)):
+            raise error
+        logger.info("%r is acquired without the engine, so without a fencing token: %s", self.name, error)
+        return False
 
 
 __all__ = ["LockBase", "LockError", "LockNotOwnedError", "mod_time"]

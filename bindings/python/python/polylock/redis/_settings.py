@@ -23,11 +23,13 @@ def url_of(client: Any) -> str:
     """
     nodes = getattr(client, "nodes_manager", None)
     if nodes is not None:
+        _refuse_own_connections(getattr(client, "user_on_connect_func", None), None)
         return _cluster(nodes, getattr(client, "connection_kwargs", None) or nodes.connection_kwargs)
     pool: Any = getattr(client, "connection_pool", None)
     settings: dict[str, Any] | None = getattr(pool, "connection_kwargs", None)
     if settings is None:
         raise Unsupported(f"{type(client).__name__} is no client of Redis")
+    _refuse_own_connections(settings.get("redis_connect_func"), pool.connection_class)
     tls = _is_tls(pool.connection_class)
     sentinel = getattr(pool, "sentinel_manager", None)
     if sentinel is not None:
@@ -39,6 +41,14 @@ def url_of(client: Any) -> str:
         options = {"db": str(database)} | ({"user": user} if user else {}) | ({"pass": password} if password else {})
         return _url("redis+unix", "", quote(settings["path"]), options)
     return _url("rediss" if tls else "redis", _login(settings) + _address(settings), f"/{database}", options)
+
+
+def _refuse_own_connections(connect_func: Any, connection_class: Any) -> None:
+    """What they do, as to log in by a way of their own or to reach no server at all, the engine would not do."""
+    if connect_func is not None:
+        raise Unsupported("the engine does not call a redis_connect_func")
+    if connection_class is not None and connection_class.__module__.partition(".")[0] != "redis":
+        raise Unsupported(f"the engine does not connect by {connection_class.__name__}")
 
 
 def _cluster(nodes: Any, settings: dict[str, Any]) -> str:
@@ -114,7 +124,7 @@ def _credentials(settings: dict[str, Any]) -> tuple[str, str]:
 
 
 class Managers:
-    """One manager for each client and process; none for a client whose server the engine cannot reach by itself."""
+    """One for each pool of connections and process; none where the engine cannot reach the server by itself."""
 
     def __init__(self, connect: Any) -> None:
         self._connect = connect
@@ -125,9 +135,11 @@ class Managers:
 
         Where there can be none it is `None`, or if it is `needed`, `Unsupported` is raised.
         """
-        found = self._managers.get(client)
+        # Clients come and go, one for each request, where their pool stays.
+        pool = getattr(client, "connection_pool", client)
+        found = self._managers.get(pool)
         if found is None or found[0] != os.getpid():
-            found = self._managers[client] = (os.getpid(), self._made(client))
+            found = self._managers[pool] = (os.getpid(), self._made(client))
         if needed and found[1] is None:
             url_of(client)  # says why
         return found[1]

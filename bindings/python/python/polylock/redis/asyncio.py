@@ -53,16 +53,15 @@ class Lock(LockBase, _RedisLock):
         """
         wait = self._wait_for(blocking, blocking_timeout)
         name = self._engine_name()
-        by_hand = token is not None or type(self).do_acquire is not Lock.do_acquire
-        if by_hand or name is None or asyncio.sleep is not _sleep:
-            return await self._poll(self._token_or_new(token), wait)
-        locks = _managers.of(self.redis, needed=self.auto_extend)
+        by_hand = token is not None or name is None or type(self).do_acquire is not Lock.do_acquire
+        is_replaced = asyncio.sleep is not _sleep
+        locks = None if by_hand or is_replaced else _managers.of(self.redis, needed=self.auto_extend)
         if locks is None:
             return await self._poll(self._token_or_new(token), wait)
         try:
             lease = await locks.acquire(name, **self._engine_options(self.sleep, wait))
         except Error as error:
-            return self._refused(error)
+            return not self._is_in_use(error) and await self._poll(self._token_or_new(token), wait)
         if not self.timeout and not self.auto_extend:
             await self._persist(lease)
         self._keep(lease)
@@ -70,7 +69,8 @@ class Lock(LockBase, _RedisLock):
 
     async def _persist(self, lease: _manager.Lease) -> None:
         try:
-            await self.lua_persist(keys=[self.name], args=[lease.owner_token], client=self.redis)
+            if not await self.lua_persist(keys=[self.name], args=[lease.owner_token], client=self.redis):
+                self._not_owned("keep")
         except BaseException:
             lease._native.release_soon()
             raise
@@ -168,7 +168,7 @@ class Lock(LockBase, _RedisLock):
         except Error as error:
             if not lease.is_held:
                 self._not_owned(what)
-            self._refused(error)
+            self._is_in_use(error)
         return True
 
     async def __aenter__(self) -> Lock:
