@@ -75,7 +75,7 @@ fault-workers: build
 
 # How long, in all, and how long where it is a part of the tests.
 SECONDS ?= 600
-FAULT_TEST_SECONDS ?= 36
+FAULT_TEST_SECONDS ?= 40
 
 .PHONY: faults
 faults: ## Random faults under workers in four languages, on every backend; SECONDS= says how long.
@@ -87,7 +87,7 @@ faults: ## Random faults under workers in four languages, on every backend; SECO
 faults-test: fault-workers
 	tests/faults/test_history.py
 	tests/faults/test_mutants.py $(VENV)/bin/python
-	tests/faults/faults.py --seconds $(FAULT_TEST_SECONDS) $(FAULT_WORKERS)
+	tests/faults/faults.py --short --seconds $(FAULT_TEST_SECONDS) $(FAULT_WORKERS)
 
 .PHONY: postgres-long
 postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is granted, 21 of killing the server.

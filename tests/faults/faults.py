@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Random faults under workers in all languages, and what came of it: `faults.py [OPTIONS] LANGUAGE=WORKER…`.
 
-    --seconds N   how long in all, divided among the backends (default 60)
-    --only NAME   this backend alone; may be given several times
+    --seconds N   how long in all, divided among the stages (default 60)
+    --only NAME   this stage alone; may be given several times
+    --short       without the stages in which two may hold at one time
     --seed N      of the faults, and of what the workers do
     --keep DIR    the workers' logs go here and stay
     --table FILE  the table goes there, too, as Markdown
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import pathlib
 import random
 import shlex
@@ -30,14 +32,20 @@ from dataclasses import dataclass, field
 
 from history import SECOND, History, Violation, check
 from proxy import Network
-from stages import LONGEST_TTL, SETTLED_WITHIN, STAGES, Fault, Stage
+from stage import LONGEST_TTL, SETTLED_WITHIN, Fault, Stage
+from stages import SHORT, STAGES
 from store import Store
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "servers"))
+from clock import Clock
 
 NAMES = 3
 # After the last fault workers get so long, in seconds, to find the servers well again.
 CALM = 1.5
 # And so long to end by themselves.
 LIMIT = 60.0
+# Those whose programs fork when they are asked to (SIGUSR1).
+FORKING = ("python", "c")
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Worker:
     language: str
     command: list[str]
     url: str
+    clock: Clock
     process: subprocess.Popen[bytes] | None = None
     lives: int = 0
 
@@ -78,18 +87,25 @@ class Run:
     history: History = field(default_factory=History)
     windows: list[Window] = field(default_factory=list)
     found: list[Violation] = field(default_factory=list)
+    # What the backend does not promise to exclude: how often two held at one time.
+    overlaps: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def play(self) -> None:
         """Everything: the workers, the faults, and the look at what is left."""
         for worker in self.workers:
             self._start(worker)
+        # The first fault finds them at work.
+        while not all(self._log(worker).exists() for worker in self.workers) and self._left() > self.seconds / 2:
+            time.sleep(0.01)
         try:
             while self._left() > CALM + 2 * LONGEST_TTL:
                 with contextlib.ExitStack() as mended:
-                    for fault in self._choose():
+                    faults = self._choose()
+                    for fault in faults:
                         mended.enter_context(self._having(fault))
-                    time.sleep(10 ** self.dice.uniform(-1.5, 0.4) * LONGEST_TTL)
+                    lasts = 10 ** self.dice.uniform(-1.5, 0.4) * LONGEST_TTL
+                    time.sleep(max(lasts, *(fault.lasts for fault in faults)))
                 time.sleep(self.dice.uniform(0.1, 0.6))
             for worker in self.workers:
                 self._await(worker)
@@ -100,7 +116,11 @@ class Run:
                     worker.process.wait()
         for log in self.directory.glob("*.log"):
             self.history.read(log.stem, log)
-        self.found += check(self.history)
+        findings = check(self.history)
+        self.overlaps = len(findings.overlaps)
+        self.found += findings.others
+        if self.stage.excludes:
+            self.found += findings.overlaps
         self._look_for_left_overs()
 
     def _left(self) -> float:
@@ -109,12 +129,19 @@ class Run:
     def _start(self, worker: Worker) -> None:
         worker.lives += 1
         names = ",".join(f"{self.directory.name}-{number}" for number in range(NAMES))
-        seed, log = self.dice.getrandbits(32), self.directory / f"{worker.name}.log"
-        arguments = [worker.url, str(self.store.path), str(log), str(seed), names, f"{max(self._left(), 0):.3f}"]
+        seed, log = self.dice.getrandbits(32), str(self._log(worker))
+        arguments = [worker.url, str(self.store.path), log, str(seed), names, f"{max(self._left(), 0):.3f}"]
         with open(self.directory / f"{worker.name}.err", "wb") as errors:
             worker.process = subprocess.Popen(
-                [*worker.command, *arguments], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors
+                [*worker.command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env={**os.environ, **worker.clock.environment},
             )
+
+    def _log(self, worker: Worker) -> pathlib.Path:
+        return self.directory / f"{worker.name}.log"
 
     def _await(self, worker: Worker) -> None:
         assert worker.process
@@ -131,26 +158,38 @@ class Run:
         self.found.append(Violation(time.monotonic_ns(), what))
 
     def _choose(self) -> list[Fault]:
-        """One fault, or one of the backend and one of a worker."""
-        backend, workers = self.stage.faults(self.dice), self._of_workers()
-        first = self.dice.choice([*backend, *workers])
-        return [first, self.dice.choice(workers)] if first in backend and self.dice.random() < 0.3 else [first]
+        """One fault, or one of the backend and one of a worker. The first is what the servers are there to show."""
+        servers, links, workers = self.stage.of_servers(self.dice), self.stage.of_links(self.dice), self._of_workers()
+        if servers and not self.windows:
+            return servers[:1]
+        kind = self.dice.choice([kind for kind in (servers, links, workers) if kind])
+        first = self.dice.choice(kind)
+        return [first] if kind is workers or self.dice.random() > 0.3 else [first, self.dice.choice(workers)]
 
     def _of_workers(self) -> list[Fault]:
-        worker = self.dice.choice(self.workers)
-        return [
+        worker, hours = self.dice.choice(self.workers), self.dice.choice([-48, -1, 1, 48])
+        found = [
             Fault("a worker stopped", lambda: self._pause(worker), lambda: self._resume(worker)),
             Fault("a worker killed", lambda: self._kill(worker), lambda: self._start(worker)),
+            Fault("a worker's clock set", lambda: worker.clock.set(hours * 3600), lambda: worker.clock.set(0)),
         ]
+        # It is ready for that when it has begun to tell.
+        forking = [worker for worker in self.workers if worker.language in FORKING and self._log(worker).exists()]
+        if forking:
+            forks = self.dice.choice(forking)
+            found.append(Fault("a worker forked", lambda: self._signal(forks, signal.SIGUSR1)))
+        return found
+
+    def _signal(self, worker: Worker, number: int) -> None:
+        assert worker.process
+        worker.process.send_signal(number)
 
     def _pause(self, worker: Worker) -> None:
-        assert worker.process
         self.history.pauses[worker.name].append((time.monotonic_ns(), sys.maxsize))
-        worker.process.send_signal(signal.SIGSTOP)
+        self._signal(worker, signal.SIGSTOP)
 
     def _resume(self, worker: Worker) -> None:
-        assert worker.process
-        worker.process.send_signal(signal.SIGCONT)
+        self._signal(worker, signal.SIGCONT)
         pauses = self.history.pauses[worker.name]
         # What had to be told meanwhile is told a moment later.
         pauses[-1] = (pauses[-1][0], time.monotonic_ns() + SECOND)
@@ -226,13 +265,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--only", action="append", choices=STAGES)
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--keep", type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("workers", nargs="+")
     options = parser.parse_args()
     commands = dict(worker.split("=", 1) for worker in options.workers)
-    names = options.only or list(STAGES)
+    names = options.only or (SHORT if options.short else list(STAGES))
     print(f"seed {options.seed}", flush=True)
     network, table, passed, failed, invalid = Network(), [], 0, 0, 0
     violations: list[str] = []
@@ -246,7 +286,8 @@ def main() -> int:
             store = Store(directory / "store")
             stack.callback(store.close)
             workers = [
-                Worker(language, shlex.split(command), stage.url(language)) for language, command in commands.items()
+                Worker(language, shlex.split(command), stage.url(language), Clock(directory, f"{language}.clock"))
+                for language, command in commands.items()
             ]
             dice = random.Random(f"{options.seed}-{name}")
             run = Run(stage, workers, store, directory, options.seconds / len(names), dice)
@@ -258,10 +299,13 @@ def main() -> int:
         print(
             f"{stage.name}: {len(attempts)} calls, {sum(bool(a.granted) for a in attempts)} grants, "
             f"{sum(bool(a.lost) for a in attempts)} losses told, {len(run.windows)} faults, "
-            f"{store.accepted} writes, {store.refused} refused as stale, {len(run.found)} violations",
+            f"{store.accepted} writes, {store.refused} refused as stale, "
+            f"{run.overlaps} overlaps{'' if stage.excludes else ' (possible here)'}, {len(run.found)} violations",
             flush=True,
         )
-        violations += [f"{stage.name}: {violation.what}" for violation in run.found[:20]]
+        violations += [
+            f"{stage.name}: {violation.what}" for violation in sorted(run.found, key=lambda found: found.at)[:20]
+        ]
         failed += bool(run.found)
         invalid += not met
         passed += met and not run.found

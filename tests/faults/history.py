@@ -114,20 +114,28 @@ class Violation:
     what: str
 
 
-def check(history: History) -> list[Violation]:
-    """All that is wrong with it."""
+@dataclass
+class Findings:
+    """All that is wrong with a history; apart from the rest, what some backends do not promise to exclude."""
+
+    overlaps: list[Violation] = field(default_factory=list)
+    others: list[Violation] = field(default_factory=list)
+
+
+def check(history: History) -> Findings:
+    """Looks for everything."""
     by_name: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in history.attempts:
         if attempt.granted:
             by_name[attempt.name].append(attempt)
-    found: list[Violation] = []
+    found = Findings()
     for holders in by_name.values():
         holders.sort(key=lambda holder: holder.granted)
-        found += two_at_a_time(holders)
-        found += tokens_that_do_not_grow(holders)
-    found += losses_not_told(history)
-    found += waits_without_end(history)
-    return sorted(found, key=lambda violation: violation.at)
+        found.overlaps += two_at_a_time(holders)
+        found.others += tokens_that_do_not_grow(holders)
+    found.others += losses_not_told(history)
+    found.others += waits_without_end(history)
+    return found
 
 
 def two_at_a_time(holders: Iterable[Attempt]) -> Iterator[Violation]:

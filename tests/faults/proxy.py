@@ -21,6 +21,8 @@ class Weather(enum.Enum):
     SILENT = "silent"
     # Requests arrive and are carried out; no reply ever comes back on the connections of that time.
     MUTE = "mute"
+    # The other way round: no request ever arrives, and what the server tells by itself does.
+    DEAF = "deaf"
     # Connections are cut, and new ones as soon as they are made.
     REFUSED = "refused"
     # Everything takes a while.
@@ -77,7 +79,7 @@ class Link:
     def set(self, weather: Weather) -> None:
         before, self._weather = self._weather, weather
         # A stream with a hole is of no use any more.
-        if weather is Weather.REFUSED or before is Weather.MUTE:
+        if weather is Weather.REFUSED or before in (Weather.MUTE, Weather.DEAF):
             for connection in list(self._connections):
                 connection.cut()
         self._changed.set()
@@ -107,7 +109,7 @@ class Link:
         while data := await reader.read(1 << 16):
             while self._weather is Weather.SILENT:
                 await self._changed.wait()
-            if self._weather is Weather.MUTE and replies:
+            if self._weather is (Weather.MUTE if replies else Weather.DEAF):
                 continue
             if self._weather is Weather.SLOW:
                 await asyncio.sleep(DELAY)

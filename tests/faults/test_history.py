@@ -26,7 +26,8 @@ def history(**logs: str) -> History:
 
 
 def wrongs(found: History) -> list[str]:
-    return [violation.what for violation in check(found)]
+    findings = check(found)
+    return [violation.what for violation in findings.overlaps + findings.others]
 
 
 RIGHT = """

@@ -20,10 +20,10 @@ import time
 import urllib.parse
 from types import TracebackType
 
+from clock import Clock
 from redis_server import free_port
 
 PROGRAMS = pathlib.Path("/usr/lib/postgresql/15/bin")
-CLOCK_SHIM = pathlib.Path(__file__).parents[2] / "core/tests/faults/clock_shim.c"
 # A start takes some 100 ms; a loaded machine gets this many seconds before it counts as failed.
 START_LIMIT = 60.0
 # Nothing is lost when the server is killed; only a crash of the machine would need the disk.
@@ -103,7 +103,7 @@ class PostgresServer(_Server):
     ) -> None:
         """`options` are settings, as in `max_connections=20`.
 
-        With `own_clock` its wall clock is off by the milliseconds in the file `clock` in `directory`, a 64-bit number.
+        With `own_clock` its wall clock can be set, by `clock` here and by the file `clock` in `directory`.
         With `disk` its data is on one of this size, mounted at `disk` there; with `log_apart` its log is not.
 
         With `tls` it is `localhost` by a certificate of `ca.pem` in `directory`, knows the user `carol` by
@@ -112,8 +112,9 @@ class PostgresServer(_Server):
         """
         super().__init__("postgres")
         self.options = options
-        if own_clock:
-            self._bend_clock()
+        self.clock = Clock(self.directory) if own_clock else None
+        if self.clock is not None:
+            self._environment = self.clock.environment
         self._disk = self.directory / "disk" if disk else None
         if self._disk is not None:
             self._disk.mkdir()
@@ -122,9 +123,7 @@ class PostgresServer(_Server):
             _check("mount", "-t", "tmpfs", "-o", f"size={disk},mode=0700,{owner}", "polylock", self._disk)
         if standby_of is not None:
             self.password = urllib.parse.urlsplit(standby_of).password or ""
-            target = (f"--pgdata={self._data}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
-            _check(*_as_postgres(), PROGRAMS / "pg_basebackup", f"--dbname={standby_of}", *target)
-            self.start()
+            self.follow(standby_of)
             return
         self.password = secrets.token_hex(8)
         password_file = self.directory / "password"
@@ -155,12 +154,6 @@ class PostgresServer(_Server):
     @property
     def _data(self) -> pathlib.Path:
         return (self._disk or self.directory) / "data"
-
-    def _bend_clock(self) -> None:
-        shim, offset = self.directory / "clock_shim.so", self.directory / "clock"
-        _check("cc", "-shared", "-fPIC", "-O1", "-o", shim, CLOCK_SHIM)
-        offset.write_bytes(bytes(4096))
-        self._environment = {"LD_PRELOAD": str(shim), "CLOCK_SHIM": str(offset)}
 
     def stop(self) -> None:
         """Ends it, also if it is paused, and removes what it kept on disk."""
@@ -193,6 +186,8 @@ class PostgresServer(_Server):
 
     def kill(self) -> None:
         """Kills it without goodbye. `start` brings it back."""
+        if self._process is None:
+            return
         # It starts no more of the others, which would live on for a moment and keep it from starting again.
         os.kill(self.pid, signal.SIGSTOP)
         everybody = self._all()
@@ -208,6 +203,22 @@ class PostgresServer(_Server):
     def resume(self) -> None:
         """Lets it go on after `pause`."""
         self.pause(signal.SIGCONT)
+
+    def revive(self) -> None:
+        """Starts it again if it has ended by itself, and waits until it answers."""
+        if self._process is not None and self._process.poll() is not None:
+            self.kill()
+            self.start()
+        else:
+            self._await(self.admin_url)
+
+    def follow(self, primary: str) -> None:
+        """Becomes a standby of that server, an administrator's URL: with a copy of its data, in place of its own."""
+        self.kill()
+        shutil.rmtree(self._data, ignore_errors=True)
+        target = (f"--pgdata={self._data}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        _check(*_as_postgres(), PROGRAMS / "pg_basebackup", f"--dbname={primary}", *target)
+        self.start()
 
     def become_standby(self) -> None:
         """Restarts it as a replica, which can be read only."""
@@ -272,6 +283,15 @@ def _runs(pid: int) -> bool:
         return "(postgres) Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def may_have_disk() -> bool:
+    """Whether this process may mount one for a server."""
+    with tempfile.TemporaryDirectory(prefix="polylock-disk-") as place:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "polylock", place], capture_output=True).returncode == 0
+        if mounted:
+            _check("umount", place)
+        return mounted
 
 
 def make_certificates(directory: pathlib.Path) -> None:

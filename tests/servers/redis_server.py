@@ -77,14 +77,27 @@ class RedisServer:
     """A redis-server of our own, kept in a temporary directory.
 
     `options` are more command line options of redis-server, as in `("--maxmemory", "1mb")`. Nothing is saved to
-    disk unless they say so; a server that saves finds its data again after `kill` and `start`.
+    disk unless they say so; a server that saves finds its data again after `kill` and `start`. `configuration` is the
+    text of a file for that, which the server may rewrite; a sentinel needs one. `environment` comes on top of ours.
     """
 
-    def __init__(self, *options: str, password: str | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        password: str | None = None,
+        configuration: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.password = password
         self.options = options
         self.port = 0
+        self._environment = environment or {}
         self._directory = tempfile.mkdtemp(prefix="polylock-redis-")
+        self._configuration: list[str] = []
+        if configuration:
+            self._configuration = [os.path.join(self._directory, "configuration")]
+            with open(self._configuration[0], "w") as file:
+                file.write(configuration)
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self.start()
@@ -165,7 +178,7 @@ class RedisServer:
         return f"redis://{user}127.0.0.1:{port}"
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
-        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        command = ["redis-server", *self._configuration, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "no", "--dir", self._directory, *self.options]
         if self.password is not None:
             command += ["--requirepass", self.password]
@@ -175,6 +188,7 @@ class RedisServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **self._environment},
                 # Ctrl-C is for whoever runs the tests; servers are stopped in order.
                 start_new_session=True,
                 preexec_fn=die_with_parent(),

@@ -7,6 +7,8 @@ answered by a line. Ends, with all its servers, at the end of the input.
     leader      the number of the one that leads, 1 to 3
     cut N       N and the others hear nothing of each other any more; no connection is closed
     heal        undoes that, once those who were cut off have noticed: what follows begins from a state that is known
+    stop N      it does nothing any more, but its connections stay
+    resume N    lets it go on
     kill N      without goodbye
     start N     brings it back
     settle      waits until all that run serve clients
@@ -21,6 +23,7 @@ import asyncio
 import contextlib
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,6 +68,10 @@ class Member:
         if self.server is not None:
             self.server.kill()
             self.server = None
+
+    def signal(self, number: int) -> None:
+        if self.server is not None:
+            self.server.process.send_signal(number)
 
     async def mode(self) -> str:
         """`leader`, `follower`, or nothing while it serves nobody."""
@@ -187,6 +194,10 @@ class Ensemble:
                 self.network.cut(int(number))
             case ["heal"]:
                 await self.heal()
+            case ["stop", number]:
+                self.members[int(number) - 1].signal(signal.SIGSTOP)
+            case ["resume", number]:
+                self.members[int(number) - 1].signal(signal.SIGCONT)
             case ["kill", number]:
                 self.members[int(number) - 1].kill()
             case ["start", number]:

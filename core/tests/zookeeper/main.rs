@@ -3,9 +3,12 @@
 //! The servers are real: run through `tests/servers/with_servers.py`.
 
 mod connection;
+mod cut_off;
 mod ensemble;
 mod line;
 mod login;
+#[path = "../namespace/mod.rs"]
+mod namespace;
 mod proxy;
 mod session;
 

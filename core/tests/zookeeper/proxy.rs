@@ -30,10 +30,15 @@ pub struct Rules {
 
 /// A proxy before the server; ends with the process.
 pub fn proxy() -> (String, Arc<Rules>) {
+    proxy_at("127.0.0.1")
+}
+
+/// At this address of ours.
+pub fn proxy_at(address: &str) -> (String, Arc<Rules>) {
     let url = url();
     let (server, path) = url.trim_start_matches("zookeeper://").split_once('/').expect("no path");
     let (server, rules): (SocketAddr, _) = (server.parse().expect("no address"), Arc::new(Rules::default()));
-    let listener = TcpListener::bind("127.0.0.1:0").expect("no port");
+    let listener = TcpListener::bind((address, 0)).expect("no port");
     let own = format!("zookeeper://{}/{path}", listener.local_addr().expect("no address"));
     let watched = Arc::clone(&rules);
     std::thread::spawn(move || {

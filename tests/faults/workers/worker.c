@@ -7,11 +7,13 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <polylock.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -83,8 +85,29 @@ static double draw(void)
     return (double)((dice * UINT64_C(2685821657736338717)) >> 11) / 9007199254740992.0;
 }
 
+static volatile sig_atomic_t fork_asked;
+
+static void ask_to_fork(int number)
+{
+    (void)number;
+    fork_asked = 1;
+}
+
+/* The child is told that the locks are its parent's, and ends. */
+static void fork_once(polylock_manager locks, polylock_lease lease)
+{
+    polylock_lease none = 0;
+    int status = -1;
+    pid_t child = fork();
+    must(child >= 0, "fork");
+    if (child == 0)
+        _exit(polylock_lease_is_held(lease) ||
+              polylock_acquire(locks, "of the child", 0, &none, NULL) != POLYLOCK_ERR_FORKED);
+    must(waitpid(child, &status, 0) == child && status == 0, "a child had its parent's locks");
+}
+
 /* Asks every few milliseconds whether the lease is still held, until the time is over. */
-static void hold(polylock_lease lease, double ms, const char *name, long attempt)
+static void hold(polylock_manager locks, polylock_lease lease, double ms, const char *name, long attempt)
 {
     int64_t ends = now_ns() + (int64_t)(ms * 1e6);
     bool held = true;
@@ -96,6 +119,10 @@ static void hold(polylock_lease lease, double ms, const char *name, long attempt
         else
             tell("invalid", name, attempt, "-");
         sleep_ms(10);
+        if (fork_asked) {
+            fork_asked = 0;
+            fork_once(locks, lease);
+        }
     }
 }
 
@@ -144,12 +171,12 @@ static void once(polylock_manager locks, long attempt)
     grant->name = name, grant->attempt = attempt;
     must(polylock_lease_on_lost(lease, lost, grant, free, NULL) == POLYLOCK_OK, "on_lost");
     write_store(name, attempt, polylock_lease_fencing_token(lease));
-    hold(lease, holds[(int)(draw() * 6)], name, attempt);
+    hold(locks, lease, holds[(int)(draw() * 6)], name, attempt);
     if (draw() < 0.3) {
         status = polylock_extend(lease, NULL);
         if (status != POLYLOCK_OK)
             tell("unextended", name, attempt, polylock_status_name(status));
-        hold(lease, 20, name, attempt);
+        hold(locks, lease, 20, name, attempt);
     }
     /* Also if it was lost meanwhile: then the store is what stands between us and the next holder. */
     write_store(name, attempt, polylock_lease_fencing_token(lease));
@@ -162,6 +189,7 @@ static void once(polylock_manager locks, long attempt)
 int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sigaction asking = {0};
     polylock_manager locks = 0;
     int64_t ends;
     long attempt;
@@ -174,6 +202,10 @@ int main(int argc, char **argv)
     strncpy(address.sun_path, argv[2], sizeof address.sun_path - 1);
     must((store = socket(AF_UNIX, SOCK_STREAM, 0)) >= 0, "socket");
     must(connect(store, (struct sockaddr *)&address, sizeof address) == 0, argv[2]);
+    asking.sa_handler = ask_to_fork;
+    asking.sa_flags = SA_RESTART;
+    must(sigaction(SIGUSR1, &asking, NULL) == 0, "sigaction");
+    /* From here on it may be asked to fork. */
     must((log_file = open(argv[3], O_WRONLY | O_APPEND | O_CREAT, 0644)) >= 0, argv[3]);
     dice = strtoull(argv[4], NULL, 10) * 2 + 1;
     for (name = strtok(argv[5], ","); name && count < MOST_NAMES; name = strtok(NULL, ","))

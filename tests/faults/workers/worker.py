@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,27 @@ class Store:
     def write(self, name: str, token: int) -> str:
         self._socket.sendall(f"{name} {token}\n".encode())
         return self._answers.readline().strip()
+
+
+def fork_when_asked(locks: polylock.LockManager) -> None:
+    """At SIGUSR1, wherever the program is just then: the child is told that the locks are its parent's, and ends."""
+
+    def fork(*_: object) -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(not is_disowned(locks))
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+            raise RuntimeError("a child had its parent's locks")
+
+    signal.signal(signal.SIGUSR1, fork)
+
+
+def is_disowned(locks: polylock.LockManager) -> bool:
+    try:
+        locks.try_acquire("of the child", ttl=1)
+    except polylock.Forked:
+        return True
+    return False
 
 
 def hold(lease: polylock.Lease, seconds: float, log: Log, name: str, attempt: int) -> None:
@@ -82,10 +104,12 @@ def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: i
 
 
 def main(url: str, store_path: str, log_path: str, seed: str, names: str, seconds: str) -> None:
-    log, store, dice = Log(log_path), Store(store_path), random.Random(seed)
+    store, dice = Store(store_path), random.Random(seed)
     ends = time.monotonic() + float(seconds)
     with polylock.connect(url) as locks:
-        attempt = 0
+        fork_when_asked(locks)
+        # From here on it may be asked to.
+        log, attempt = Log(log_path), 0
         while time.monotonic() < ends:
             attempt += 1
             once(locks, dice, dice.choice(names.split(",")), attempt, log, store)
