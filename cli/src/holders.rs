@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use polylock::{Error, Holder, LockManager, Result, Seen};
+use polylock::{Error, ErrorKind, Holder, LockManager, Result, Seen};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -34,7 +34,7 @@ pub(crate) async fn show(locks: &LockManager, show: &Show) -> Result<u8> {
     if show.json {
         print_lines(holders.iter().map(as_json));
     } else if holders.is_empty() {
-        print_lines([format!("{}: free", show.lock)]);
+        print_lines([format!("{}: free", printable(&show.lock))]);
     } else {
         print_lines(holders.iter().map(described));
     }
@@ -48,7 +48,7 @@ pub(crate) async fn break_lock(locks: &LockManager, named: &Break) -> Result<u8>
         (None, None) => return Err(Error::invalid("token", "or owner must be given")),
     };
     if locks.break_lock(&named.lock, seen).await? {
-        print_lines([format!("{}: broken", named.lock)]);
+        print_lines([format!("{}: broken", printable(&named.lock))]);
         return Ok(0);
     }
     eprintln!("polylock: {:?} is not held by that one (any more); nothing was done", named.lock);
@@ -62,11 +62,17 @@ pub(crate) async fn watch(locks: &LockManager, watch: &Watch) -> Result<u8> {
     let mut round = 0;
     while watch.count.is_none_or(|count| round < count) {
         ticks.tick().await;
-        let holders = locks.list(&watch.pattern, watch.limit).await?;
-        let mut lines = table(&holders);
+        let (head, mut lines) = match locks.list(&watch.pattern, watch.limit).await {
+            Ok(holders) => (format!("{} held", holders.len()), table(&holders)),
+            // It was there before, and may be again: that is when somebody watches.
+            Err(error) if round > 0 && error.kind() == ErrorKind::Unavailable => {
+                ("out of reach".to_owned(), vec![format!("polylock: {error}")])
+            }
+            Err(error) => return Err(error),
+        };
         if terminal {
             // To the top, and nothing of the last round below.
-            lines.insert(0, "\x1b[H\x1b[2J".to_owned() + &format!("{} held   {}", holders.len(), watch.pattern));
+            lines.insert(0, format!("\x1b[H\x1b[2J{head}   {}", watch.pattern));
         } else if round > 0 {
             lines.insert(0, String::new());
         }
@@ -128,9 +134,9 @@ fn row(holder: &Holder) -> [String; 7] {
 }
 
 fn who(holder: &Holder) -> String {
-    let place = match (&holder.host, holder.pid) {
+    let place = match (holder.host.as_deref().map(printable), holder.pid) {
         (Some(host), Some(pid)) => Some(format!("{host}:{pid}")),
-        (Some(host), None) => Some(host.clone()),
+        (Some(host), None) => Some(host),
         (None, Some(pid)) => Some(format!("pid {pid}")),
         (None, None) => None,
     };

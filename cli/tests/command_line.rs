@@ -3,7 +3,7 @@
 //! `POLYLOCK_TEST_COMMAND` names another program to be tested in its place, as in `python -m polylock`.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -320,16 +321,21 @@ fn orphans_are_buried() {
 struct Relay {
     port: u16,
     open: Arc<Mutex<Option<Vec<TcpStream>>>>,
+    listens: Option<JoinHandle<()>>,
 }
 
 impl Relay {
     fn to(server: &str) -> Self {
+        Self::at(0, server)
+    }
+
+    fn at(port: u16, server: &str) -> Self {
         let server = server.strip_prefix("redis://").unwrap().to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let open = Arc::new(Mutex::new(Some(Vec::new())));
         let shared = Arc::clone(&open);
-        std::thread::spawn(move || {
+        let listens = std::thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, server) = (client.unwrap(), TcpStream::connect(&server).unwrap());
                 let mut open = shared.lock().unwrap();
@@ -341,7 +347,7 @@ impl Relay {
                 open.extend([client, server]);
             }
         });
-        Self { port, open }
+        Self { port, open, listens: Some(listens) }
     }
 }
 
@@ -352,6 +358,7 @@ impl Drop for Relay {
         }
         // The listener ends by the next connection.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = self.listens.take().map(JoinHandle::join);
     }
 }
 
@@ -476,6 +483,23 @@ fn shows_who_holds_what() {
         assert_eq!(running.ended().0, 0);
         assert_eq!(text(&place.output(&["ls", &pattern]).stdout).lines().count(), 1);
     }
+}
+
+#[test]
+fn watches_on_while_the_server_is_away() {
+    let Some(mut place) = Place::redis() else { return };
+    let (server, pattern) = (std::mem::take(&mut place.url), place.name("*"));
+    let relay = Relay::to(&server);
+    let port = relay.port;
+    place.url = format!("redis://127.0.0.1:{port}");
+    let mut watching = Running(place.command(&["watch", &pattern, "--interval", "10ms"]).spawn().unwrap());
+    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    let mut comes = |start| assert!(lines.any(|line| line.unwrap().starts_with(start)), "it ended before {start:?}");
+    comes("LOCK");
+    drop(relay);
+    comes("polylock: ");
+    let _back = Relay::at(port, &server);
+    comes("LOCK");
 }
 
 #[test]
