@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import random
@@ -17,6 +18,8 @@ from stage import LONGEST_TTL, Fault, Stage, nothing
 
 Act = Callable[[], None]
 
+# More than a server on a small disk keeps of its log for later.
+SEGMENTS = 6
 # How soon a standby asks for its primary again.
 PROMPT = "wal_retrieve_retry_interval=200ms"
 
@@ -71,9 +74,16 @@ class PostgresStage(Stage):
         return self._server.directory / "disk" / "filler"
 
     def _fill_disk(self) -> None:
+        taken = 0
         with open(self._filler, "wb") as filler:
-            room = os.statvfs(self._filler)
-            os.posix_fallocate(filler.fileno(), 0, room.f_bavail * room.f_frsize)
+            for size in (1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(filler.fileno(), taken, size)
+                        taken += size
+        # What is left of its log goes, too.
+        for _ in range(SEGMENTS):
+            run_sql(self._server.admin_url, "SELECT pg_current_xact_id(); SELECT pg_switch_wal()", check=False)
 
     def _empty_disk(self) -> None:
         self._filler.unlink()

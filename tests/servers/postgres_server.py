@@ -206,11 +206,11 @@ class PostgresServer(_Server):
 
     def revive(self) -> None:
         """Starts it again if it has ended by itself, and waits until it answers."""
-        if self._process is not None and self._process.poll() is not None:
-            self.kill()
-            self.start()
-        else:
+        if self._process is not None and self._process.poll() is None:
             self._await(self.admin_url)
+        else:
+            self._process = None
+            self.start()
 
     def follow(self, primary: str) -> None:
         """Becomes a standby of that server, an administrator's URL: with a copy of its data, in place of its own."""
