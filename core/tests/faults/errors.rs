@@ -234,6 +234,8 @@ async fn the_fence_is_something_else() {
     let contents = [
         "9999999999999999",
         "9007199254740991 owner record",
+        "9007199254740000 owner record",
+        "5500000000000000",
         "10000000000000000",
         "inf",
         "nan",
@@ -268,9 +270,9 @@ async fn the_fence_is_something_else() {
             assert_eq!(server.keys(), Vec::<String>::new(), "a lock without its token");
         }
     }
-    // The last number that there is, and one that somebody set without an owner.
+    // By a clock that was wrong by decades, and one that somebody set without an owner.
     for (content, token) in
-        [("9007199254740990", 9007199254740991), ("9007199254740000 owner record", 9007199254740001)]
+        [("4500000000000000 owner record", 4500000000000001), ("4500000000000000", 4500000000000001)]
     {
         for shape in shapes {
             let (name, other) = (fresh("r"), fresh("r"));
@@ -300,6 +302,31 @@ async fn the_fence_is_something_else() {
     assert!(error.to_string().contains("the fence fence holds something else than a token"), "{error}");
 }
 
+/// What somebody else keeps where those who wait in line are: said by its name, and no lock is left by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_line_is_something_else() {
+    let server = Server::start();
+    let locks = manager(&[server.url()]);
+    for side in ["queue", "queue-until"] {
+        let name = fresh("r");
+        let key = format!("polylock:{side}:{{{name}}}");
+        let _: () = server.ask(&["SET", &key, "not a line"]);
+        let error = tokio::time::timeout(SLACK, locks.acquire(&name, long().fair(true))).await.expect("retried");
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+        assert!(error.to_string().contains(&key), "{error}");
+        assert_eq!(server.keys(), std::slice::from_ref(&key));
+        // Who does not ask to be served in order is not concerned.
+        assert_eq!(soon(&locks, &name).await.release().await.unwrap(), Release::Released);
+        let _: () = server.ask(&["DEL", &key]);
+    }
+    // The mark of a waiting writer has a ttl; what has none holds up nobody.
+    let name = fresh("r");
+    let _: () = server.ask(&["SET", &format!("polylock:writer:{{{name}}}"), "nobody's"]);
+    let lease = locks.try_acquire(Target::shared(&name), long()).await.unwrap().expect("held up");
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
 /// Commands that are called something else on this server (`rename-command`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_have_other_names() {
@@ -320,12 +347,14 @@ async fn commands_have_other_names() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_fence_of_a_minority_is_something_else() {
     const WRONG: &str = "9999999999999998";
+    // A number, but so far from any clock that no token has come of it: nor does one, which would take the others along.
+    const WILD: &str = "9007199254740000";
     let servers = Server::several(3);
     let locks = manager(&urls(&servers));
     let mut last = 0;
     for (index, target) in [Target::from("a"), Target::shared("b"), Target::all(["c", "d"])].into_iter().enumerate() {
-        for name in ["a", "b", "c", "d"] {
-            let _: () = servers[index].ask(&["SET", &format!("polylock:fence:{{{name}}}"), WRONG]);
+        for (name, wrong) in ["a", "b", "c", "d"].into_iter().zip([WILD, WILD, WILD, WRONG]) {
+            let _: () = servers[index].ask(&["SET", &format!("polylock:fence:{{{name}}}"), wrong]);
         }
         for _ in 0..3 {
             let lease = locks.acquire(target.clone(), long()).await.unwrap();

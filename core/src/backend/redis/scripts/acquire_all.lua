@@ -6,6 +6,7 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
+local last_token = math.min((now + 3155760000000) * 1000, 9007199254740991)
 
 local n = #KEYS / 2
 local ours, busy, foreign, left, last, wrong = {}, false, false, -2, 0, nil
@@ -26,7 +27,7 @@ for i = 1, n do
   -- Not written by us; see acquire.lua.
   local token = type(fence) == 'string' and tonumber(string.match(fence .. ' ', '^(%d+) ')) or math.huge
   last = math.max(last, token)
-  if token + 1 >= 9007199254740992 then wrong = KEYS[n + i] end
+  if token >= last_token then wrong = KEYS[n + i] end
 end
 if foreign then return {-3, left} end
 if busy then return {0, left} end

@@ -15,12 +15,16 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
 
-local gone = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 1000)
+-- Before anything is done: somebody else may keep something there.
+local first = redis.pcall('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+if first.err then return {err = first.err .. ' (' .. KEYS[4] .. ')'} end
+local gone = redis.pcall('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 1000)
+if gone.err then return {err = gone.err .. ' (' .. KEYS[5] .. ')'} end
 if gone[1] then
   redis.call('ZREM', KEYS[4], unpack(gone))
   redis.call('ZREM', KEYS[5], unpack(gone))
+  first = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
 end
-local first = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
 local stays = first[1] and redis.call('ZSCORE', KEYS[5], first[1])
 if first[1] and not stays then
   -- One of the two keys was evicted: everybody asks again and gets the old place.

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the lock: a sorted set, kind and owner token of each holder by the server's time in ms at which it expires
 -- KEYS[2]  its fence, as in acquire.lua
--- KEYS[3]  there while somebody waits to hold the lock exclusively
+-- KEYS[3]  there while somebody waits to hold the lock exclusively; without a ttl it is nobody's
 -- ARGV[1..6] as in acquire.lua
 -- ARGV[7]  "shared:" or "permit:"
 -- ARGV[8]  how many may hold; 0 for any number
@@ -31,7 +31,7 @@ local fence = redis.pcall('GET', KEYS[2]) or '0'
 if type(fence) == 'table' and string.sub(fence.err, 1, 9) ~= 'WRONGTYPE' then return fence end
 -- Not written by us; see acquire.lua.
 local last = type(fence) == 'string' and tonumber(string.match(fence .. ' ', '^(%d+) ')) or math.huge
-if last + 1 >= 9007199254740992 then
+if last >= math.min((now + 3155760000000) * 1000, 9007199254740991) then
   redis.call('ZREM', KEYS[1], member)
   return {err = 'WRONGTYPE the fence ' .. KEYS[2] .. ' holds something else than a token'}
 end
@@ -41,7 +41,8 @@ local limit = tonumber(ARGV[8])
 if ours then limit = -1 end
 if limit > 0 and redis.call('ZCARD', KEYS[1]) >= limit then return {0, first[2] - now} end
 -- Those who came after a waiting writer let it go first.
-if limit == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return {0, redis.call('PTTL', KEYS[3])} end
+local waits = limit == 0 and redis.call('PTTL', KEYS[3]) or 0
+if waits > 0 then return {0, waits} end
 
 local proposed = tonumber(ARGV[3])
 if proposed > (now + 3600000) * 1000 then proposed = 0 end
