@@ -94,6 +94,11 @@ postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is gra
 	POLYLOCK_TEST_ROUNDS=100 cargo test -p polylock --test postgres giving_up
 	POLYLOCK_TEST_ROUNDS=7 cargo test -p polylock --test postgres crash::
 
+.PHONY: redlock-long
+redlock-long: ## Redlock for longer: every mask of failing servers, up to seven of them, but for their order.
+	tests/install.sh
+	POLYLOCK_TEST_MASKS=1632 cargo test -p polylock --test redis_faults masks::
+
 # On an engine that is built for speed, in the build that all other tests use.
 .PHONY: simulation
 simulation: ## Redlock in a simulated world, 20,000 random schedules; POLYLOCK_SEEDS= says how many for each of four worlds.

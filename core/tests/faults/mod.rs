@@ -3,6 +3,7 @@
 mod cancel;
 mod clocks;
 mod contention;
+mod crowds;
 mod cut_off;
 mod errors;
 mod guarantee;
