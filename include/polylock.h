@@ -418,6 +418,11 @@ typedef uint64_t polylock_future;
  */
 typedef void (*polylock_ready_callback)(polylock_future future, void *userdata);
 
+/**
+ * Claims what it protects, and writes to it, with a fencing token: 0 if that was taken, anything else if it was refused.
+ */
+typedef int (*polylock_write_callback)(uint64_t fencing_token, void *userdata);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1313,6 +1318,23 @@ enum polylock_status polylock_queue_turn(polylock_queue queue,
  * @return POLYLOCK_OK or POLYLOCK_ERR_INVALID_HANDLE.
  */
 enum polylock_status polylock_queue_free(polylock_queue queue);
+
+/**
+ * For your own tests: shows whether what you write to refuses a zombie, that is a holder which was paused beyond its
+ * lease and goes on as if nothing had happened. `write` is called for a holder, for the next one after the lease of the
+ * first ran out, for the first again, which it must refuse, and for the second again: on this thread, before this returns.
+ * Blocks.
+ *
+ * @param resource the lock that is taken for it; 1 to 1,024 bytes of UTF-8. Neither it nor the data may be in use meanwhile.
+ * @param userdata handed to `write`.
+ * @return POLYLOCK_ERR_INTERNAL if a write was taken or refused that should not have been, with the tokens in the message;
+ *         else as polylock_acquire.
+ */
+enum polylock_status polylock_check_refuses_zombies(polylock_manager locks,
+                                                    const char *resource,
+                                                    polylock_write_callback write,
+                                                    void *userdata,
+                                                    polylock_error *err);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -2,7 +2,7 @@
 
 #![allow(non_camel_case_types)]
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use engine::{ErrorKind, Guarantee, LossReason, Mode, Release};
 
@@ -199,6 +199,9 @@ pub type polylock_event_callback = Option<
 /// Called once if a lease is lost.
 pub type polylock_lost_callback =
     Option<unsafe extern "C" fn(lease: polylock_lease, reason: polylock_loss, userdata: *mut c_void)>;
+
+/// Claims what it protects, and writes to it, with a fencing token: 0 if that was taken, anything else if it was refused.
+pub type polylock_write_callback = Option<unsafe extern "C" fn(fencing_token: u64, userdata: *mut c_void) -> c_int>;
 
 /// Called once when a future is ready.
 pub type polylock_ready_callback = Option<unsafe extern "C" fn(future: polylock_future, userdata: *mut c_void)>;

@@ -1,7 +1,7 @@
 //! What C wants to be called, by the [callback thread](dispatcher).
 
 use std::{
-    ffi::{CString, c_void},
+    ffi::{CString, c_int, c_void},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use engine::{Event, LossReason};
 use crate::{
     abi::{
         polylock_event_callback, polylock_finalizer, polylock_log_callback, polylock_log_level,
-        polylock_lost_callback, polylock_ready_callback,
+        polylock_lost_callback, polylock_ready_callback, polylock_write_callback,
     },
     dispatcher,
     future::Shared,
@@ -60,6 +60,19 @@ impl Drop for Finalize {
         // SAFETY: C gave the function for this pointer, and it is called this once.
         unsafe { (self.finalizer)(self.pointer) }
     }
+}
+
+/// Calls `callback` here and now; what it answers if it refuses.
+pub(crate) fn write(
+    callback: polylock_write_callback,
+    userdata: *mut c_void,
+) -> Result<impl Fn(u64) -> Result<(), c_int>, engine::Error> {
+    let function = callback.ok_or_else(|| engine::Error::invalid("write", "must not be NULL"))?;
+    // SAFETY: C gave the function with this userdata, for the time of its call.
+    Ok(move |token| match unsafe { function(token, userdata) } {
+        0 => Ok(()),
+        refused => Err(refused),
+    })
 }
 
 /// Calls `callback` on the callback thread when the lease with the handle `lease` was lost.

@@ -44,3 +44,5 @@ mod observe;
 mod future;
 
 mod queue;
+
+mod fencing;

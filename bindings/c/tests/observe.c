@@ -213,6 +213,41 @@ static void claims_are_told(void)
     CHECK(polylock_claim_redis() == polylock_claim_redis());
 }
 
+/* A store that remembers the greatest token, and how it goes wrong. */
+struct store {
+    uint64_t last;
+    enum { RIGHT, CARELESS, STRICT } kind;
+};
+
+static int write_to(uint64_t fencing_token, void *userdata)
+{
+    struct store *store = userdata;
+    if (store->kind != CARELESS && fencing_token < store->last)
+        return 1;
+    if (store->kind == STRICT && fencing_token == store->last)
+        return 1;
+    store->last = fencing_token;
+    return 0;
+}
+
+static void zombies_are_found_out(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_error err = 0;
+    struct store right = {0, RIGHT}, careless = {0, CARELESS}, strict = {0, STRICT};
+    CHECK_OK(polylock_check_refuses_zombies(locks, "right", write_to, &right, NULL));
+    CHECK(polylock_check_refuses_zombies(locks, "careless", write_to, &careless, &err) == POLYLOCK_ERR_INTERNAL);
+    CHECK(strstr(polylock_error_message(err), "was taken after"));
+    polylock_error_free(err);
+    err = 0;
+    CHECK(polylock_check_refuses_zombies(locks, "strict", write_to, &strict, &err) == POLYLOCK_ERR_INTERNAL);
+    CHECK(strstr(polylock_error_message(err), "refused by itself"));
+    polylock_error_free(err);
+    CHECK(polylock_check_refuses_zombies(locks, "r", NULL, NULL, NULL) == POLYLOCK_ERR_INVALID_ARGUMENT);
+    CHECK(polylock_check_refuses_zombies(0, "r", write_to, &right, NULL) == POLYLOCK_ERR_INVALID_HANDLE);
+    CHECK_OK(polylock_manager_free(locks));
+}
+
 int main(void)
 {
     lists_and_breaks();
@@ -220,7 +255,8 @@ int main(void)
     tells();
     none_is_told_after_the_end();
     claims_are_told();
+    zombies_are_found_out();
     CHECK_OK(polylock_shutdown(2000));
-    printf("observe: 5 passed, 0 failed\n");
+    printf("observe: 6 passed, 0 failed\n");
     return 0;
 }
