@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use polylock::{Acquire, Instant, Lease, LockManager};
+use polylock::{Acquire, Instant, Lease, LockManager, Release};
 
 use super::{
-    fresh,
+    SLACK, eventually, fresh,
     history::History,
-    manager, ms,
+    long, manager, ms,
     server::{Server, urls},
-    until_clean,
+    soon, until_clean,
 };
 
 const TASKS: u64 = 16;
@@ -135,4 +135,40 @@ async fn everybody_gets_it_while_nodes_are_stopped() {
     eprintln!("{} hand-overs with {stops} stops took {:?}", TASKS * turns, Instant::now().since(began));
     played.unwrap();
     assert!(stops > 0, "nothing was tried");
+}
+
+/// What a hand-over costs the servers depends on how many processes wait, of which each asks for its first waiter, and not on
+/// how many waiters they have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_wait_and_few_ask() {
+    const PROCESSES: usize = 10;
+    const WAITERS: usize = 300;
+    // On several servers those who clash step back and ask again.
+    for (nodes, most) in [(1, 3 * PROCESSES), (5, 6 * PROCESSES)] {
+        let servers = Server::several(nodes);
+        let managers: [LockManager; PROCESSES] = std::array::from_fn(|_| manager(&urls(&servers)));
+        let name = fresh("r");
+        let holder = soon(&managers[0], &name).await;
+        let waiters: Vec<_> = (0..WAITERS)
+            .map(|number| {
+                let (locks, name) = (managers[number % PROCESSES].clone(), name.clone());
+                tokio::spawn(async move {
+                    let lease = locks.acquire(&name, long()).await.expect("it must come round");
+                    lease.release().await.expect("not forked");
+                })
+            })
+            .collect();
+        let waiting = || managers.iter().map(|locks| locks.waiting(&name).unwrap()).sum::<usize>();
+        eventually(SLACK, "all wait", || waiting() == WAITERS).await;
+        let before = servers[0].scripts();
+        assert_eq!(holder.release().await.unwrap(), Release::Released);
+        for waiter in waiters {
+            waiter.await.unwrap();
+        }
+        let each = (servers[0].scripts() - before) as f64 / WAITERS as f64;
+        eprintln!(
+            "{nodes} servers, {PROCESSES} managers with {WAITERS} waiters: {each:.1} scripts for each hand-over"
+        );
+        assert!(each < most as f64, "{nodes} servers: {each:.1} scripts for each hand-over");
+    }
 }

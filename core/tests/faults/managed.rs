@@ -186,14 +186,7 @@ async fn several_at_once_are_of_one_slot() {
     let locks = connect(cluster.url());
     let lease = locks.acquire(["{order}:1", "{order}:2"], long()).await.unwrap();
     assert_eq!(lease.release().await.unwrap(), Release::Released);
-    let calls = || -> usize {
-        let stats = |node: &Server| -> String { node.ask(&["INFO", "commandstats"]) };
-        let evals = |stats: String| -> usize {
-            let lines = stats.lines().filter(|line| line.starts_with("cmdstat_eval"));
-            lines.filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<usize>().ok()).sum()
-        };
-        cluster.0.iter().map(stats).map(evals).sum()
-    };
+    let calls = || cluster.0.iter().map(Server::scripts).sum::<u64>();
     let before = calls();
     let error = locks.acquire(["order:1", "order:2"], long()).await.unwrap_err();
     assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some("resource")), "{error:?}");

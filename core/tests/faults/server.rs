@@ -159,6 +159,13 @@ impl Server {
         keys.into_iter().filter(|key| !key.starts_with("polylock:fence:")).collect()
     }
 
+    /// How many scripts it has run.
+    pub fn scripts(&self) -> u64 {
+        let stats: String = self.ask(&["INFO", "commandstats"]);
+        let scripts = stats.lines().filter(|line| line.starts_with("cmdstat_eval"));
+        scripts.filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok()).sum()
+    }
+
     /// Cuts the connections of everybody but the test's own.
     pub fn cut_clients(&self) {
         let _: i64 = self.ask(&["CLIENT", "KILL", "SKIPME", "yes", "TYPE", "normal"]);
