@@ -187,7 +187,9 @@ test('a wrong type is a TypeError that names the argument', async () => {
   const lease = await locks.acquire('r')
   await rejects(lease.extend('5'), 'ttl')
   await lease.release()
-  for (const url of [undefined, null, 5, {}, [5]]) assert.throws(() => connect(url), TypeError)
+  // A hole is no name.
+  for (const resources of ['r', ['r', 5], new Array(1)]) await assert.rejects(locks.acquireAll(resources), TypeError)
+  for (const url of [undefined, null, 5, {}, [5], new Array(1)]) assert.throws(() => connect(url), TypeError)
   assert.throws(() => connect('memory:', { prefix: 5 }), /^TypeError: prefix must be a string, not number$/)
   assert.throws(() => connect('memory:', { nodeTimeout: '5' }), TypeError)
 })
@@ -261,6 +263,18 @@ test('a signal that is aborted already rejects with its reason', async () => {
   await assert.rejects(locks.acquire('r', { signal: AbortSignal.abort(reason) }), reason)
   await assert.rejects(locks.tryAcquire('r', { signal: AbortSignal.abort(reason) }), reason)
   assert.equal(await locks.inspect('r'), null)
+})
+
+test('the signal of a polyfill, which knows no reasons, cancels as well', async () => {
+  const locks = connect('memory:')
+  const holder = await locks.acquire('r')
+  const signal = Object.assign(new EventTarget(), { aborted: false })
+  const waiting = locks.acquire('r', { signal })
+  signal.aborted = true
+  signal.dispatchEvent(new Event('abort'))
+  await assert.rejects(waiting, { name: 'AbortError' })
+  await assert.rejects(locks.acquire('r', { signal }), { name: 'AbortError' })
+  await holder.release()
 })
 
 /** Keeps the process alive while `promise` is pending: a held lease alone does not. */

@@ -72,16 +72,21 @@ export function optionalSignal(argument: string, value: unknown): AbortSignal | 
   return signal
 }
 
+/** Why it was aborted; polyfills do not say. */
+export function reasonOf(signal: AbortSignal): unknown {
+  return signal.reason === undefined ? new DOMException('This operation was aborted', 'AbortError') : signal.reason
+}
+
 /** Several names, in the order of the engine: by their bytes. */
 export function names(argument: string, value: unknown): readonly string[] {
   if (!Array.isArray(value)) throw wrong(argument, 'an array of strings', value)
-  const all = value.map((name) => string(argument, name))
+  const all = Array.from(value, (name) => string(argument, name))
   return all.length < 2 ? all : all.sort((one, other) => Buffer.compare(Buffer.from(one), Buffer.from(other)))
 }
 
 /** A URL or a list of them. */
 export function urls(value: unknown): string[] {
-  if (Array.isArray(value)) return value.map((url) => string('url', url))
+  if (Array.isArray(value)) return Array.from(value, (url) => string('url', url))
   if (typeof value !== 'string') throw wrong('url', 'a string or an array of strings', value)
   return [string('url', value)]
 }

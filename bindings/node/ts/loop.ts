@@ -2,6 +2,7 @@
 
 import { isMainThread } from 'node:worker_threads'
 
+import { reasonOf } from './check.js'
 import { errorFrom } from './errors.js'
 import { Kind, native, type EventRecord, type FailedReply, type Replies, type Reply, type Started } from './native.js'
 
@@ -107,7 +108,7 @@ class Operation<T> {
     if (!native.cancel(this.id)) return // it is settled, or about to be
     operations.delete(this.id)
     this.signal?.removeEventListener('abort', this)
-    this.reject(this.signal?.reason)
+    this.reject(this.signal && reasonOf(this.signal))
   }
 }
 

@@ -321,7 +321,7 @@ function acquire(
     if (arg.boolean('fair', fair)) how |= How.Fair
     arg.optionalNumber('maxHold', maxHold)
     arg.optionalString('label', label)
-    signal?.throwIfAborted()
+    if (signal?.aborted === true) throw arg.reasonOf(signal)
     started = native.acquire(manager, target, mode, ttl, wait, how, maxHold, label)
   } catch (error) {
     return Promise.reject(error as Error)
