@@ -26,13 +26,15 @@ node-test: node-build ## Runs the tests of the Node package.
 # The newest of each major version, from the registry, with the addon that was built.
 NODE_VERSIONS ?= 18 20 22 24
 .PHONY: node-versions
-node-versions: node-build ## The tests of the Node package on each version of Node that is supported; fetches them.
+node-versions: node-build ## The tests of the Node package on each version of Node, and the examples on Bun; fetches them.
 	for version in $(NODE_VERSIONS); do \
 	    npm install --silent --no-save --prefix build/node/$$version node@$$version || exit; \
 	    PATH="$(CURDIR)/build/node/$$version/node_modules/node/bin:$$PATH" $(SERVERS) sh -c \
 	        'echo "Node $$(node --version)" && cd $(NODE_DIR) && node --expose-gc --test --test-concurrency=2 tests/*.test.mjs' \
 	        || exit; \
 	done
+	npm install --silent --no-save --prefix build/node/bun bun
+	POLYLOCK_TEST_RUNTIME=$(CURDIR)/build/node/bun/node_modules/.bin/bun $(SERVERS) node --test $(NODE_DIR)/tests/examples.test.mjs
 
 # The same tests, longer, on a Redis: every ending of a process 200 times, 100,000 pairs, 10,000 aborted acquires.
 .PHONY: node-long

@@ -21,10 +21,10 @@ use crate::{
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Opens the environment. `deliver` is called from the loop with what has finished: four values each, see
-/// [`values`](crate::reply::values).
+/// [`values`](crate::reply::values). `has_libuv`: the loop is one of libuv, which can watch descriptors.
 #[napi(catch_unwind)]
-pub fn open(env: Env, deliver: Function<'_, (), ()>) -> Reply {
-    Environment::open(env, deliver).map_or_else(Reply::Failed, |()| Reply::Done)
+pub fn open(env: Env, deliver: Function<'_, (), ()>, has_libuv: bool) -> Reply {
+    Environment::open(env, deliver, has_libuv).map_or_else(Reply::Failed, |()| Reply::Done)
 }
 
 /// Ends an operation; `false` if its outcome has been handed out.

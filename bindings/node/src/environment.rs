@@ -2,7 +2,7 @@
 //!
 //! It has one completion queue, whose descriptor the environment's own loop watches: an operation that is
 //! started here runs here, no other thread is woken for it, and what it sends goes out
-//! once a turn of the loop. Managers and leases have numbers, so that
+//! once a turn of the loop. Where the loop cannot watch descriptors a thread does, and the loop is woken. Managers and leases have numbers, so that
 //! all of them can be let go of when the environment ends.
 
 use std::{
@@ -30,7 +30,8 @@ use polylock::{
 use crate::{
     observe,
     reply::{self, Begun, Outcome, Reply},
-    uv::{self, Watched, Watcher},
+    thread,
+    uv::{self, Watched},
 };
 
 /// How long the end of the last environment may take to release what is held.
@@ -54,6 +55,12 @@ pub(crate) struct Environment {
     under_way: Cell<usize>,
 }
 
+/// Who watches the descriptor of the queue.
+enum Watcher {
+    Loop(uv::Watcher),
+    Thread(thread::Watcher),
+}
+
 /// A lease of this environment.
 struct Kept {
     lease: Arc<Lease>,
@@ -66,7 +73,7 @@ impl Environment {
     ///
     /// # Errors
     /// `Unsupported` if the host's event loop cannot watch a descriptor; `Internal`.
-    pub(crate) fn open(env: Env, deliver: Function<'_, (), ()>) -> Result<()> {
+    pub(crate) fn open(env: Env, deliver: Function<'_, (), ()>, has_libuv: bool) -> Result<()> {
         if Self::of(env).is_some() {
             return Ok(());
         }
@@ -80,8 +87,13 @@ impl Environment {
             under_way: Cell::new(0),
         });
         let watched = Rc::clone(&environment) as Rc<dyn Watched>;
-        let watcher = Watcher::start(env, environment.queue.as_fd(), watched)
-            .map_err(|why| Error::new(ErrorKind::Unsupported, why))?;
+        let fd = environment.queue.as_fd();
+        let watcher = if has_libuv {
+            uv::Watcher::start(env, fd, watched).map(Watcher::Loop)
+        } else {
+            thread::Watcher::start(env, fd, watched).map(Watcher::Thread)
+        };
+        let watcher = watcher.map_err(|why| Error::new(ErrorKind::Unsupported, why))?;
         let _ = environment.watcher.set(watcher);
         ALIVE.fetch_add(1, Ordering::AcqRel);
         env.set_instance_data(environment, (), |_| {}).map_err(internal)
@@ -161,8 +173,9 @@ impl Environment {
             },
             Ok(Started::Pending(id)) => {
                 self.count(1);
-                if let Some(watcher) = self.watcher.get() {
-                    watcher.before_wait();
+                match self.watcher.get() {
+                    Some(Watcher::Loop(watcher)) => watcher.before_wait(),
+                    _ => self.queue.flush(),
                 }
                 Begun::Pending(id)
             }
@@ -194,10 +207,12 @@ impl Environment {
         let before = self.under_way.get();
         let after = before.saturating_add_signed(change);
         self.under_way.set(after);
-        if (before == 0) != (after == 0)
-            && let Some(watcher) = self.watcher.get()
-        {
-            watcher.keep_alive(after != 0);
+        if (before == 0) != (after == 0) {
+            match self.watcher.get() {
+                Some(Watcher::Loop(watcher)) => watcher.keep_alive(after != 0),
+                Some(Watcher::Thread(watcher)) => watcher.keep_alive(after != 0),
+                None => {}
+            }
         }
     }
 }

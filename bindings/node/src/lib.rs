@@ -10,6 +10,7 @@ mod calls;
 mod environment;
 mod observe;
 mod reply;
+mod thread;
 mod uv;
 
 /// A fifth of the time of a lock went into the system's allocator.

@@ -13,8 +13,9 @@ import { connect } from 'polylock'
 import { backends, redisUrl, shared } from './support.mjs'
 
 const path = (name) => fileURLToPath(new URL(`../../../examples/node/${name}`, import.meta.url))
-const run = async (name, url) =>
-  (await promisify(execFile)(process.execPath, [path(name), url], { timeout: 60_000 })).stdout
+/** Node, or another that the environment names. */
+const runtime = process.env.POLYLOCK_TEST_RUNTIME ?? process.execPath
+const run = async (name, url) => (await promisify(execFile)(runtime, [path(name), url], { timeout: 60_000 })).stdout
 const skip = redisUrl === undefined
 
 for (const { name, url } of backends) {
@@ -36,7 +37,7 @@ for (const [name, output] of Object.entries({
 
 /** Runs `check` with an example that runs until it is told to stop, and with the lines that it writes. */
 async function serving(name, check) {
-  const child = spawn(process.execPath, [path(name), redisUrl], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(runtime, [path(name), redisUrl], { stdio: ['ignore', 'pipe', 'inherit'] })
   const exit = once(child, 'exit')
   try {
     await check(createInterface(child.stdout)[Symbol.asyncIterator](), child)

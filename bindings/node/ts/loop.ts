@@ -4,7 +4,16 @@ import { isMainThread } from 'node:worker_threads'
 
 import { reasonOf } from './check.js'
 import { errorFrom } from './errors.js'
-import { Kind, native, type EventRecord, type FailedReply, type Replies, type Reply, type Started } from './native.js'
+import {
+  hasLibuv,
+  Kind,
+  native,
+  type EventRecord,
+  type FailedReply,
+  type Replies,
+  type Reply,
+  type Started,
+} from './native.js'
 
 /** How long the end of the process may take to release what is held, in milliseconds. */
 const LONGEST_END = 2000
@@ -24,7 +33,7 @@ let opened = false
 /** Makes this environment ready. Starts no thread. */
 export function open(): void {
   if (opened) return
-  check(native.open(deliver))
+  check(native.open(deliver, hasLibuv))
   opened = true
   // A worker's leases are let go of by the addon, when the worker ends in whatever way.
   if (isMainThread) process.once('exit', () => native.shutdown(LONGEST_END))

@@ -109,7 +109,7 @@ export type Replies = Reply[number][]
 export type Started = Reply | number
 
 interface Native {
-  open(deliver: (...replies: Replies) => void): Reply
+  open(deliver: (...replies: Replies) => void, hasLibuv: boolean): Reply
   cancel(operation: number): boolean
   connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number, thorough?: boolean): Reply
   acquire(
@@ -161,13 +161,12 @@ export interface CapabilitiesRecord {
 
 export const native: Native = load()
 
+/** Whether the event loop can watch the engine. Bun's cannot; and tests have Node do without. */
+export const hasLibuv = !('bun' in process.versions) && process.env['POLYLOCK_WITHOUT_LIBUV'] === undefined
+
 function load(): Native {
-  const { bun, deno } = process.versions as Record<string, string | undefined>
-  if (bun !== undefined || deno !== undefined) {
-    throw new Error(
-      `polylock needs the event loop of Node (libuv); ${bun === undefined ? 'Deno' : 'Bun'} is not supported yet`,
-    )
-  }
+  // It lacks what the addon is linked with.
+  if ('deno' in process.versions) throw new Error('polylock is for Node and Bun; Deno is not supported yet')
   const built = join(__dirname, '..', addonFile())
   const name = `@polylock/${platform()}`
   try {
