@@ -28,13 +28,13 @@ FIVE = os.environ["POLYLOCK_TEST_REDLOCK"].split(",")
 TTL = 20.0
 
 Release = Callable[[], object]
-# Takes a name and seconds; answers what releases it, or None if somebody else holds.
-Hold = Callable[[str, float], "Release | None"]
+# Takes a name, seconds, and whether to wait; answers what releases it, or None if somebody else holds.
+Hold = Callable[..., "Release | None"]
 
 
 def redis_py(clients: list[Any]) -> Hold:
-    def hold(name: str, ttl: float) -> Release | None:
-        lock = clients[0].lock(name, timeout=ttl, blocking=False)
+    def hold(name: str, ttl: float, waits: bool = False) -> Release | None:
+        lock = clients[0].lock(name, timeout=ttl, blocking=waits)
         return lock.release if lock.acquire() else None
 
     return hold
@@ -45,26 +45,26 @@ def redis_asyncio(clients: list[Any]) -> Hold:
     loop = asyncio.new_event_loop()
     client = redis.asyncio.Redis(host=options["host"], port=options["port"])
 
-    def hold(name: str, ttl: float) -> Release | None:
-        lock = client.lock(name, timeout=ttl, blocking=False)
+    def hold(name: str, ttl: float, waits: bool = False) -> Release | None:
+        lock = client.lock(name, timeout=ttl, blocking=waits)
         return (lambda: loop.run_until_complete(lock.release())) if loop.run_until_complete(lock.acquire()) else None
 
     return hold
 
 
 def python_redis_lock(clients: list[Any]) -> Hold:
-    def hold(name: str, ttl: float) -> Release | None:
+    def hold(name: str, ttl: float, waits: bool = False) -> Release | None:
         # It counts whole seconds.
         lock = redis_lock.Lock(clients[0], name, expire=max(1, round(ttl)))
-        return lock.release if lock.acquire(blocking=False) else None
+        return lock.release if lock.acquire(blocking=waits) else None
 
     return hold
 
 
 def of_pottery(clients: list[Any]) -> Hold:
-    def hold(name: str, ttl: float) -> Release | None:
+    def hold(name: str, ttl: float, waits: bool = False) -> Release | None:
         lock = pottery.Redlock(key=name, masters=set(clients), auto_release_time=ttl)
-        return lock.release if lock.acquire(blocking=False) else None
+        return lock.release if lock.acquire(blocking=waits) else None
 
     return hold
 
@@ -112,6 +112,23 @@ def ours_waits_for_theirs(locks: polylock.LockManager, hold: Hold, name: str) ->
     assert not waiting.is_alive(), "ours waits for ever"
 
 
+def theirs_waits_for_ours(locks: polylock.LockManager, hold: Hold, name: str) -> None:
+    lease = locks.acquire(name, ttl=TTL)
+    released = threading.Event()
+
+    def wait() -> None:
+        release = hold(name, TTL, waits=True)
+        assert release is not None
+        release()
+        released.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    # Most of them ask again and again; one blocks on a list until it is told.
+    assert not released.wait(0.3), "two hold it"
+    lease.release()
+    assert released.wait(TTL / 2), "theirs waits for its ttl"
+
+
 def ours_comes_after_theirs_has_expired(locks: polylock.LockManager, hold: Hold, name: str) -> None:
     began = time.monotonic()
     assert hold(name, 1.0) is not None, "theirs was not granted"
@@ -132,6 +149,7 @@ CASES = [
     theirs_keeps_ours_out,
     ours_keeps_theirs_out,
     ours_waits_for_theirs,
+    theirs_waits_for_ours,
     ours_comes_after_theirs_has_expired,
     theirs_comes_after_ours_has_expired,
 ]

@@ -197,6 +197,39 @@ async fn a_silent_release_is_found_soon() {
     }
 }
 
+/// Waiters of python-redis-lock block on a list, which each release fills: ours as well, where it has their prefix.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_blocks_on_a_list_is_woken() {
+    let server = Server::start();
+    let locks = polylock::connect(server.url()).prefix("lock:").lazy().unwrap();
+    for broken in [false, true] {
+        let name = fresh("r");
+        let lease = soon(&locks, &name).await;
+        let (url, list) = (server.url(), format!("lock-signal:{name}"));
+        let waiter = tokio::task::spawn_blocking(move || {
+            let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+            redis::cmd("BLPOP").arg(&[&list, "60"]).query::<(String, String)>(&mut connection)
+        });
+        let blocks = || server.ask::<String>(&["CLIENT", "LIST"]).contains("cmd=blpop");
+        super::eventually(SLACK, "it blocks", blocks).await;
+        if broken {
+            let holder = locks.inspect(&name).await.unwrap().expect("it is held");
+            assert!(locks.break_lock(&name, &holder).await.unwrap());
+        } else {
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+        }
+        let woken = tokio::time::timeout(SLACK, waiter).await.expect("never woken").unwrap();
+        assert_eq!(woken.unwrap().0, format!("lock-signal:{name}"));
+        // Nobody waits: it is gone soon.
+        soon(&locks, &name).await.release().await.unwrap();
+        super::eventually(SLACK, "no key is left", || server.keys().is_empty()).await;
+    }
+    // Nobody else's releases leave one.
+    let locks = manager(&[server.url()]);
+    assert_eq!(soon(&locks, "lock:r").await.release().await.unwrap(), Release::Released);
+    assert_eq!(server.keys(), Vec::<String>::new());
+}
+
 /// With one node of three down, or without its key, waiters sleep and are woken as with all of them up.
 async fn waits_without_polling(only_forgets: bool) {
     let servers = Server::several(3);

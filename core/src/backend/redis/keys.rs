@@ -90,6 +90,12 @@ impl<'a> Keys<'a> {
         let prefix = self.prefix;
         self.resources.iter().map(move |resource| Key::of(prefix, resource))
     }
+
+    /// The list on which python-redis-lock waits for a release of each of them, if they have its prefix.
+    pub(super) fn signals(&self) -> impl Iterator<Item = String> {
+        let theirs = self.prefix.starts_with("lock:");
+        self.each().filter(move |_| theirs).map(|key| key.lock.replacen("lock:", "lock-signal:", 1))
+    }
 }
 
 #[cfg(test)]
@@ -107,5 +113,14 @@ mod tests {
             assert!(locks_of(&side(name, Side::Fence)).any(|other| other == lock), "{name}");
         }
         assert_eq!(side("{}:1", Side::Wake), "polylock:wake:{app:{}:1}");
+    }
+
+    #[test]
+    fn signals_are_for_the_prefix_of_who_waits_for_them() {
+        let resources = ["r", "lock:s"].map(|name| Resource::new(name).unwrap());
+        let signals = |prefix| Keys::of(prefix, &resources).signals().collect::<Vec<_>>();
+        assert_eq!(signals("lock:"), ["lock-signal:r", "lock-signal:lock:s"]);
+        assert_eq!(signals("lock:app:"), ["lock-signal:app:r", "lock-signal:app:lock:s"]);
+        assert!(signals("").is_empty() && signals("app:lock:").is_empty());
     }
 }

@@ -309,9 +309,13 @@ impl Request {
         std::str::from_utf8(&self.words.bytes[self.first_key.clone()]).unwrap_or_default()
     }
 
+    /// Where those who wait are woken.
     fn channels(mut self, keys: &Keys) -> Self {
         for key in keys.each() {
             self.words.push(&key.parts(Side::Wake));
+        }
+        for signal in keys.signals() {
+            self.words.push(&[&signal]);
         }
         self
     }

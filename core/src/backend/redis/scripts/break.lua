@@ -1,6 +1,6 @@
 -- Takes the lock away from the holder that was seen, and wakes those who wait for it.
 --
--- KEYS[1]  the lock    ARGV[1]  owner token    ARGV[2]  channel to wake waiters on
+-- KEYS[1]  the lock    ARGV[1]  owner token    ARGV[2..3]  channel to wake waiters on, and list, as in release.lua
 --
 --  1  it was that one's
 --  0  somebody else holds it: nothing was done
@@ -16,4 +16,9 @@ else
   return 0
 end
 redis.pcall('PUBLISH', ARGV[2], '')
+if ARGV[3] then
+  redis.pcall('DEL', ARGV[3])
+  redis.pcall('LPUSH', ARGV[3], 1)
+  redis.pcall('PEXPIRE', ARGV[3], 1000)
+end
 return 1
