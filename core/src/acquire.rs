@@ -216,11 +216,20 @@ impl Waiting<'_> {
                     .within(pending.claim().progress.session.get().map(Arc::clone));
                 manager.counters.said(series, Said::Granted);
                 let now = Instant::now();
+                let late = || {
+                    let ttl = options.ttl;
+                    Refusal::Unreachable(Error::unavailable(format!(
+                        "the grant came after its ttl of {ttl:?} was over"
+                    )))
+                };
                 if state.is_held(now) || mutant!("D1") {
                     // Closing must find it among the leases before it is missing among the attempts.
                     let grant = Grant { fencing_token, since, series: Arc::clone(series) };
                     let lease = Lease::new(Arc::clone(manager), pending.claim().clone(), grant, state);
-                    pending.settled();
+                    if !pending.settled() {
+                        self.refusal = Some(late());
+                        return Ok(None);
+                    }
                     if let Some(line) = &mut self.line {
                         line.served();
                     }
@@ -233,8 +242,7 @@ impl Waiting<'_> {
                     return Ok(Some(lease));
                 }
                 drop(pending); // gives it back
-                let late = Error::unavailable(format!("the grant came after its ttl of {:?} was over", options.ttl));
-                self.refusal = Some(Refusal::Unreachable(late));
+                self.refusal = Some(late());
             }
             Attempt::Busy { free_in, foreign, contended, residue } => {
                 if residue && !mutant!("D13") {

@@ -8,7 +8,8 @@
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
 //!
 //! Nor need its caller go away: who is not polled any more (its event loop stands still) does not learn of a grant, and there is
-//! no lease yet that would end. Most backends end it with its ttl; for those that do not, it is undone then.
+//! no lease yet that would end. Most backends end it with its ttl; for those that do not, it is undone then. Should its caller
+//! be polled at that very moment, one of the two has the claim: what is undone comes to no lease.
 
 use std::{
     collections::HashMap,
@@ -46,6 +47,15 @@ struct Overdue {
 impl Alarm for Overdue {
     fn ring(self: Arc<Self>) {
         let Some(manager) = self.manager.upgrade() else { return };
+        let unsent = {
+            let claims = manager.attempts.claims();
+            claims.get(&self.owner).filter(|claim| claim.progress.is_unsent()).map(|claim| claim.ttl)
+        };
+        if let Some(ttl) = unsent {
+            // Its server is being connected to yet.
+            timer::set(Instant::now().after(ttl), self);
+            return;
+        }
         let claim = manager.attempts.claims().remove(&self.owner);
         if let Some(claim) = claim {
             // What it is told, should it be polled yet, comes too late.
@@ -101,16 +111,10 @@ impl Pending {
         }
     }
 
-    /// The outcome is certain, and the caller has it.
-    pub(crate) fn settled(mut self) -> Claim {
+    /// The outcome is certain, and the caller has it. Says no if it is being undone: its ttl was over, or its manager was closed.
+    pub(crate) fn settled(mut self) -> bool {
         self.in_time();
-        match self.claim.take() {
-            Some(claim) => {
-                self.manager.attempts.claims().remove(&claim.owner);
-                claim
-            }
-            None => unreachable!("taken out by settled and drop alone"),
-        }
+        self.claim.take().is_some_and(|claim| self.manager.attempts.claims().remove(&claim.owner).is_some())
     }
 }
 

@@ -243,3 +243,67 @@ fn a_runtime_without_io_is_served_by_the_engine() {
     }
     assert_eq!(PANICS.load(Ordering::Relaxed), 1, "tokio has no other way to tell");
 }
+
+/// The others go on with what they have, and the server is not asked for more all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_room_for_another_connection_is_left_alone() {
+    let server = Server::start(&["log_connections=on"]);
+    let (locks, sql) = (manager(&server.url), server.sql().await);
+    locks.acquire("r", long()).await.unwrap().release().await.unwrap();
+    sql.batch_execute("ALTER ROLE app CONNECTION LIMIT 0").await.unwrap();
+    let work = (0..4).map(|worker| {
+        let locks = locks.clone();
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                let lease = locks.acquire(format!("r{worker}"), long()).await.unwrap();
+                assert_eq!(lease.release().await.unwrap(), Release::Released);
+            }
+        })
+    });
+    let began = Instant::now();
+    for worker in work.collect::<Vec<_>>() {
+        worker.await.unwrap();
+    }
+    let log = std::fs::read_to_string(format!("{}/log", server.directory)).unwrap();
+    let refused = log.matches("too many connections for role").count() as u64;
+    assert!((1..=1 + began.elapsed().as_secs() / 4).contains(&refused), "{refused} in {:?}", began.elapsed());
+}
+
+/// Somebody else has the table, for its own purposes, and nobody has the lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_locked_is_out_of_reach() {
+    let server = Server::start(&[]);
+    let sql = server.sql().await;
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("{}?mode={mode}", server.url));
+        locks.acquire("r", long()).await.unwrap().release().await.unwrap();
+        sql.batch_execute(&format!("BEGIN; LOCK TABLE polylock_{mode} IN ACCESS EXCLUSIVE MODE")).await.unwrap();
+        for options in [long().no_wait(), long().wait(1500 * MS)] {
+            let error = locks.acquire("r", options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            assert!(error.to_string().contains("lock timeout"), "{error}");
+        }
+        let waiting = tokio::spawn(async move { locks.acquire("r", long().wait(LIMIT)).await });
+        sql.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().release().await.unwrap(), Release::Released);
+    }
+    assert_eq!(count(&sql, OURS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_another_encoding_takes_the_names_that_it_can_write() {
+    let server = Server::start(&[]);
+    let create = "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0 OWNER app";
+    server.sql().await.batch_execute(create).await.unwrap();
+    for mode in ["lease", "session"] {
+        let locks = manager(&format!("{}/latin?mode={mode}", server.url.strip_suffix("/app").unwrap()));
+        let held = locks.acquire("ünïcode", long().label("für alle")).await.unwrap();
+        assert_eq!(locks.inspect("ünïcode").await.unwrap().unwrap().label.as_deref(), Some("für alle"));
+        assert!(locks.try_acquire("ünïcode", long()).await.unwrap().is_none());
+        assert_eq!(held.release().await.unwrap(), Release::Released);
+        for (name, label, argument) in [("日本", "r", "resource"), ("r", "日本", "label")] {
+            let error = locks.acquire(name, long().label(label)).await.unwrap_err();
+            assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some(argument)), "{error}");
+        }
+    }
+}

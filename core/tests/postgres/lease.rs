@@ -244,3 +244,17 @@ async fn a_table_made_by_hand_needs_three_rights() {
         assert!(locks.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
     }
 }
+
+/// As where the queue of NOTIFY is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_released_though_nobody_can_be_told() {
+    let server = Server::start(&[]);
+    let (locks, other) = (manager(&server.url), manager(&server.url));
+    server.sql().await.batch_execute("REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC").await.unwrap();
+    for target in ["r".into(), ["r", "s"].into(), Target::shared("r"), Target::permit("r", 1)] {
+        let held = locks.acquire(target, long().wait(LIMIT)).await.unwrap();
+        assert_eq!(held.release().await.unwrap(), Release::Released);
+        let next = other.try_acquire("r", long()).await.unwrap().expect("not free");
+        assert_eq!(next.release().await.unwrap(), Release::Released);
+    }
+}

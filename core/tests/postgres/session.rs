@@ -233,3 +233,55 @@ async fn breaking_ends_the_session_of_the_holder() {
     assert!(beside.is_held());
     assert_eq!(count(&sql, OURS).await, 1);
 }
+
+/// Its release in the background comes before what it asks for afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_outlasts_its_ttl_leaves_nothing_and_gives_no_lease_that_is_not_held() {
+    let server = Server::start(&[]);
+    let (locks, sql) = (manager(&session(&server)), server.sql().await);
+    for round in 0..rounds(3) {
+        // The table is missing, and takes longer to make than the ttl.
+        let in_its_way = format!("SELECT pg_advisory_lock({})", 0x706f_6c79_6c6f_636b_i64);
+        sql.batch_execute(&format!("DROP TABLE IF EXISTS polylock_session; {in_its_way}")).await.unwrap();
+        let waiting = locks.clone();
+        let waiting = tokio::spawn(async move { waiting.acquire("r", Acquire::ttl(100 * MS).wait(LIMIT)).await });
+        let began = Instant::now();
+        while count(&sql, &format!("{OURS} AND NOT granted")).await == 0 {
+            assert!(began.elapsed() < LIMIT, "it makes no table");
+        }
+        tokio::time::sleep(200 * MS).await;
+        sql.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+        let lease = waiting.await.unwrap().unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released, "{round}");
+        let began = Instant::now();
+        while count(&sql, OURS).await > 0 {
+            assert!(began.elapsed() < LIMIT, "a lock is left");
+            tokio::time::sleep(10 * MS).await;
+        }
+        assert_eq!(locks.acquire("r", long()).await.unwrap().release().await.unwrap(), Release::Released);
+    }
+}
+
+/// Nobody who tries is told that it is held only because another try is on its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tries_at_the_same_time_do_not_keep_each_other_out() {
+    let server = Server::start(&[]);
+    let managers: Vec<_> = (0..4).map(|_| manager(&session(&server))).collect();
+    for round in 0..rounds(20) {
+        // The name is new, so that each kind is the first to come once.
+        let name = format!("r{}", round / 2);
+        let target = if round % 2 == 0 { Target::shared(&name) } else { Target::permit(&name, 12) };
+        let tries = managers.iter().cycle().take(12).map(|locks| {
+            let (locks, target) = (locks.clone(), target.clone());
+            tokio::spawn(async move { locks.try_acquire(target, long()).await.unwrap() })
+        });
+        let mut leases = Vec::new();
+        for one in tries.collect::<Vec<_>>() {
+            leases.push(one.await.unwrap().unwrap_or_else(|| panic!("{round}: held by nobody")));
+        }
+        for lease in leases {
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+        }
+    }
+    assert_eq!(count(&server.sql().await, OURS).await, 0);
+}

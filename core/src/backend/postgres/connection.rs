@@ -51,7 +51,7 @@ pub(super) struct Statement {
 }
 
 /// The most statements with a number.
-pub(super) const STATEMENTS: usize = 13;
+pub(super) const STATEMENTS: usize = 15;
 
 /// What comes without being asked for.
 pub(super) type OnMessage = Box<dyn FnMut(AsyncMessage) + Send>;
@@ -156,6 +156,19 @@ impl Connection {
             self.client.query_typed(&statement.text, &typed).await
         };
         self.in_time(answer, expires, driver).await
+    }
+
+    /// Has `statement` be sent by the first poll of what [`query`](Self::query) answers.
+    pub(super) async fn prepared(
+        &self,
+        statement: &Statement,
+        expires: Instant,
+        driver: &Driver,
+    ) -> Result<(), Failure> {
+        match self.prepared[statement.index].get() {
+            Some(_) => Ok(()),
+            None => self.in_time(self.prepare(statement), expires, driver).await.map(drop),
+        }
     }
 
     /// Several who come first prepare one each, and the first is kept: nobody waits for another, who may have stopped.

@@ -2,7 +2,9 @@
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, backend::Claim};
+
+const LACKS: &str = "has characters that the database's encoding lacks";
 
 /// Why there is no useful answer.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Failure {
     /// | class 28 | `Auth`, without the server's words: they name the user |
     /// | 42501 insufficient privilege | `Auth` |
     /// | 3D000 no such database | `InvalidArgument`: `url` |
-    /// | 22021, 22P05: a name that the database's encoding lacks | `InvalidArgument`: `resource` |
+    /// | 22021, 22P05: a name that the database's encoding lacks | `InvalidArgument`: `resource`, or `label` |
     /// | 42703, 42804, 42P10: a column or a key that the table lacks | `InvalidArgument`: `url` |
     /// | 0A000 not supported, 42883 no such function | `Unsupported` |
     /// | the rest: too many clients, lock time-out, read-only, cancelled … | out of reach for now |
@@ -52,7 +54,7 @@ impl Failure {
         let error = match code.code() {
             "42501" => Error::new(ErrorKind::Auth, said),
             "3D000" => Error::invalid("url", format!("names a database that {peer} does not have")),
-            "22021" | "22P05" => Error::invalid("resource", "has characters that the database's encoding lacks"),
+            "22021" | "22P05" => Error::invalid("resource", LACKS),
             "42703" | "42804" | "42P10" => {
                 Error::invalid("url", format!("names a table that is not as table.sql makes it: {said}"))
             }
@@ -79,9 +81,21 @@ impl Failure {
     /// Whether several transactions stood in each other's way.
     pub(super) fn is_clash(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == SqlState::T_R_SERIALIZATION_FAILURE
-            || *code == SqlState::T_R_DEADLOCK_DETECTED || *code == SqlState::LOCK_NOT_AVAILABLE
+            || *code == SqlState::T_R_DEADLOCK_DETECTED
             // Our own, of acquire_all.sql.
             || *code == SqlState::INVALID_TEXT_REPRESENTATION)
+    }
+
+    /// The same of an attempt, which may have been refused for its label.
+    pub(super) fn of_attempt(self, claim: &Claim) -> Error {
+        let of_label = claim.resources.iter().all(|resource| resource.as_str().is_ascii())
+            && claim.label.as_ref().is_some_and(|label| !label.is_ascii());
+        match self {
+            Self::Refused { code, .. } if of_label && matches!(code.code(), "22021" | "22P05") => {
+                Error::invalid("label", LACKS)
+            }
+            failure => failure.into_error(),
+        }
     }
 
     pub(super) fn into_error(self) -> Error {

@@ -1,14 +1,21 @@
 //! A few connections for statements, opened as they are needed.
 //!
 //! Statements are pipelined, but a server works through those of one connection in order, and each grant waits for
-//! the server's disk. So a second connection is opened once the first is busy; the caller does not wait for it.
+//! the server's disk. So a second connection is opened once the first is busy; the caller does not wait for it. A server
+//! that has no room for it is left alone for a while.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::sync::oneshot;
 
 use super::{config::Config, connection::Connection, failure::Failure};
-use crate::{Error, engine::runtime};
+use crate::{Error, clock::Instant, engine::runtime};
+
+/// The pause after a connection that did not come about, for as long as there is another.
+const PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Pool {
     config: Arc<Config>,
@@ -19,6 +26,8 @@ pub(super) struct Pool {
 struct State {
     open: Vec<Arc<Connection>>,
     opening: usize,
+    /// When to try for more than one again.
+    pause_until: Option<Instant>,
     /// Who waits for a connection to open; told if it cannot be.
     waiting: Vec<oneshot::Sender<Result<Arc<Connection>, Error>>>,
     closed: bool,
@@ -42,8 +51,9 @@ impl Pool {
             }
             state.open.retain(|connection| connection.is_usable());
             let idlest = state.open.iter().min_by_key(|connection| connection.users()).map(Arc::clone);
-            let busy = idlest.as_ref().is_none_or(|connection| connection.users() > 0);
-            if busy && state.open.len() + state.opening < self.config.connections {
+            let paused = || state.pause_until.is_some_and(|until| Instant::now() < until);
+            let wants = idlest.as_ref().is_none_or(|connection| connection.users() > 0 && !paused());
+            if wants && state.open.len() + state.opening < self.config.connections {
                 state.opening += 1;
                 runtime::spawn(open(Arc::downgrade(self), Arc::clone(&self.config)));
             }
@@ -82,9 +92,13 @@ async fn open(pool: Weak<Pool>, config: Arc<Config>) {
             state.open.push(Arc::clone(&connection));
             Ok(connection)
         }
-        // Another may still come about.
-        Err(_) if state.opening > 0 => return,
-        Err(failure) => Err(failure.into_error()),
+        Err(failure) => {
+            state.pause_until = Some(Instant::now().after(PAUSE));
+            if state.opening > 0 {
+                return; // another may still come about
+            }
+            Err(failure.into_error())
+        }
     };
     for waiting in state.waiting.drain(..) {
         let _ = waiting.send(outcome.clone());

@@ -147,7 +147,7 @@ impl LeaseBackend {
                 Err(failure) if failure.is_ambiguous() || in_doubt => {
                     return Attempt::Unknown(failure.into_error());
                 }
-                Err(failure) => return Attempt::Refused(failure.into_error()),
+                Err(failure) => return Attempt::Refused(failure.of_attempt(claim)),
             };
             connection.set_server_time(seen.now, asked);
             if let Some(token) = seen.token {
@@ -207,7 +207,14 @@ impl LeaseBackend {
     async fn release_lease(&self, claim: &Claim, driver: &Driver) -> Release {
         let asked_for = Asked::new(&self.statements, claim, &self.prefix);
         let (statement, params) = asked_for.release();
-        released(self.ask(statement, &params, self.patience(), driver).await.1)
+        match self.ask(statement, &params, self.patience(), driver).await.1 {
+            // NOTIFY may be what it refuses: its queue is full, or the right is missing. Then waiters find out by looking.
+            Err(Failure::Refused { .. }) => {
+                let (statement, params) = asked_for.release_quietly();
+                released(self.ask(statement, &params, self.patience(), driver).await.1)
+            }
+            answer => released(answer),
+        }
     }
 
     async fn holder(&self, resource: &Resource, driver: &Driver) -> Result<Option<Holder>> {

@@ -32,6 +32,8 @@ struct Kind {
     acquire: Statement,
     extend: Statement,
     release: Statement,
+    /// The same, and nobody is told.
+    release_quietly: Statement,
 }
 
 impl Statements {
@@ -39,6 +41,9 @@ impl Statements {
         let with_table = |text: &str| text.replace("polylock_lease", table);
         let statement =
             |index, text: &str, types: &[Type]| Statement { index, text: with_table(text), types: types.to_vec() };
+        let quietly = |index, text: &str, types: &[Type]| {
+            statement(index, &text.replace("pg_notify('polylock', key)", "NULL"), types)
+        };
         let acquire = |keys: Type| vec![keys, TEXT, INT8, INT8, TEXT, Type::INT4, TEXT, Type::BOOL];
         let several = Type::TEXT_ARRAY;
         Self {
@@ -46,11 +51,13 @@ impl Statements {
                 acquire: statement(0, include_str!("../sql/lease/acquire.sql"), &acquire(TEXT)),
                 extend: statement(1, include_str!("../sql/lease/extend.sql"), &[TEXT, TEXT, INT8]),
                 release: statement(2, include_str!("../sql/lease/release.sql"), &[TEXT, TEXT]),
+                release_quietly: quietly(12, include_str!("../sql/lease/release.sql"), &[TEXT, TEXT]),
             },
             several: Kind {
                 acquire: statement(3, include_str!("../sql/lease/acquire_all.sql"), &acquire(several.clone())),
                 extend: statement(4, include_str!("../sql/lease/extend_all.sql"), &[several.clone(), TEXT, INT8]),
-                release: statement(5, include_str!("../sql/lease/release_all.sql"), &[several, TEXT]),
+                release: statement(5, include_str!("../sql/lease/release_all.sql"), &[several.clone(), TEXT]),
+                release_quietly: quietly(13, include_str!("../sql/lease/release_all.sql"), &[several, TEXT]),
             },
             sharing: Kind {
                 acquire: statement(
@@ -60,6 +67,7 @@ impl Statements {
                 ),
                 extend: statement(7, include_str!("../sql/lease/extend_share.sql"), &[TEXT, TEXT, INT8]),
                 release: statement(8, include_str!("../sql/lease/release_share.sql"), &[TEXT, TEXT]),
+                release_quietly: quietly(14, include_str!("../sql/lease/release_share.sql"), &[TEXT, TEXT]),
             },
             inspect: statement(9, include_str!("../sql/lease/holders.sql"), &[TEXT, INT8]),
             list: statement(
@@ -118,6 +126,10 @@ impl<'a> Asked<'a> {
 
     pub(super) fn release(&self) -> (&Statement, Vec<&(dyn ToSql + Sync)>) {
         (&self.kind.release, self.params(&[]))
+    }
+
+    pub(super) fn release_quietly(&self) -> (&Statement, Vec<&(dyn ToSql + Sync)>) {
+        (&self.kind.release_quietly, self.params(&[]))
     }
 }
 

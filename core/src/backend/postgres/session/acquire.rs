@@ -1,5 +1,10 @@
 //! One attempt in session mode.
 
+use std::{
+    future::{Future, poll_fn},
+    task::Poll,
+};
+
 use tokio_postgres::{Row, types::ToSql};
 
 use super::{
@@ -7,7 +12,7 @@ use super::{
     id::{lock_id, slot_id},
     locks::Reserved,
     release::unlocking,
-    sessions::Sent,
+    sessions::{Sent, Session},
 };
 use crate::{
     Error, ErrorKind, Mode, Result,
@@ -50,17 +55,23 @@ impl SessionBackend {
             Ok(ids) => ids,
             Err(error) => return Attempt::Refused(error),
         };
+        claim.progress.track();
         let session = match in_time(self.node_timeout, self.sessions.for_claim()).await {
             Ok(session) => session,
             Err(failure) => return Attempt::Refused(failure.into_error()),
         };
         let wanted: Vec<_> = ids.iter().copied().zip(keys.iter().map(String::as_str)).collect();
-        let reserved = match session.locks.reserve(&wanted, claim.mode, claim.owner, self.fair_chance()) {
+        let reserved = match self.reserve(&session, &wanted, claim).await {
             Ok(reserved) => reserved,
             Err(refusal) => return refusal,
         };
         let sent = Sent { session, keys: keys.into(), ids: ids.into() };
         self.sessions.enter(claim.owner, sent.clone());
+        // From now on there is something to release.
+        if !claim.progress.sends(0) {
+            self.sessions.forget(&sent, claim.owner);
+            return Attempt::Refused(given_up());
+        }
         let take = reserved == Reserved::Take;
         let mut asking = Asking { backend: self, claim, driver, sent, take, made_table: false };
         match asking.until_answered().await {
@@ -78,6 +89,17 @@ impl SessionBackend {
                 if let Step::Refused(attempt) = step { attempt } else { Attempt::held_for(None) }
             }
         }
+    }
+
+    /// See [`Locks::reserve`](super::locks::Locks::reserve).
+    async fn reserve(
+        &self,
+        session: &Session,
+        wanted: &[(i64, &str)],
+        claim: &Claim,
+    ) -> std::result::Result<Reserved, Attempt> {
+        let reserve = || session.locks.reserve(wanted, claim.mode, claim.owner, self.fair_chance());
+        session.locks.once_answered(Instant::now().after(self.fair_chance()), reserve).await
     }
 
     /// The ids of the locks for `keys`.
@@ -171,9 +193,10 @@ impl Asking<'_> {
         let (locks, owner) = (&self.sent.session.locks, self.claim.owner);
         // Not everybody begins at the same.
         let first = fastrand::u32(..of);
-        let slots = (0..of).map(|slot| slot_id(&self.sent.keys[0], (first + slot) % of)).collect();
-        let (just_asked, contended) = match locks.reserve_slots(slots, owner) {
-            Err(contended) => (false, contended),
+        let slots: Vec<_> = (0..of).map(|slot| slot_id(&self.sent.keys[0], (first + slot) % of)).collect();
+        let expires = Instant::now().after(self.backend.answers_within(self.claim.ttl));
+        let (just_asked, busy) = match locks.once_answered(expires, || locks.reserve_slots(&slots, owner)).await {
+            Err(busy) => (false, busy),
             Ok(slots) => {
                 let want = self.backend.listener.hears(&self.sent.keys[0]);
                 let expires = Instant::now().after(self.backend.answers_within(self.claim.ttl));
@@ -183,9 +206,8 @@ impl Asking<'_> {
                 let params: [&(dyn ToSql + Sync); 9] =
                     [&slots, &self.sent.keys[0], &want, &name, &number, host, &pid, &label, &ttl];
                 let permit = &self.backend.statements.permit;
-                let row = match self.sent.session.connection.query(permit, &params, expires, self.driver).await {
-                    Ok(Some(row)) => row,
-                    Ok(None) => return Step::Unknown(strange()),
+                let row = match self.send(permit, &params, expires).await {
+                    Ok(row) => row,
                     Err(failure) => return self.failed(failure).await,
                 };
                 match (row.try_get("slot"), row.try_get("asked")) {
@@ -193,7 +215,7 @@ impl Asking<'_> {
                         locks.taken(&self.sent.ids, Some(slot), owner);
                         return Step::Granted { token, since };
                     }
-                    (Ok(None), Ok(just_asked)) => (just_asked, false),
+                    (Ok(None), Ok(just_asked)) => (just_asked, Attempt::held_for(None)),
                     _ => return Step::Unknown(strange()),
                 }
             }
@@ -205,18 +227,18 @@ impl Asking<'_> {
             return Step::Unknown(error);
         }
         match just_asked {
-            true if self.take => self.start_over(),
+            true if self.take => self.start_over().await,
             true => Step::Again,
-            false => Step::Refused(Attempt::Busy { free_in: None, foreign: false, contended, residue: false }),
+            false => Step::Refused(busy),
         }
     }
 
     /// Reserves anew what was given back.
-    fn start_over(&mut self) -> Step {
-        let (locks, owner) = (&self.sent.session.locks, self.claim.owner);
-        locks.forget(&self.sent.ids, owner);
+    async fn start_over(&mut self) -> Step {
+        let session = &self.sent.session;
+        session.locks.forget(&self.sent.ids, self.claim.owner);
         let wanted: Vec<_> = self.sent.ids.iter().copied().zip(self.sent.keys.iter().map(String::as_str)).collect();
-        match locks.reserve(&wanted, self.claim.mode, owner, self.backend.fair_chance()) {
+        match self.backend.reserve(session, &wanted, self.claim).await {
             Ok(reserved) => {
                 self.take = reserved == Reserved::Take;
                 Step::Again
@@ -244,11 +266,38 @@ impl Asking<'_> {
         let expires = since.after(self.backend.answers_within(self.claim.ttl));
         let params: [&(dyn ToSql + Sync); 8] =
             [key, &owner, id, &self.backend.config.host, &pid, &label, &want, &ttl];
-        let params = [&params, more].concat();
-        match self.sent.session.connection.query(statement, &params, expires, self.driver).await? {
-            Some(row) => Ok((since, row)),
-            None => Err(Failure::Broken(strange())),
-        }
+        let row = self.send(statement, &[&params, more].concat(), expires).await?;
+        Ok((since, row))
+    }
+
+    /// Sends a statement after which something may be held, unless the attempt is given up: what is released in the
+    /// background by then would stay.
+    async fn send(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn ToSql + Sync)],
+        expires: Instant,
+    ) -> std::result::Result<Row, Failure> {
+        let (connection, progress) = (&self.sent.session.connection, &self.claim.progress);
+        connection.prepared(statement, expires, self.driver).await?;
+        let mut asking = std::pin::pin!(connection.query(statement, params, expires, self.driver));
+        progress.doubt(0);
+        let sent = match progress.sends(0) {
+            true => Some(poll_fn(|cx| Poll::Ready(asking.as_mut().poll(cx))).await),
+            false => None,
+        };
+        // The connection has it, and takes a release after it.
+        progress.resolve(0);
+        let row = match sent {
+            Some(Poll::Ready(answer)) => answer?,
+            Some(Poll::Pending) => asking.await?,
+            None => {
+                // Something was reserved perhaps after all was released.
+                self.backend.sessions.enter(self.claim.owner, self.sent.clone());
+                return Err(Failure::Broken(given_up()));
+            }
+        };
+        row.ok_or_else(|| Failure::Broken(strange()))
     }
 
     fn read(&self, row: &Row, since: Instant) -> Step {
@@ -285,7 +334,7 @@ impl Asking<'_> {
         }
         if failure.is_undefined_table() && !std::mem::replace(&mut self.made_table, true) {
             return match self.backend.make_table(&self.sent.session.connection).await {
-                Ok(()) => self.start_over(),
+                Ok(()) => self.start_over().await,
                 Err(failure) => Step::Refused(Attempt::Refused(failure.into_error())),
             };
         }
@@ -293,7 +342,7 @@ impl Asking<'_> {
         Step::Refused(if contended {
             Attempt::Busy { free_in: None, foreign: false, contended, residue: false }
         } else {
-            Attempt::Refused(failure.into_error())
+            Attempt::Refused(failure.of_attempt(self.claim))
         })
     }
 
@@ -304,6 +353,10 @@ impl Asking<'_> {
         let expires = Instant::now().after(self.backend.patience());
         self.sent.session.connection.execute(&text, expires).await.map_err(Failure::into_error)
     }
+}
+
+fn given_up() -> Error {
+    Error::unavailable("the attempt took longer than its ttl")
 }
 
 fn strange() -> Error {

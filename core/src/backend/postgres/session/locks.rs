@@ -9,14 +9,21 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
 use crate::{
     Error, ErrorKind, Mode, OwnerToken,
     backend::{Attempt, Losable},
     clock::Instant,
+    engine::timer::until,
 };
 
 #[derive(Default)]
-pub(super) struct Locks(Mutex<Table>);
+pub(super) struct Locks {
+    table: Mutex<Table>,
+    /// The server has answered something.
+    answered: Notify,
+}
 
 #[derive(Default)]
 struct Table {
@@ -68,7 +75,25 @@ pub(super) struct ToFree {
 
 impl Locks {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `look` finds, as soon as that does not hang on an answer to somebody else of this process: not later than `expires`.
+    pub(super) async fn once_answered<T>(
+        &self,
+        expires: Instant,
+        mut look: impl FnMut() -> Result<T, Attempt>,
+    ) -> Result<T, Attempt> {
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            answered.as_mut().enable(); // before the look, as what comes after that counts
+            let found = look();
+            if !matches!(found, Err(Attempt::Busy { contended: true, .. }))
+                || until(Some(expires), answered).await.is_none()
+            {
+                return found;
+            }
+        }
     }
 
     /// Reserves all of `wanted` for one claim of this process, or none. A server that has not answered for `patience`
@@ -120,13 +145,14 @@ impl Locks {
         Ok(reserved)
     }
 
-    /// Reserves those of `slots` that no permit of this process has. If there are none: whether another permit of this
-    /// process has them only until the server has answered.
-    pub(super) fn reserve_slots(&self, slots: Vec<i64>, owner: OwnerToken) -> Result<Vec<i64>, bool> {
+    /// Reserves those of `slots` that no permit of this process has. If there are none, it is contended where another permit of
+    /// this process has them only until the server has answered.
+    pub(super) fn reserve_slots(&self, slots: &[i64], owner: OwnerToken) -> Result<Vec<i64>, Attempt> {
         let mut table = self.table();
-        let (free, taken): (Vec<_>, Vec<_>) = slots.into_iter().partition(|slot| !table.slots.contains_key(slot));
+        let (free, taken): (Vec<_>, Vec<_>) = slots.iter().partition(|slot| !table.slots.contains_key(slot));
         if free.is_empty() {
-            return Err(taken.iter().any(|slot| table.slots.get(slot).is_some_and(|(_, given)| !given)));
+            let contended = taken.iter().any(|slot| table.slots.get(slot).is_some_and(|(_, given)| !given));
+            return Err(Attempt::Busy { free_in: None, foreign: false, contended, residue: false });
         }
         table.slots.extend(free.iter().map(|slot| (*slot, (owner, false))));
         Ok(free)
@@ -135,6 +161,7 @@ impl Locks {
     /// None of the slots was given.
     pub(super) fn free_slots(&self, owner: OwnerToken) {
         self.table().slots.retain(|_, (whose, _)| *whose != owner);
+        self.answered.notify_waiters();
     }
 
     /// The server gave what was reserved, and of the slots this one.
@@ -152,6 +179,7 @@ impl Locks {
             *given |= *whose == owner;
             *whose != owner || Some(*taken) == slot
         });
+        self.answered.notify_waiters();
     }
 
     /// To be called before the server is asked to free what `owner` has of `ids`: what that is. What others share
@@ -190,6 +218,7 @@ impl Locks {
         }
         table.slots.retain(|_, (whose, _)| *whose != owner);
         table.leases.remove(&owner);
+        self.answered.notify_waiters();
     }
 
     /// Nothing is held, nor may be.
@@ -223,6 +252,7 @@ impl Locks {
             table.ended = true;
             std::mem::take(&mut table.leases)
         };
+        self.answered.notify_waiters();
         for lease in leases.values().filter_map(Weak::upgrade) {
             lease.gone();
         }
@@ -301,14 +331,18 @@ mod tests {
     #[test]
     fn a_permit_has_its_slot_alone() {
         let (locks, (one, two)) = (Locks::default(), owners());
-        assert_eq!(locks.reserve_slots(vec![1, 2, 3], one), Ok(vec![1, 2, 3]));
-        assert_eq!(locks.reserve_slots(vec![1, 2, 3], two), Err(true));
+        let reserve = |slots: &[i64], owner| match locks.reserve_slots(slots, owner) {
+            Err(Attempt::Busy { contended, .. }) => Err(contended),
+            reserved => Ok(reserved.unwrap()),
+        };
+        assert_eq!(reserve(&[1, 2, 3], one), Ok(vec![1, 2, 3]));
+        assert_eq!(reserve(&[1, 2, 3], two), Err(true));
         locks.taken(&[], Some(2), one);
-        assert_eq!(locks.reserve_slots(vec![2], two), Err(false));
-        assert_eq!(locks.reserve_slots(vec![1, 2, 3], two), Ok(vec![1, 3]));
+        assert_eq!(reserve(&[2], two), Err(false));
+        assert_eq!(reserve(&[1, 2, 3], two), Ok(vec![1, 3]));
         locks.free_slots(two);
         assert_eq!(locks.begin_freeing(&[], one).slots, [2]);
         locks.forget(&[], one);
-        assert_eq!(locks.reserve_slots(vec![1, 2], two), Ok(vec![1, 2]));
+        assert_eq!(reserve(&[1, 2], two), Ok(vec![1, 2]));
     }
 }

@@ -11,6 +11,8 @@
 //!   It is unlocked on the same connection, which works through requests in order; that answer is the proof.
 //! * *The caller goes away between two statements of one attempt*: what the attempt reserved is still in the table, and the
 //!   release frees that.
+//! * *The attempt takes longer than its ttl* and is given up, though it goes on: it hands nothing more to the connection, so that
+//!   what releases it is the last.
 //! * *The connection ends*: so do all its leases, and their holders are told at once. Whether the server has noticed
 //!   is asked, and brought about, over the next connection: the old session is ended by its process id and the time
 //!   of its start.

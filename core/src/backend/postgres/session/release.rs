@@ -13,6 +13,10 @@ use crate::{
 impl SessionBackend {
     pub(super) async fn release_lease(&self, claim: &Claim, driver: &Driver) -> Release {
         let Some(sent) = self.sessions.sent(claim.owner) else { return Release::NotHeld };
+        if claim.progress.has_doubts() {
+            // Its attempt is being handed to the connection in this moment: to be freed after that.
+            return Release::Unknown;
+        }
         let to_free = sent.session.locks.begin_freeing(&sent.ids, claim.owner);
         if !sent.session.locks.is_ended()
             && let Some(freed) = self.free(&sent, claim.owner, &to_free, driver).await

@@ -6,7 +6,8 @@
 -- One row: ok, token, asked, kind as of acquire.sql; fresh (the row was missing, and is there now: ask again).
 --
 -- Who shares and who has a permit share one advisory lock, and exclude each other by `kind`: it changes only under the lock
--- of the row, and only when the advisory lock is free, which a lock for the length of this transaction finds out.
+-- of the row, and only when the advisory lock is free, which is found out by locking it alone for a moment: it ends before the
+-- lock of the row, so that it stands in the way of nobody who waited for that.
 -- Nobody waits for an advisory lock while holding the row's. CASE, because a condition of ANDs has no order.
 WITH taken AS (
     INSERT INTO polylock_session AS l (key, token, lock_id)
@@ -32,7 +33,8 @@ WITH taken AS (
         WHEN $9 = 'shared' AND l.writer_until > clock_timestamp() THEN false
         WHEN NOT $10 THEN true
         WHEN l.kind = $9 THEN pg_try_advisory_lock_shared(advisory($3))
-        WHEN pg_try_advisory_xact_lock(advisory($3)) THEN pg_try_advisory_lock_shared(advisory($3))
+        WHEN pg_try_advisory_lock(advisory($3)) THEN
+            CASE WHEN pg_try_advisory_lock_shared(advisory($3)) THEN pg_advisory_unlock(advisory($3)) END
         ELSE false
     END
     RETURNING token, owner,
