@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { createServer } from 'node:net'
-import { once } from 'node:events'
+import { getEventListeners, once } from 'node:events'
 import { test } from 'node:test'
 import { inspect } from 'node:util'
 
@@ -275,6 +275,31 @@ test('the signal of a polyfill, which knows no reasons, cancels as well', async 
   await assert.rejects(waiting, { name: 'AbortError' })
   await assert.rejects(locks.acquire('r', { signal }), { name: 'AbortError' })
   await holder.release()
+})
+
+test('many may be cancelled by one signal, which then has no listener of theirs', async () => {
+  const warnings = []
+  const warned = (warning) => warnings.push(warning)
+  process.on('warning', warned)
+  const locks = connect('memory:')
+  const holder = await locks.acquire('r')
+  const controller = new AbortController()
+  const { signal } = controller
+  const waiting = Array.from({ length: 30 }, () => locks.acquire('r', { signal }))
+  await (await locks.acquire('other', { signal })).release()
+  const reason = new Error('all of you')
+  controller.abort(reason)
+  for (const waiter of await Promise.allSettled(waiting)) assert.equal(waiter.reason, reason)
+  assert.deepEqual(getEventListeners(signal, 'abort'), [])
+  assert.equal(locks.waiting('r'), 0)
+  await holder.release()
+  // Also by one that lives on.
+  const { signal: lasting } = new AbortController()
+  const turns = Array.from({ length: 30 }, () => locks.using('r', { signal: lasting }, () => null))
+  await Promise.all(turns)
+  assert.deepEqual(getEventListeners(lasting, 'abort'), [])
+  assert.deepEqual(warnings, [])
+  process.off('warning', warned)
 })
 
 /** Keeps the process alive while `promise` is pending: a held lease alone does not. */

@@ -85,6 +85,37 @@ export function unsubscribe(subscription: number): void {
   native.unsubscribe(subscription)
 }
 
+/** What one signal cancels: the signal has one listener for all, since Node takes many for a leak and warns. */
+class Cancellation {
+  private static readonly all = new WeakMap<AbortSignal, Cancellation>()
+  private readonly operations = new Set<Operation<unknown>>()
+
+  private constructor(private readonly signal: AbortSignal) {
+    Cancellation.all.set(signal, this)
+    signal.addEventListener('abort', this)
+  }
+
+  static of(signal: AbortSignal): Cancellation {
+    return Cancellation.all.get(signal) ?? new Cancellation(signal)
+  }
+
+  add(operation: Operation<unknown>): void {
+    this.operations.add(operation)
+  }
+
+  delete(operation: Operation<unknown>): void {
+    this.operations.delete(operation)
+    if (this.operations.size > 0) return
+    Cancellation.all.delete(this.signal)
+    this.signal.removeEventListener('abort', this)
+  }
+
+  /** The signal is aborted. */
+  handleEvent(): void {
+    for (const operation of [...this.operations]) operation.cancel(reasonOf(this.signal))
+  }
+}
+
 /** One that has been started and not settled. */
 class Operation<T> {
   resolve: (value: T) => void = () => undefined
@@ -93,18 +124,20 @@ class Operation<T> {
     this.resolve = resolve
     this.reject = reject
   })
+  private readonly cancellation: Cancellation | undefined
 
   constructor(
     private readonly id: number,
     private readonly convert: (reply: Reply) => T,
-    private readonly signal: AbortSignal | undefined,
+    signal: AbortSignal | undefined,
   ) {
     operations.set(id, this as Operation<unknown>)
-    signal?.addEventListener('abort', this)
+    this.cancellation = signal && Cancellation.of(signal)
+    this.cancellation?.add(this as Operation<unknown>)
   }
 
   settle(reply: Reply): void {
-    this.signal?.removeEventListener('abort', this)
+    this.cancellation?.delete(this as Operation<unknown>)
     try {
       this.resolve(this.convert(reply))
     } catch (error) {
@@ -112,12 +145,11 @@ class Operation<T> {
     }
   }
 
-  /** The signal is aborted. */
-  handleEvent(): void {
+  cancel(reason: unknown): void {
     if (!native.cancel(this.id)) return // it is settled, or about to be
     operations.delete(this.id)
-    this.signal?.removeEventListener('abort', this)
-    this.reject(this.signal && reasonOf(this.signal))
+    this.cancellation?.delete(this as Operation<unknown>)
+    this.reject(reason)
   }
 }
 
