@@ -4,13 +4,19 @@ use std::{
     io,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Command, ExitStatus},
+    time::Duration,
 };
 
 use rustix::{
     io::{Errno, FdFlags, fcntl_setfd},
     process::{Pid, Signal, WaitOptions},
 };
-use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal as Listener, SignalKind, signal},
+    time::timeout,
+};
+
+const LOOKS_EVERY: Duration = Duration::from_millis(500);
 
 /// The command, and the orphans that this process adopts.
 pub(crate) struct Started {
@@ -37,7 +43,8 @@ impl Started {
             if let Some(status) = self.status {
                 return Ok(status);
             }
-            self.changes.recv().await;
+            // Whoever started this process may have blocked the signal: then it is looked at now and then.
+            let _ = timeout(LOOKS_EVERY, self.changes.recv()).await;
         }
     }
 

@@ -40,6 +40,11 @@ fn internal(error: std::io::Error) -> Error {
 pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
     // Before anything can be acquired: from here on no signal ends this process by itself.
     let mut signals = Signals::listen().map_err(internal)?;
+    if !locks.capabilities().across_processes {
+        eprintln!(
+            "polylock: these locks are this process's alone and keep nobody out; file:///directory is for one host"
+        );
+    }
     let acquiring = locks.acquire(target(&run), options(&run));
     if run.verbose {
         eprintln!("polylock: waiting for {:?}", run.lock);

@@ -236,6 +236,13 @@ fn the_url_may_be_anywhere_before_the_command() {
 }
 
 #[test]
+fn a_lock_that_keeps_nobody_out_is_told() {
+    let output = Place::new().output(&["run", "--url", "memory:", "--lock", "a", "echo", "ran"]);
+    assert_eq!((code(&output), text(&output.stdout)), (0, "ran".to_owned()));
+    assert!(text(&output.stderr).contains("keep nobody out"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_pause_longer_than_the_lease_ends_the_command() {
     let Some(place) = Place::redis() else { return };
     let lock = place.name("pause");
@@ -291,6 +298,15 @@ fn what_it_was_started_to_ignore_stays_ignored() {
     running.signal(Signal::HUP);
     running.signal(Signal::USR1);
     assert_eq!(running.ended().0, 9);
+}
+
+#[test]
+fn it_ends_with_the_command_though_that_signal_is_blocked() {
+    let place = Place::new();
+    let mut blocked = Command::new("env");
+    blocked.args(["--block-signal=CHLD", env!("CARGO_BIN_EXE_polylock"), "run", "--lock", "a", "sh", "-c", "exit 5"]);
+    let running = Running(blocked.env("POLYLOCK_URL", &place.url).stderr(Stdio::piped()).spawn().unwrap());
+    assert_eq!(running.ended().0, 5);
 }
 
 #[test]

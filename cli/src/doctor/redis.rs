@@ -79,7 +79,8 @@ fn server(node: &str, nodes: usize, info: &HashMap<&str, &str>, findings: &mut F
     let replicas: u32 = get("connected_slaves").parse().unwrap_or(0);
     if replicas > 0 {
         let change = if nodes == 1 {
-            "check the fencing token in what the locks protect, or use Redlock over independent servers"
+            "replicas=1 in the URL makes it rare; check the fencing token in what the locks protect, or use Redlock over \
+             independent servers"
         } else {
             "in Redlock the servers should be independent and without replicas: let a failed one come back with its data"
         };
