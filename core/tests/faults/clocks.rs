@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use polylock::{Acquire, LossReason, Release};
+use polylock::{Acquire, LossReason, Release, Target};
 
 use super::{SLACK, fresh, long, manager, ms, server::Server, soon};
 
@@ -106,6 +106,27 @@ async fn the_clock_of_a_server_is_set() {
     assert_eq!(reason, Some(LossReason::Expired));
     // And what is left of it is freed all the same.
     soon(&locks, &name).await.release().await.unwrap();
+}
+
+/// Such a client does not move the counter, and yet its tokens grow over the loss of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_far_ahead_of_a_server_that_forgets() {
+    let directory = Directory::new();
+    let bent = Bent::start(&directory.0, "one");
+    bent.set(-7200);
+    let locks = manager(&[bent.server.url()]);
+    for target in [Target::from("alone"), Target::shared("shared"), Target::from(["one", "two"])] {
+        let mut last = 0;
+        for round in 0..3 {
+            let lease = locks.try_acquire(target.clone(), long()).await.expect("out of reach").expect("not free");
+            assert!(lease.fencing_token() > last, "{target:?}, {round}: {} after {last}", lease.fencing_token());
+            last = lease.fencing_token();
+            let (seconds, _): (u64, u64) = bent.server.ask(&["TIME"]);
+            assert!(last < (seconds + 60) * 1_000_000, "the counter has moved to {last} at {seconds} s");
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+            let _: () = bent.server.ask(&["FLUSHALL"]);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,16 +44,17 @@ end
 
 -- A fresh lock costs three calls: the fence is written with the proposed token, which is nearly always the higher one.
 local proposed, last = tonumber(ARGV[3]), nil
--- A client whose clock is far ahead must not push the counter there for everybody.
-if proposed > (now + 3600000) * 1000 then proposed = 0 end
-if proposed > 0 then
+-- A client whose clock is far ahead must not push the counter there for everybody: it is given a token by ours.
+if proposed > (now + 3600000) * 1000 then
+  proposed = time[1] * 1000000 + time[2]
+elseif proposed > 0 then
   last = redis.pcall('SET', KEYS[2], ARGV[5], 'PX', ARGV[6], 'GET')
   if not last then return proposed end
   -- As we write it; anything else is looked at more closely below.
   local counter = type(last) == 'string' and string.byte(last, 17) == 32 and tonumber(string.sub(last, 1, 16))
   if counter and counter < proposed then return proposed end
 end
--- The counter is ahead of the client's clock (or this server older than 6.2, which has no SET with GET).
+-- The counter is ahead of the client's clock, or that of ours (or this server older than 6.2, which has no SET with GET).
 if type(last) ~= 'string' then last = redis.pcall('GET', KEYS[2]) or '0' end
 local failed = last
 if type(last) == 'string' then

@@ -38,7 +38,7 @@ end
 if #ours == n and last > 0 then return last end
 
 local proposed = tonumber(ARGV[3])
-if proposed > (now + 3600000) * 1000 then proposed = 0 end
+if proposed > (now + 3600000) * 1000 then proposed = time[1] * 1000000 + time[2] end
 local token = math.max(last + 1, proposed)
 local fence = string.format('%016.0f', token) .. string.sub(ARGV[5], 17)
 for i = 1, n do

@@ -45,7 +45,7 @@ local waits = limit == 0 and redis.call('PTTL', KEYS[3]) or 0
 if waits > 0 then return {0, waits} end
 
 local proposed = tonumber(ARGV[3])
-if proposed > (now + 3600000) * 1000 then proposed = 0 end
+if proposed > (now + 3600000) * 1000 then proposed = time[1] * 1000000 + time[2] end
 local token = math.max(last + 1, proposed)
 redis.call('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
 redis.call('ZADD', KEYS[1], now + ARGV[2], member)
