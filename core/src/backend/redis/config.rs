@@ -226,17 +226,21 @@ impl Parameters {
     /// One server; `url` has no options but those that the parser reads.
     fn node(&mut self, url: &str, tls: bool) -> Result<NodeConfig> {
         // What the parser says of it says no more, and could repeat a password.
-        let info = url.into_connection_info().map_err(|_| {
+        let wrong = || {
             let why = "is not a Redis URL, as in redis://user:password@localhost:6379/0 (in a password, % and the \
                        like are written as %25)";
             Error::invalid("url", why)
-        })?;
+        };
+        let info = url.into_connection_info().map_err(|_| wrong())?;
         let address = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
+            ConnectionAddr::Tcp(host, port @ 1..) => Address::Tcp(host.clone(), *port),
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
-            _ => return Err(Error::invalid("url", "is not a Redis URL")),
+            _ => return Err(wrong()),
         };
         let login = info.redis_settings();
+        if login.db() < 0 {
+            return Err(wrong());
+        }
         let some = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(str::to_owned);
         let tls = tls.then(|| Tls { ca: self.ca.clone(), client: self.cert.clone().zip(self.key.clone()) });
         if let Some(tls) = &tls {
@@ -426,6 +430,8 @@ mod tests {
             "rediss://h?cert=/nosuch",
             "redis://h?sentinel_password=secret",
             "redis://:secret@h:notaport",
+            "redis://:secret@h:0",
+            "redis://:secret@h/-1",
             "redis://me:secret@",
             "redis://:secret@h/notadb",
             "redis+sentinel://:secret@h1,h2",
