@@ -112,7 +112,7 @@ fn make_function(env: sys::napi_env, context: Box<Context>) -> Result<Function, 
     let context: *mut c_void = Box::into_raw(context).cast();
     let (mut name, mut function) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: `env` is live, the name is ASCII of that length, and the places for the answers are valid. The context
-    // lives until `on_function_end`, which comes after the last call.
+    // lives until `on_function_end`, which comes after the last call with an environment.
     let status = unsafe {
         let text = c"polylock";
         sys::napi_create_string_latin1(env, text.as_ptr(), 8, &raw mut name)
@@ -165,15 +165,15 @@ fn watch(fd: &OwnedFd, ended: &PipeReader, function: Function, turns: &Turns) {
 /// # Safety
 /// Called by the host, on the thread of the environment, with the context of [`make_function`].
 unsafe extern "C" fn on_woken(env: sys::napi_env, _: sys::napi_value, context: *mut c_void, _: *mut c_void) {
+    if env.is_null() {
+        return; // it was called when the environment had ended, and the context with it
+    }
     // SAFETY: the context lives until `on_function_end`.
     let (watched, turns) = unsafe {
         let context: *const Context = context.cast();
         (Rc::clone(&(*context).watched), Arc::clone(&(*context).turns))
     };
-    // Without an environment it is only told that it will not be called.
-    if !env.is_null() {
-        watched.readable(Env::from_raw(env));
-    }
+    watched.readable(Env::from_raw(env));
     turns.looked();
 }
 

@@ -171,7 +171,10 @@ function isSecure(tls: unknown, host?: unknown): boolean {
     const { servername } = tls
     if (servername != null && servername !== host) throw cannotRead('its server goes by another name in TLS')
     const own = ['ca', 'cert', 'key', 'pfx', 'checkServerIdentity', 'secureContext'].find((name) => tls[name] != null)
-    if (own !== undefined) throw cannotRead(`its TLS option ${own} cannot be carried over`)
+    if (own !== undefined) {
+      const instead = 'give a URL instead, as in rediss://host?ca=/file&cert=/file&key=/file'
+      throw cannotRead(`its TLS option ${own} cannot be carried over; ${instead}`)
+    }
     if (tls['rejectUnauthorized'] === false) throw cannotRead('it does not verify its server')
   }
   return true
