@@ -13,7 +13,7 @@
 //! * *Nobody drives the future*: it is passed by those behind it in line ([`waiters`](crate::waiters)), and waits to come up again
 //!   when it is driven.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 
@@ -89,16 +89,17 @@ pub(crate) async fn acquire(
             None
         },
     };
+    // Pinned here: an async function has room for what it is given twice over, and this is copied and allocated each time.
     let result = match options.wait {
-        Wait::No => manager.unless_closed(waiting.attempt(options, driver)).await?,
+        Wait::No => manager.unless_closed(pin!(waiting.attempt(options, driver))).await?,
         Wait::For(wait) => {
-            let acquired = waiting.until_acquired(options, driver);
-            match until(Some(began.after(wait)), manager.unless_closed(acquired)).await {
+            let acquired = pin!(waiting.until_acquired(options, driver));
+            match until(Some(began.after(wait)), pin!(manager.unless_closed(acquired))).await {
                 Some(acquired) => acquired?,
                 None => Ok(None),
             }
         }
-        Wait::Forever => manager.unless_closed(waiting.until_acquired(options, driver)).await?,
+        Wait::Forever => manager.unless_closed(pin!(waiting.until_acquired(options, driver))).await?,
     };
     let error = match result {
         Ok(Some(lease)) => return Ok(lease),
@@ -376,9 +377,9 @@ impl Manager {
 
     /// The future's output, or `Closed` as soon as the manager is closed.
     async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output> {
-        let closing = std::pin::pin!(self.closing());
+        let closing = pin!(self.closing());
         // Looks at `closing` first: the leases that closing releases must not go to the manager's own waiters.
-        match futures_util::future::select(closing, std::pin::pin!(future)).await {
+        match futures_util::future::select(closing, pin!(future)).await {
             futures_util::future::Either::Left(_) => Err(Error::closed()),
             // Closed between the two looks, maybe after its leases were released: dropping this one gives it back.
             futures_util::future::Either::Right(_) if self.is_closed() => Err(Error::closed()),
@@ -390,6 +391,15 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A host's event loop allocates one for each call.
+    #[test]
+    fn its_future_is_small() {
+        let locks = crate::connect("memory:").lazy().unwrap();
+        let driver = Driver::engine();
+        let size = size_of_val(&locks.acquire_by("r", Acquire::default(), &driver));
+        assert!(size < 2048, "{size} bytes");
+    }
 
     /// Two that clash must not come back together, again and again.
     #[test]

@@ -48,13 +48,13 @@ pub(crate) fn released_name(release: Option<Release>) -> &'static str {
     release.map_or("ended_before", Release::name)
 }
 
-/// `operation`, with its errors and panics as outcomes.
-pub(crate) async fn of(operation: impl Future<Output = polylock::Result<Outcome>>) -> Outcome {
-    match AssertUnwindSafe(operation).catch_unwind().await {
+/// `operation`, with its errors and panics as outcomes. As an async function it would take twice the room.
+pub(crate) fn of(operation: impl Future<Output = polylock::Result<Outcome>>) -> impl Future<Output = Outcome> {
+    AssertUnwindSafe(operation).catch_unwind().map(|done| match done {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) => Outcome::Failed(error),
         Err(panic) => Outcome::Failed(boundary::panicked(&*panic)),
-    }
+    })
 }
 
 /// Owner, fencing token, seconds to expiry, since (Unix seconds), host, process id, label, resource, mode, waiting.

@@ -214,6 +214,47 @@ def test_ctrl_c_ends_a_wait_and_leaves_nothing(url: str, name: str) -> None:
     assert_free(url, name)
 
 
+def test_ctrl_c_at_any_line_of_entering_leaves_nothing(memory: str) -> None:
+    locks = polylock.connect(memory)
+    lock = locks.lock("r", wait=20)
+    lines, interrupted = 0, True
+
+    def on_line(_frame: object, event: str, _argument: object) -> Any:
+        nonlocal lines
+        if event == "line":
+            lines -= 1
+            if lines == 0:
+                raise KeyboardInterrupt
+        return on_line
+
+    def on_call(frame: Any, _event: str, _argument: object) -> Any:
+        # `_enter` is a single step and a return, between which no signal is looked for.
+        own = "polylock" in frame.f_globals["__name__"] and frame.f_code.co_name not in ("__del__", "_enter")
+        return on_line if own else None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for number in range(1, 100):
+            lines = number
+            before = sys.gettrace()
+            sys.settrace(on_call)
+            try:
+                lock.__enter__()
+            except KeyboardInterrupt:
+                pass
+            else:
+                interrupted = False
+            finally:
+                sys.settrace(before)
+            if not interrupted:
+                break
+            gc.collect()
+            wait_until(lambda: locks.inspect("r") is None)
+    assert not interrupted
+    assert number > 3
+    lock.__exit__(None, None, None)
+
+
 def test_ctrl_c_ends_every_call_that_waits_for_a_server() -> None:
     server = RedisServer()
     calls: dict[str, Callable[[polylock.LockManager, polylock.Lease], object]] = {

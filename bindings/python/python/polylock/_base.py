@@ -40,8 +40,8 @@ class LeaseBase:
     __slots__ = ("__weakref__", "_listeners", "_native")
 
     def __init__(self, native: _native.Lease) -> None:
-        self._native = native
         self._listeners: list[tuple[Listeners, int]] | None = None
+        self._native = native  # last: an interrupt may come before it
 
     @property
     def resource(self) -> str:

@@ -86,10 +86,13 @@ class Bridge:
             raise
         for number, value in results:
             waiting = self._futures.pop(number, None)
-            callback = self.callbacks.pop(number, None)
-            if callback is not None:
-                self._call(callback, value)
-            elif waiting is None or waiting.done():
+            if waiting is None:
+                callback = self.callbacks.pop(number, None)
+                if callback is None:
+                    _give_back(value)
+                else:
+                    self._call(callback, value)
+            elif waiting.done():
                 _give_back(value)
             elif not isinstance(value, Exception):
                 waiting.set_result(value)
