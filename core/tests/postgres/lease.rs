@@ -258,3 +258,28 @@ async fn a_lease_is_released_though_nobody_can_be_told() {
         assert_eq!(next.release().await.unwrap(), Release::Released);
     }
 }
+
+/// Of both modes. A deadlock would stall releases, too, until the server ends one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_want_several_never_wait_in_a_circle() {
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    let server = Server::start(&["deadlock_timeout=10ms"]);
+    for mode in ["lease", "session"] {
+        let managers: Vec<_> = (0..6).map(|_| manager(&format!("{}?mode={mode}", server.url))).collect();
+        let work = managers.iter().cycle().take(24).cloned().zip(0..).map(|(locks, worker): (_, u32)| {
+            tokio::spawn(async move {
+                for round in 0..rounds(40) {
+                    let mask = spread(40 * worker + round) | 1 << (worker % 6);
+                    let names = NAMES.iter().zip(0..).filter(|(_, bit)| mask & 1 << bit != 0).map(|(name, _)| *name);
+                    let lease = locks.acquire(Target::all(names), long().wait(LIMIT)).await.unwrap();
+                    assert_eq!(lease.release().await.unwrap(), Release::Released);
+                }
+            })
+        });
+        for worker in work.collect::<Vec<_>>() {
+            worker.await.unwrap();
+        }
+    }
+    let log = std::fs::read_to_string(format!("{}/log", server.directory)).unwrap();
+    assert_eq!(log.matches("deadlock detected").count(), 0);
+}

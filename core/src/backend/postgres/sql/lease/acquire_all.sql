@@ -5,7 +5,7 @@
 --
 -- A key that is taken between the look at all of them and the taking of all ends the statement with an error (22P02),
 -- so that nothing of it stays. So does a counter that grew in between: the token is counted from what was seen. They are
--- locked in order, so that nobody waits in a circle.
+-- locked in order, also where only a wish is written, so that nobody waits in a circle.
 WITH seen AS MATERIALIZED (
     SELECT key, token, owner, expires_at, wanted,
            owner IS NOT NULL AND owner <> $2 AND expires_at > clock_timestamp() AS held,
@@ -31,13 +31,16 @@ WITH seen AS MATERIALIZED (
       AND (extract(epoch FROM clock_timestamp()) * 1000000)::bigint <= $4
     RETURNING token,
         CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+), wish AS MATERIALIZED (
+    SELECT l.key, seen.keep_out FROM polylock_lease AS l JOIN seen USING (key)
+    WHERE seen.held AND ($8 AND NOT seen.wanted OR seen.keep_out)
+      AND l.owner = seen.owner AND l.expires_at > clock_timestamp()
+    ORDER BY l.key FOR UPDATE OF l
 ), asked AS (
     UPDATE polylock_lease AS l SET
         wanted = l.wanted OR $8,
-        writer_until = CASE WHEN seen.keep_out THEN clock_timestamp() + interval '0.6 s' ELSE l.writer_until END
-    FROM seen
-    WHERE seen.held AND ($8 AND NOT seen.wanted OR seen.keep_out)
-      AND l.key = seen.key AND l.owner = seen.owner AND l.expires_at > clock_timestamp()
+        writer_until = CASE WHEN wish.keep_out THEN clock_timestamp() + interval '0.6 s' ELSE l.writer_until END
+    FROM wish WHERE l.key = wish.key
     RETURNING l.key, set_config('synchronous_commit', 'off', true) AS done
 ), granted AS (
     -- The token of this attempt is the same in each row; two of them, or too few rows, are what came in between.

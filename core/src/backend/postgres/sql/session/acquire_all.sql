@@ -35,13 +35,17 @@ WITH RECURSIVE tried (place, ok) AS (
     SELECT key, kind, wanted,
            kind = 'shared' AND coalesce(writer_until < clock_timestamp() + interval '0.35 s', true) AS keep_out
     FROM polylock_session, got WHERE key = ANY ($1::text[]) AND NOT got.ok
+), wish AS MATERIALIZED (
+    -- In order, as all that lock several rows, so that nobody waits in a circle.
+    SELECT l.key, l.wanted, seen.keep_out FROM polylock_session AS l JOIN seen USING (key)
+    WHERE $7 AND NOT l.wanted OR seen.keep_out
+    ORDER BY l.key FOR UPDATE OF l
 ), asked AS (
     UPDATE polylock_session AS l SET
         wanted = l.wanted OR $7,
-        writer_until = CASE WHEN seen.keep_out THEN clock_timestamp() + interval '0.6 s' ELSE l.writer_until END
-    FROM seen
-    WHERE l.key = seen.key AND ($7 AND NOT l.wanted OR seen.keep_out)
-    RETURNING $7 AND NOT seen.wanted AS now, set_config('synchronous_commit', 'off', true)
+        writer_until = CASE WHEN wish.keep_out THEN clock_timestamp() + interval '0.6 s' ELSE l.writer_until END
+    FROM wish WHERE l.key = wish.key
+    RETURNING $7 AND NOT wish.wanted AS now, set_config('synchronous_commit', 'off', true)
 )
 SELECT got.ok AND undone.count = 0 AS ok,
        (SELECT max(token) FROM taken) AS token,
