@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use polylock::{LockManager, Target};
+use polylock::{ErrorKind, LockManager, Release, Target};
 
 use super::{
-    eventually, fresh, long, manager, ms,
+    SLACK, eventually, fresh, long, manager, ms,
+    proxy::{Door, Proxy},
     server::{Server, urls},
 };
 
@@ -135,4 +136,40 @@ async fn sharing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_several() {
     all_come_round(Way::Several).await;
+}
+
+/// Each server has as many places as there are permits, so holders who have a majority alone could be too many: here the
+/// third of two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_are_never_more_than_permits() {
+    let servers = Server::several(5);
+    let mut proxies = Vec::new();
+    for server in &servers {
+        proxies.push(Proxy::before(server.port).await);
+    }
+    let name = fresh("crowd");
+    let permit = || Target::permit(&name, 2);
+    // Each by the servers that he reaches.
+    let without = |away: &[usize]| {
+        for (index, proxy) in proxies.iter().enumerate() {
+            proxy.door(if away.contains(&index) { Door::Slam } else { Door::Open });
+        }
+        manager(&proxies.iter().map(Proxy::url).collect::<Vec<_>>())
+    };
+    for away in [[3, 4], [0, 1]] {
+        let error = without(&away).try_acquire(permit(), long()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+    let managers = [without(&[4]), without(&[0]), without(&[])];
+    eventually(SLACK, "no key is left", || servers.iter().all(|server| server.keys().is_empty())).await;
+    let mut leases = Vec::new();
+    for (locks, away) in managers.iter().zip([&[4][..], &[0], &[]]) {
+        without(away);
+        leases.extend(locks.try_acquire(permit(), long()).await.unwrap());
+    }
+    assert_eq!(leases.len(), 2);
+    for lease in leases {
+        lease.extend(None).await.unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released);
+    }
 }

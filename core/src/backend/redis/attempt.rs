@@ -9,7 +9,7 @@ use super::{
     RedisBackend,
     keys::Keys,
     number, numbers, out_of_reach,
-    quorum::{Ballot, Refusal, Standing, Verdict, Vote, majority},
+    quorum::{Ballot, Refusal, Standing, Verdict, Vote, majority, needed},
     release::Overtaken,
     request::{self, Request},
     restart,
@@ -30,14 +30,15 @@ impl RedisBackend {
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::acquire(&keys, claim, expires);
         claim.progress.track();
-        let (mut ballot, mut verdict) = (Ballot::new(self.nodes.len()), None);
+        let (nodes, needed) = (self.nodes.len(), needed(self.nodes.len(), claim.mode));
+        let (mut ballot, mut verdict) = (Ballot::new(nodes, needed), None);
         // Once more if a server's clock was set since we looked at it: it takes us to be too late.
         if let Some(error) = self.named_twice().or_else(|| self.in_several_slots(&claim.resources)) {
             return Attempt::Refused(error);
         }
         for _ in 0..2 {
             let mut clock_was_set = Vec::new();
-            ballot = Ballot::new(self.nodes.len());
+            ballot = Ballot::new(nodes, needed);
             verdict = self.vote(&request, claim, driver, &mut ballot, &mut clock_was_set).await;
             if verdict == Some(Verdict::Won) || clock_was_set.is_empty() || Instant::now() >= expires {
                 break;
@@ -49,7 +50,7 @@ impl RedisBackend {
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
             let matters = ballot.is_split() || self.thorough;
-            let attempt = self.refused(ballot, &claim.progress);
+            let attempt = self.refused(ballot, nodes - needed, &claim.progress);
             if matters && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
                 self.step_back(claim, driver).await;
             }
@@ -164,17 +165,16 @@ impl RedisBackend {
         None
     }
 
-    /// What the engine makes of an attempt that did not get its majority.
-    fn refused(&self, ballot: Ballot, progress: &Progress) -> Attempt {
+    /// What the engine makes of an attempt that was lost, and that so many nodes could have been without.
+    fn refused(&self, ballot: Ballot, spare: usize, progress: &Progress) -> Attempt {
         let residue = ballot.leaves_residue() || progress.has_doubts();
-        let nodes = ballot.nodes();
         match ballot.refusal(|index| self.nodes[index].name()) {
             Refusal::Busy { free_in, foreign, contended } => Attempt::Busy { free_in, foreign, contended, residue },
             Refusal::OutOfReach(errors) => {
                 // What tells against one node alone may pass with the others' trouble.
                 let fatal: Vec<_> = errors.iter().filter(|error| !error.is_retryable()).collect();
                 let error = match fatal[..] {
-                    [error, ..] if fatal.len() > nodes - majority(nodes) => error.clone(),
+                    [error, ..] if fatal.len() > spare => error.clone(),
                     _ => out_of_reach(errors),
                 };
                 if residue { Attempt::Unknown(error) } else { Attempt::Refused(error) }

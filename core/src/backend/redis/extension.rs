@@ -9,7 +9,7 @@ use super::{
     RedisBackend,
     keys::Keys,
     number, out_of_reach,
-    quorum::{Verdict, majority, verdict},
+    quorum::{Verdict, majority, needed, verdict},
     request::{self, Request, Server},
     restart,
 };
@@ -28,6 +28,7 @@ impl RedisBackend {
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::extend(&keys, claim, ttl, expires);
         let (nodes, sits_out) = (self.nodes.len(), self.sits_out(ttl));
+        let needed = needed(nodes, claim.mode);
         let (mut yes, mut no, mut lost, mut errors) = (0, 0, 0, Vec::new());
         let mut missing = Vec::new();
         let decide = |index, answer: request::Answer| {
@@ -57,7 +58,7 @@ impl RedisBackend {
             if let Err(error) = answer {
                 errors.push(error.into_error());
             }
-            match verdict(nodes, yes, no) {
+            match verdict(nodes, needed, yes, no) {
                 Verdict::Open => None,
                 decided => Some(decided),
             }

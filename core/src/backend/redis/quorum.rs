@@ -4,6 +4,10 @@
 //! the nodes that have not answered cannot make it one (which for an even N is at N/2 refusals already). One node
 //! is the case N = 1.
 //!
+//! Of the permits of a semaphore each server gives away all, so a majority is not enough: of five servers with two permits
+//! each, three holders may have three. It takes so many that one holder too many would need more than there are
+//! ([`needed`]): `floor(N*k/(k+1)) + 1` for k permits, which for one permit is the majority.
+//!
 //! # Fencing
 //!
 //! Each grant comes with the node's counter, already raised by the grant. If a majority shows one number, that is the
@@ -14,7 +18,7 @@
 
 use std::time::Duration;
 
-use crate::{Error, clock::Instant, mutant::mutant};
+use crate::{Error, Mode, clock::Instant, mutant::mutant};
 
 /// One node's answer to an attempt.
 #[derive(Debug)]
@@ -64,6 +68,8 @@ impl Standing {
 #[derive(Debug)]
 pub(super) struct Ballot {
     nodes: usize,
+    /// How many grants win it.
+    needed: usize,
     votes: Vec<(usize, Vote, Standing)>,
 }
 
@@ -83,11 +89,22 @@ pub(super) fn majority(nodes: usize) -> usize {
     nodes / 2 + 1
 }
 
-/// What `yes` and `no` answers out of `nodes` amount to.
-pub(super) fn verdict(nodes: usize, yes: usize, no: usize) -> Verdict {
-    if yes >= majority(nodes) {
+/// How many nodes have to let somebody hold in this mode, so that there are never too many who do.
+pub(super) fn needed(nodes: usize, mode: Mode) -> usize {
+    match mode {
+        Mode::Permit { of: 2.. } if mutant!("permits") => majority(nodes),
+        // With this many permits or more it takes every node.
+        Mode::Permit { of } if of as usize >= nodes => nodes,
+        Mode::Permit { of: of @ 2.. } => nodes * of as usize / (of as usize + 1) + 1,
+        _ => majority(nodes),
+    }
+}
+
+/// What `yes` and `no` answers out of `nodes` amount to, if it takes `needed`.
+pub(super) fn verdict(nodes: usize, needed: usize, yes: usize, no: usize) -> Verdict {
+    if yes >= needed {
         Verdict::Won
-    } else if nodes - no < majority(nodes) {
+    } else if nodes - no < needed {
         Verdict::Lost
     } else {
         Verdict::Open
@@ -95,12 +112,8 @@ pub(super) fn verdict(nodes: usize, yes: usize, no: usize) -> Verdict {
 }
 
 impl Ballot {
-    pub(super) fn new(nodes: usize) -> Self {
-        Self { nodes, votes: Vec::with_capacity(nodes) }
-    }
-
-    pub(super) fn nodes(&self) -> usize {
-        self.nodes
+    pub(super) fn new(nodes: usize, needed: usize) -> Self {
+        Self { nodes, needed, votes: Vec::with_capacity(nodes) }
     }
 
     pub(super) fn cast(&mut self, node: usize, vote: Vote, standing: Standing) -> Verdict {
@@ -110,7 +123,7 @@ impl Ballot {
             return Verdict::Lost;
         }
         let granted = self.granted().count();
-        verdict(self.nodes, granted, self.votes.len() - granted - self.may_count_yet())
+        verdict(self.nodes, self.needed, granted, self.votes.len() - granted - self.may_count_yet())
     }
 
     /// How many are known to have started no earlier.
@@ -179,7 +192,7 @@ impl Ballot {
 
     /// Why a lost attempt was lost. `name` is what errors call a node.
     pub(super) fn refusal<'a>(self, name: impl Fn(usize) -> &'a str) -> Refusal {
-        let (nodes, majority) = (self.nodes, majority(self.nodes));
+        let (nodes, needed, majority) = (self.nodes, self.needed, majority(self.nodes));
         let (mut busy, mut foreign, mut frees) = (0, 0, Vec::new());
         let (mut errors, holders) = (Vec::new(), self.holders());
         let granted = holders.len();
@@ -201,17 +214,14 @@ impl Ballot {
             }
         }
         // Without the nodes that are out of reach: could the rest have made it?
-        if nodes - errors.len() < majority {
+        if nodes - errors.len() < needed {
             return Refusal::OutOfReach(errors);
         }
         frees.sort();
         Refusal::Busy {
             // Free when enough of those that refused are.
-            free_in: frees
-                .get(majority.saturating_sub(nodes - busy + 1))
-                .copied()
-                .filter(|free| *free < Duration::MAX),
-            foreign: foreign > nodes - majority,
+            free_in: frees.get(needed.saturating_sub(nodes - busy + 1)).copied().filter(|free| *free < Duration::MAX),
+            foreign: foreign > nodes - needed,
             // We had a part of it, and nobody is known to have the whole. With no part of ours in the way, those who
             // refused are somebody's, and the rest of his nodes did not answer.
             contended: granted > 0 && busy < majority,
@@ -245,6 +255,10 @@ mod tests {
         Standing::New { began: Instant::from_boot(Duration::from_secs(at)), left: Duration::from_secs(1) }
     }
 
+    fn ballot_of(nodes: usize) -> Ballot {
+        Ballot::new(nodes, majority(nodes))
+    }
+
     fn vote(kind: u32) -> Vote {
         match kind {
             0 => Vote::Granted { counter: 7 },
@@ -260,7 +274,7 @@ mod tests {
     fn every_mask_of_answers() {
         for nodes in 1..=7_usize {
             for mask in 0..4_u32.pow(nodes as u32) {
-                let mut ballot = Ballot::new(nodes);
+                let mut ballot = ballot_of(nodes);
                 let (mut granted, mut refused) = (0, 0);
                 for node in 0..nodes {
                     let kind = mask / 4_u32.pow(node as u32) % 4;
@@ -285,9 +299,24 @@ mod tests {
         }
     }
 
+    /// Whichever nodes they hold, no more than the permits; and no more nodes are asked for than that takes.
+    #[test]
+    fn there_are_never_more_holders_than_permits() {
+        for nodes in 1..=31 {
+            assert_eq!(needed(nodes, Mode::Exclusive), majority(nodes));
+            for of in (1..40).chain([u32::MAX]) {
+                let (needed, permits) = (needed(nodes, Mode::Permit { of }) as u64, u64::from(of));
+                let places = nodes as u64 * permits;
+                assert!((permits + 1) * needed > places, "{nodes} nodes, {of} permits");
+                assert!((permits + 1) * (needed - 1) <= places, "{nodes} nodes, {of} permits");
+                assert!(needed <= nodes as u64);
+            }
+        }
+    }
+
     #[test]
     fn an_even_split_is_lost_and_not_waited_for() {
-        let mut ballot = Ballot::new(2);
+        let mut ballot = ballot_of(2);
         assert_eq!(ballot.cast(0, vote(0), FULL), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(1), FULL), Verdict::Lost);
         assert!(ballot.leaves_residue());
@@ -296,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_held_lock_is_not_taken_for_a_clash_because_a_node_is_down() {
-        let mut ballot = Ballot::new(3);
+        let mut ballot = ballot_of(3);
         assert_eq!(ballot.cast(0, vote(1), FULL), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(2), FULL), Verdict::Lost);
         assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: false, .. }));
@@ -304,7 +333,7 @@ mod tests {
 
     #[test]
     fn disagreeing_counters_are_raised_to_the_largest() {
-        let mut ballot = Ballot::new(3);
+        let mut ballot = ballot_of(3);
         ballot.cast(0, Vote::Granted { counter: 4 }, FULL);
         ballot.cast(1, Vote::Granted { counter: 9 }, FULL);
         assert_eq!((ballot.agreed_token(), ballot.to_raise()), (None, 9));
@@ -314,7 +343,7 @@ mod tests {
 
     #[test]
     fn nodes_out_of_reach_are_named() {
-        let mut ballot = Ballot::new(3);
+        let mut ballot = ballot_of(3);
         ballot.cast(0, vote(2), FULL);
         assert_eq!(ballot.cast(1, vote(3), FULL), Verdict::Lost);
         let Refusal::OutOfReach(errors) = ballot.refusal(|_| "node") else { panic!("busy") };
@@ -323,14 +352,14 @@ mod tests {
 
     #[test]
     fn a_restarted_node_makes_no_majority() {
-        let mut ballot = Ballot::new(3);
+        let mut ballot = ballot_of(3);
         assert_eq!(ballot.cast(0, vote(0), RESTARTED), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(0), FULL), Verdict::Open);
         assert_eq!(ballot.cast(2, vote(1), FULL), Verdict::Lost);
         assert!(ballot.leaves_residue() && ballot.holders() == [1]);
         assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: true, .. }));
 
-        let mut ballot = Ballot::new(3);
+        let mut ballot = ballot_of(3);
         ballot.cast(0, vote(0), RESTARTED);
         assert_eq!(ballot.cast(1, vote(0), NEW), Verdict::Open);
         assert_eq!(ballot.cast(2, vote(2), FULL), Verdict::Lost);
@@ -341,7 +370,7 @@ mod tests {
     #[test]
     fn new_nodes_vote_when_a_majority_is_new() {
         for nodes in 1..=7 {
-            let mut ballot = Ballot::new(nodes);
+            let mut ballot = ballot_of(nodes);
             for node in 0..nodes {
                 let decided = if node + 1 >= majority(nodes) { Verdict::Won } else { Verdict::Open };
                 assert_eq!(ballot.cast(node, vote(0), NEW), decided, "{nodes} nodes");
@@ -349,13 +378,13 @@ mod tests {
             assert_eq!(ballot.agreed_token(), Some(7));
         }
         // One new node among four others sits out: without it there is no majority of five here.
-        let mut ballot = Ballot::new(5);
+        let mut ballot = ballot_of(5);
         for (node, kind) in [1, 1, 0, 0].into_iter().enumerate() {
             assert_eq!(ballot.cast(node, vote(kind), FULL), Verdict::Open);
         }
         assert_eq!(ballot.cast(4, vote(0), NEW), Verdict::Lost);
         // Nor does one that started when the others of a new deployment were up already.
-        let mut ballot = Ballot::new(3);
+        let mut ballot = ballot_of(3);
         assert_eq!(ballot.cast(0, vote(0), started(130)), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(1), started(101)), Verdict::Open);
         assert_eq!(ballot.cast(2, vote(0), started(100)), Verdict::Lost);

@@ -19,9 +19,9 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
--- No token of ours is a hundred years ahead of this clock, or above the last number that Lua counts to. The end moves faster
--- than tokens are given, so nobody gets to it by what somebody else has written.
-local last_token = math.min((now + 3155760000000) * 1000, 9007199254740991)
+-- No token of ours is a hundred years ahead of this clock (nor above 2^53, where numbers end). This end moves faster than
+-- tokens are given, so nobody gets to it by what somebody else has written.
+local last_token = (now + 3155760000000) * 1000
 
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   local owner = redis.pcall('GET', KEYS[1])
@@ -39,7 +39,7 @@ if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   end
   local fence = redis.pcall('GET', KEYS[2])
   local token = type(fence) == 'string' and tonumber(string.match(fence .. ' ', '^(%d+) '))
-  if token and token <= last_token then return token end
+  if token and token <= last_token and token < 9007199254740992 then return token end
 end
 
 -- A fresh lock costs three calls: the fence is written with the proposed token, which is nearly always the higher one.
@@ -60,7 +60,7 @@ local failed = last
 if type(last) == 'string' then
   -- What is no number, or too large, was not written by us, and nobody knows which tokens were.
   local token = math.max((tonumber(string.match(last .. ' ', '^(%d+) ')) or math.huge) + 1, proposed)
-  if token <= last_token then
+  if token <= last_token and token < 9007199254740992 then
     failed = redis.pcall('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
     if not failed.err then return token end
   else
