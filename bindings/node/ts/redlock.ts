@@ -18,7 +18,7 @@ import type { Lease } from './lease.js'
 import { connectThoroughly, type LockManager } from './manager.js'
 import { placesOf, type Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
-import { forget, leaseOf, leaveAll, Lock, namesOf, remember, resourcesOf } from './redlock/lock.js'
+import { forget, leaseOf, leaveAll, listOf, Lock, namesOf, remember, resourcesOf } from './redlock/lock.js'
 import { disposable, settle, type Callback } from './redlock/promises.js'
 import { Tries, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
 
@@ -121,7 +121,7 @@ class Redlock extends EventEmitter {
 
   /** redlock 4: takes a lock. Rejects with `LockError`. */
   lock(resource: string | string[], ttl: number, callback?: Callback<Lock>): Promise<Lock> {
-    return settle(this.#lock([resource].flat(), ttl, this.settings), callback)
+    return settle(this.#lock(listOf(resource), ttl, this.settings), callback)
   }
 
   /** redlock 4: as `lock`, retrying as `options` say. */
@@ -131,7 +131,7 @@ class Redlock extends EventEmitter {
     options?: Partial<RetrySettings>,
     callback?: Callback<Lock>,
   ): Promise<Lock> {
-    return settle(this.#lock([resource].flat(), ttl, numbers(options, this.settings)), callback)
+    return settle(this.#lock(listOf(resource), ttl, numbers(options, this.settings)), callback)
   }
 
   /** redlock 4: another name of `lockWithOptions`. */
@@ -155,7 +155,7 @@ class Redlock extends EventEmitter {
 
   /** redlock 4: for bluebird's `Promise.using`. `onError` gets what releasing fails with. */
   disposer(resource: string | string[], ttl: number, onError: (error: Error) => void = () => undefined): unknown {
-    return disposable(this.#lock([resource].flat(), ttl, this.settings), (lock) => this.unlock(lock).catch(onError))
+    return disposable(this.#lock(listOf(resource), ttl, this.settings), (lock) => this.unlock(lock).catch(onError))
   }
 
   /** redlock 5: takes a lock. Rejects with `ExecutionError`. With a single name or a callback: redlock 4's `lock`. */
@@ -256,7 +256,7 @@ class Redlock extends EventEmitter {
   ): Promise<Lock> {
     const [own, done] = typeof options === 'function' ? [{}, options] : [options, callback]
     const settings = numbers(own, this.settings)
-    const resources = [resource].flat()
+    const resources = listOf(resource)
     if (value === null) return settle(this.#lock(resources, ttl, settings), done)
     return settle(this.#extend4(new Lock(this, resources, value, Infinity, 0), ttl, settings), done)
   }
@@ -374,18 +374,20 @@ class Redlock extends EventEmitter {
    * value, as for a lock that somebody else made.
    */
   async #free(lock: Lock, resources: readonly string[], settings: AllSettings, tries: Tries): Promise<boolean> {
-    const owner = lock.value
-    let lease = leaseOf(lock)
-    let isInDoubt = false
+    const lease = leaseOf(lock)
+    if (lease !== undefined) forget(lease)
+    let ended = await lease?.end()
+    if (ended === 'released') {
+      tries.add()
+      return true
+    }
+    const isInDoubt = ended === 'unknown'
     const freed = await this.#retry(settings, tries, async () => {
-      if (lease !== undefined) {
-        forget(lease)
-        const ended = await lease.end()
-        lease = undefined
-        isInDoubt = ended === 'unknown'
-        if (isInDoubt) throw unanswered(String(resources))
-        if (ended === 'released') return true
+      if (ended === 'unknown') {
+        ended = undefined
+        throw unanswered(String(resources))
       }
+      const owner = lock.value
       const broken = await Promise.all(namesOf(resources).map((name) => this.#locks.break(name, { owner })))
       // What is gone by now was freed by the try that was not answered, which the engine goes on with.
       return broken.every((was) => was || isInDoubt) || null

@@ -39,31 +39,38 @@ export function leaveAll(redlock: Operations): void {
   }
 }
 
+/** The list of what may be one alone. */
+export function listOf(resource: string | string[]): string[] {
+  return Array.isArray(resource) ? resource : [resource]
+}
+
 /** What a lock is of, also one that a program made of what it kept or was sent, under either version's name. */
 export function resourcesOf(lock: Lock): string[] {
-  return [lock.resource ?? lock.resources].flat()
+  return listOf(lock.resource ?? lock.resources)
 }
 
 /**
  * The names of resources as Redis gets them from the usual clients: each once, and the text of a number, an id or the like.
  */
 export function namesOf(resources: readonly unknown[]): string[] {
-  const name = (resource: unknown): string => {
-    const hasText =
-      typeof resource === 'number' ||
-      typeof resource === 'bigint' ||
-      (typeof resource === 'object' && resource !== null && resource.toString !== Object.prototype.toString)
-    return hasText ? String(resource) : arg.string('resource', resource)
-  }
-  return [...new Set(resources.map(name))]
+  const names = resources.map(nameOf)
+  return names.length < 2 ? names : [...new Set(names)]
+}
+
+function nameOf(resource: unknown): string {
+  const hasText =
+    typeof resource === 'number' ||
+    typeof resource === 'bigint' ||
+    (typeof resource === 'object' && resource !== null && resource.toString !== Object.prototype.toString)
+  return hasText ? String(resource) : arg.string('resource', resource)
 }
 
 /** The lease behind a lock, if it may still be held and the lock still names its resources. */
 export function leaseOf(lock: Lock): Lease | undefined {
   const lease = leases.get(lock.value)?.lease
-  const named = new Set(namesOf(resourcesOf(lock)))
-  const same =
-    lease !== undefined && lease.resources.length === named.size && lease.resources.every((r) => named.has(r))
+  if (lease === undefined) return undefined
+  const names = namesOf(resourcesOf(lock))
+  const same = lease.resources.length === names.length && lease.resources.every((name) => names.includes(name))
   return same ? lease : undefined
 }
 
@@ -102,13 +109,13 @@ export class Lock {
     fifth?: number,
     attemptsRemaining?: number,
   ) {
-    const [expiration, attempts] = typeof fourth === 'number' ? [fourth, fifth] : [fifth ?? 0, fourth]
+    const isOf4 = typeof fourth === 'number'
     this.redlock = redlock
-    this.resource = [resource].flat()
+    this.resource = listOf(resource)
     this.resources = this.resource
     this.value = value
-    this.expiration = expiration
-    this.attempts = attempts
+    this.expiration = isOf4 ? fourth : (fifth ?? 0)
+    this.attempts = isOf4 ? fifth : fourth
     this.attemptsRemaining = attemptsRemaining
   }
 
