@@ -1,7 +1,10 @@
 //! One attempt to take the lock: the grants of a majority, and the token that it agrees on.
 
-use std::sync::{Arc, atomic::Ordering};
-use std::time::Duration;
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use redis::Value;
 
@@ -124,7 +127,7 @@ impl RedisBackend {
     /// by the connections of the attempt, so no node can get it first. The undoing in the background sees to the rest.
     async fn step_back(&self, claim: &Claim, driver: &Driver) {
         const PATIENCE: Duration = Duration::from_millis(100);
-        timer::until(Some(Instant::now().after(PATIENCE)), self.release_all(claim, driver)).await;
+        timer::until(Some(Instant::now().after(PATIENCE)), pin!(self.release_all(claim, driver))).await;
     }
 
     /// Writes `token` back to the nodes that hold, until a majority has it; see [`quorum`].
