@@ -59,10 +59,13 @@ test('a first lock is on every server when it is told of', { skip }, () =>
     const [key, rounds] = [unique('everywhere'), 40]
     let everywhere = 0
     for (let round = 0; round < rounds; round++) {
-      const lock = await new Redlock(clients).acquire([key], 10_000)
+      // Connections of its own: it is told where the servers are, and quit.
+      const redlock = new Redlock(nodes.slice(0, 3))
+      const lock = await redlock.acquire([key], 10_000)
       const values = await Promise.all(clients.map((client) => client.get(key)))
       everywhere += Number(values.every((value) => value === lock.value))
       await lock.release()
+      await redlock.quit()
     }
     // It waits no longer than a moment for those beyond the majority, and this machine may be slow.
     assert.ok(everywhere > rounds / 2, `${everywhere} of ${rounds}`)
@@ -442,6 +445,30 @@ test('after quit there are the errors of redlock, and clients may be closed alre
     assert.equal([...(await error.attempts[0]).votesAgainst.values()][0].message, 'Connection is closed.')
     await assert.rejects(redlock.lock('x', 5_000), LockError)
     await assert.rejects(lock.release(), ExecutionError)
+  }),
+)
+
+test('a Redlock for each request costs one connection', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    // A database that no other test is connected to.
+    const url = `${redisUrl}/9`
+    const connections = async () => (await client.client('LIST')).split('\n').filter((line) => / db=9 /.test(line))
+    const redlocks = Array.from({ length: 50 }, () => new Redlock([url]))
+    for (const redlock of redlocks) await (await redlock.lock(unique('{r}many'), 5_000)).unlock()
+    // One for locks, and perhaps one of the engine's.
+    const many = await connections()
+    assert.ok(many.length >= 1 && many.length <= 2, many.join('\n'))
+    // The others go on when one is quit, and the last one closes it.
+    const last = redlocks.pop()
+    for (const redlock of redlocks) {
+      await redlock.quit()
+      await redlock.quit()
+      await assert.rejects(redlock.lock('x', 5_000), LockError)
+    }
+    await (await last.lock(unique('{r}many'), 5_000)).unlock()
+    await last.quit()
+    await eventually('it is closed', async () => (await connections()).length === 0)
+    await (await new Redlock([url]).lock(unique('{r}many'), 5_000)).unlock()
   }),
 )
 

@@ -137,6 +137,11 @@ export function lostError(resource: string, reason: LossReason | null): LockLost
   return new LockLostError(record, reason ?? undefined)
 }
 
+/** The error for what is asked of something that was closed. */
+export function closed(message: string): ClosedError {
+  return new ClosedError({ number: 8, code: 'Closed', message, causes: [], retryable: false })
+}
+
 /** The error for a release of which it is not known what became. */
 export function unanswered(resource: string): UnavailableError {
   const message = `${JSON.stringify(resource)}: no server answered the release; it goes on in the background`

@@ -15,10 +15,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import * as arg from './check.js'
 import { AcquireTimeoutError, AuthError, ConflictError, PolylockError, unanswered, UnavailableError } from './errors.js'
 import type { Lease } from './lease.js'
-import { connectThoroughly, type LockManager } from './manager.js'
-import { placesOf, type Client } from './redlock/clients.js'
+import type { Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
 import { forget, leaseOf, leaveAll, listOf, Lock, namesOf, remember, resourcesOf } from './redlock/lock.js'
+import { Use } from './redlock/managers.js'
 import { disposable, settle, type Callback } from './redlock/promises.js'
 import { Tries, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
 
@@ -86,7 +86,7 @@ class Redlock extends EventEmitter {
   readonly extendScript: string
   readonly scripts: Readonly<Record<string, { value: string; hash: string }>>
 
-  readonly #locks: LockManager
+  readonly #locks: Use
 
   /**
    * Throws `InvalidArgumentError` for a client whose settings cannot be read, `Error` if there is none.
@@ -115,8 +115,7 @@ class Redlock extends EventEmitter {
     ) as [Hashed, Hashed, Hashed]
     const [lockScript, unlockScript] = [acquireScript, releaseScript]
     this.scripts = { lockScript, unlockScript, extendScript, acquireScript, releaseScript }
-    const { urls, prefix } = placesOf(this.servers)
-    this.#locks = connectThoroughly(urls, { prefix, driftFactor: this.driftFactor })
+    this.#locks = new Use(this.servers, this.driftFactor)
   }
 
   /** redlock 4: takes a lock. Rejects with `LockError`. */
@@ -222,7 +221,7 @@ class Redlock extends EventEmitter {
     if (names.length === 0) return body(signal) // there is nothing to hold
     const tries = this.#tries(names)
     const options = { ttl: duration, wait: 0 }
-    const lease = await this.#retry(all, tries, () => this.#locks.acquireAll(names, options))
+    const lease = await this.#retry(all, tries, () => this.#locks.manager.acquireAll(names, options))
     if (lease === null) throw tries.failed(NO_QUORUM)
     const lost = (): ExecutionError => new ExecutionError(NO_QUORUM, tries.attempts, { cause: lease.signal.reason })
     lease.signal.addEventListener('abort', () => {
@@ -241,7 +240,7 @@ class Redlock extends EventEmitter {
     return result
   }
 
-  /** Closes our connections, and the clients. Locks that are held stay taken until their time is over. */
+  /** Closes the clients, and our connections unless another Redlock of theirs is in use. Locks that are held stay taken until their time is over. */
   quit(callback?: Callback<unknown[]>): Promise<unknown[]> {
     return settle(this.#quit(), callback)
   }
@@ -266,7 +265,7 @@ class Redlock extends EventEmitter {
     const quitting = Promise.all(this.servers.map(async (client) => client.quit?.()))
     // Ours are closed also where a client is closed already and says so, or never answers.
     quitting.catch(() => undefined)
-    await this.#locks.close()
+    await this.#locks.end()
     return quitting
   }
 
@@ -346,7 +345,7 @@ class Redlock extends EventEmitter {
     return this.#retry(settings, tries, async () => {
       if (names.length === 0) return nothing(ttl)
       // As locks of redlock do, it outlives the process.
-      const lease = await this.#locks.acquireToStay(target, { ttl, wait: 0, autoExtend: false })
+      const lease = await this.#locks.manager.acquireToStay(target, { ttl, wait: 0, autoExtend: false })
       remember(this, lease)
       return lease
     })
@@ -388,7 +387,7 @@ class Redlock extends EventEmitter {
         throw unanswered(String(resources))
       }
       const owner = lock.value
-      const broken = await Promise.all(namesOf(resources).map((name) => this.#locks.break(name, { owner })))
+      const broken = await Promise.all(namesOf(resources).map((name) => this.#locks.manager.break(name, { owner })))
       // What is gone by now was freed by the try that was not answered, which the engine goes on with.
       return broken.every((was) => was || isInDoubt) || null
     })
