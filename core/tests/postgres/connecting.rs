@@ -121,6 +121,18 @@ async fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
         locks.acquire("s", long().wait(LIMIT)).await.unwrap();
         assert_eq!(count(&one.sql().await, &format!("SELECT count(*) FROM {table} WHERE key = 's'")).await, 1);
         two.order("start");
+        // Or if it can only be read.
+        let (only, read) = (one.sql().await, "ALTER ROLE twin SET default_transaction_read_only = on");
+        only.batch_execute(read).await.unwrap();
+        let locks = manager(&format!("postgres://twin:twin@{hosts}/app?mode={mode}"));
+        locks.acquire("t", long().wait(LIMIT)).await.unwrap();
+        assert_eq!(count(&two.sql().await, &format!("SELECT count(*) FROM {table} WHERE key = 't'")).await, 1);
+        // Alone it says who holds, and takes no locks.
+        let alone = manager(&format!("postgres://twin:twin@127.0.0.1:{}/app?mode={mode}", port(&one)));
+        assert!(alone.inspect("t").await.unwrap().is_none());
+        let error = alone.try_acquire("t", long()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        only.batch_execute("ALTER ROLE twin RESET default_transaction_read_only").await.unwrap();
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) struct Connection {
 pub(super) type Driven = tokio_postgres::Connection<Box<dyn Stream>, tokio_postgres::tls::NoTlsStream>;
 
 impl Connection {
-    /// Opens one to the first server of the list that is no replica. To be awaited on the engine.
+    /// Opens one to the first server of the list that can be written to. To be awaited on the engine.
     ///
     /// `on_message` is told what comes without being asked for, `on_end` that the connection has ended.
     pub(super) async fn open(
@@ -283,7 +283,7 @@ async fn open_at(config: &Config, server: &Server) -> Result<(Client, Driven, Ar
     let (client, mut driven) =
         config.login.connect_raw(stream, NoTls).await.map_err(|error| log_in(&peer, &error))?;
     let greeting = {
-        let greeting = std::pin::pin!(greet(&client, &peer));
+        let greeting = std::pin::pin!(greet(&client, &peer, config.servers.len() > 1));
         let driving =
             std::pin::pin!(async { while let Some(Ok(_)) = poll_fn(|cx| driven.poll_message(cx)).await {} });
         match select(greeting, driving).await {
@@ -307,7 +307,7 @@ fn log_in(peer: &str, error: &tokio_postgres::Error) -> Failure {
     }
 }
 
-async fn greet(client: &Client, peer: &str) -> Result<Greeting, Failure> {
+async fn greet(client: &Client, peer: &str, among_others: bool) -> Result<Greeting, Failure> {
     let told = backend_pid(client).await;
     let pid = told.unwrap_or(0);
     let params: [(&(dyn ToSql + Sync), Type); 1] = [(&pid, Type::INT4)];
@@ -329,6 +329,10 @@ async fn greet(client: &Client, peer: &str) -> Result<Greeting, Failure> {
     if row.try_get::<_, bool>("replica").map_err(read)? {
         let why = "it is a replica, which takes no locks; name the primary, or all hosts";
         return Err(Failure::not_sent(peer, why));
+    }
+    // Alone it can still say who holds.
+    if among_others && row.try_get::<_, bool>("read_only").map_err(read)? {
+        return Err(Failure::not_sent(peer, "it can only be read (default_transaction_read_only)"));
     }
     let now: i64 = row.try_get("now").map_err(read)?;
     let pid: i32 = row.try_get("pid").map_err(read)?;

@@ -17,6 +17,6 @@ WITH settings AS MATERIALIZED (
     ) AS wish (name, setting)
     WHERE pg_backend_pid() = $1 AND EXISTS (SELECT 1 FROM pg_settings AS known WHERE known.name = wish.name)
 )
-SELECT pg_backend_pid() AS pid, pg_is_in_recovery() AS replica,
+SELECT pg_backend_pid() AS pid, pg_is_in_recovery() AS replica, current_setting('transaction_read_only') = 'on' AS read_only,
        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now, settings.done
 FROM settings
