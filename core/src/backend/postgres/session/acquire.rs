@@ -279,8 +279,9 @@ impl Asking<'_> {
         expires: Instant,
     ) -> std::result::Result<Row, Failure> {
         let (connection, progress) = (&self.sent.session.connection, &self.claim.progress);
-        connection.prepared(statement, expires, self.driver).await?;
-        let mut asking = std::pin::pin!(connection.query(statement, params, expires, self.driver));
+        // In boxes, as both are large and there is one stack for all that leads here.
+        Box::pin(connection.prepared(statement, expires, self.driver)).await?;
+        let mut asking = Box::pin(connection.query(statement, params, expires, self.driver));
         progress.doubt(0);
         let sent = match progress.sends(0) {
             true => Some(poll_fn(|cx| Poll::Ready(asking.as_mut().poll(cx))).await),
