@@ -13,14 +13,14 @@
 //! So exactly one of the two happens: the host receives the result from `turn`, or it is undone.
 
 use std::{
-    collections::HashMap,
-    future::Future,
     os::fd::{AsFd, BorrowedFd},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
+
+use futures_util::future::BoxFuture;
+use rustc_hash::FxHashMap;
 
 use crate::{
     Error, ErrorKind, Result,
@@ -30,7 +30,11 @@ use crate::{
 /// Names an operation in its queue. Never 0.
 pub type OperationId = u64;
 
-type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// An operation, and what moves it on.
+struct Task<T> {
+    operation: BoxFuture<'static, T>,
+    waker: Waker,
+}
 
 /// The operations of one event loop. Clones are the same queue.
 ///
@@ -44,7 +48,8 @@ struct Queue<T> {
 }
 
 struct Work<T> {
-    tasks: HashMap<OperationId, Option<Task<T>>>,
+    /// `None` while it is polled: it may be cancelled then, but not polled again.
+    tasks: FxHashMap<OperationId, Option<Task<T>>>,
     woken: Vec<OperationId>,
     finished: Vec<(OperationId, T)>,
     last_id: OperationId,
@@ -74,7 +79,7 @@ impl<T: Send + 'static> CompletionQueue<T> {
             reactor,
             generation: process::generation(),
             work: Mutex::new(Work {
-                tasks: HashMap::new(),
+                tasks: FxHashMap::default(),
                 woken: Vec::new(),
                 finished: Vec::new(),
                 last_id: 0,
@@ -93,7 +98,7 @@ impl<T: Send + 'static> CompletionQueue<T> {
     ///
     /// # Errors
     /// `Closed` after [`close`](Self::close), `Forked` in the child of a fork.
-    pub fn start(&self, operation: impl Future<Output = T> + Send + 'static) -> Result<Started<T>> {
+    pub fn start(&self, operation: BoxFuture<'static, T>) -> Result<Started<T>> {
         let started = self.begin(operation);
         self.flush();
         started
@@ -105,12 +110,18 @@ impl<T: Send + 'static> CompletionQueue<T> {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn begin(&self, operation: impl Future<Output = T> + Send + 'static) -> Result<Started<T>> {
+    pub fn begin(&self, operation: BoxFuture<'static, T>) -> Result<Started<T>> {
         self.check_process()?;
         let id = self.reserve()?;
         self.0.reactor.begin_turn();
-        self.0.work().turning = true;
-        let mut outcome = self.0.poll(id, Box::pin(operation));
+        let waker = Waker::from(Arc::new(TaskWaker { queue: Arc::downgrade(&self.0), id }));
+        let task = Task { operation, waker };
+        {
+            let mut work = self.0.work();
+            work.turning = true;
+            work.tasks.insert(id, None);
+        }
+        let mut outcome = self.0.poll(id, task);
         self.0.run_woken();
         let mut work = self.0.work();
         // It may have woken itself, and be done by now.
@@ -232,7 +243,7 @@ impl<T: Send + 'static> Queue<T> {
     }
 
     /// Moves on what was woken, until nothing is.
-    fn run_woken(self: &Arc<Self>) {
+    fn run_woken(&self) {
         loop {
             let woken = {
                 let mut work = self.work();
@@ -242,6 +253,7 @@ impl<T: Send + 'static> Queue<T> {
             if woken.is_empty() {
                 return;
             }
+            self.work().finished.reserve(woken.len());
             for id in woken {
                 let task = self.work().tasks.get_mut(&id).and_then(Option::take);
                 let Some(task) = task else { continue };
@@ -252,12 +264,9 @@ impl<T: Send + 'static> Queue<T> {
         }
     }
 
-    /// Moves one operation on; keeps it if it is not done.
-    fn poll(self: &Arc<Self>, id: OperationId, mut task: Task<T>) -> Option<T> {
-        // While it is polled, its place says that it may be cancelled but not polled again.
-        self.work().tasks.insert(id, None);
-        let waker = Waker::from(Arc::new(TaskWaker { queue: Arc::downgrade(self), id }));
-        let polled = task.as_mut().poll(&mut Context::from_waker(&waker));
+    /// Moves one operation on, whose place is empty; keeps it if it is not done.
+    fn poll(&self, id: OperationId, mut task: Task<T>) -> Option<T> {
+        let polled = task.operation.as_mut().poll(&mut Context::from_waker(&task.waker));
         let mut work = self.work();
         match polled {
             Poll::Ready(value) => {
@@ -346,13 +355,15 @@ mod tests {
     fn what_an_operation_finishes_as_it_starts_is_told() {
         let queue = CompletionQueue::new().unwrap();
         let (tell, told) = oneshot::channel();
-        let Started::Pending(waiting) = queue.start(async { told.await.unwrap() }).unwrap() else { panic!("done") };
+        let Started::Pending(waiting) = queue.start(Box::pin(async { told.await.unwrap() })).unwrap() else {
+            panic!("done")
+        };
         assert!(!is_readable(&queue));
         let telling = async {
             tell.send(7).unwrap();
             1
         };
-        assert!(matches!(queue.begin(telling).unwrap(), Started::Done(1)));
+        assert!(matches!(queue.begin(Box::pin(telling)).unwrap(), Started::Done(1)));
         assert!(is_readable(&queue));
         assert_eq!(queue.turn(), [(waiting, 7)]);
         assert!(!is_readable(&queue));
@@ -361,10 +372,10 @@ mod tests {
     #[test]
     fn an_operation_that_wakes_itself_takes_no_turn_more() {
         let queue = CompletionQueue::new().unwrap();
-        let started = queue.start(async {
+        let started = queue.start(Box::pin(async {
             tokio::task::yield_now().await;
             3
-        });
+        }));
         // Outside of a runtime this yields by waking itself.
         assert!(matches!(started.unwrap(), Started::Done(3)));
         assert!(!is_readable(&queue));

@@ -1,7 +1,6 @@
 //! The manager: a backend, and the leases and waiters on it.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -9,6 +8,7 @@ use std::{
     },
 };
 
+use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -253,10 +253,10 @@ impl Manager {
 
 /// The leases that are held through a manager.
 #[derive(Default)]
-pub(crate) struct Leases(Mutex<HashMap<OwnerToken, Weak<Held>>>);
+pub(crate) struct Leases(Mutex<FxHashMap<OwnerToken, Weak<Held>>>);
 
 impl Leases {
-    fn map(&self) -> MutexGuard<'_, HashMap<OwnerToken, Weak<Held>>> {
+    fn map(&self) -> MutexGuard<'_, FxHashMap<OwnerToken, Weak<Held>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

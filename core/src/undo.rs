@@ -12,10 +12,11 @@
 //! be polled at that very moment, one of the two has the claim: what is undone comes to no lease.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
+
+use rustc_hash::FxHashMap;
 
 use crate::{
     Error, OwnerToken, Release, Result,
@@ -68,10 +69,10 @@ impl Alarm for Overdue {
 /// The claims of a manager that are on their way: closing it undoes them, because whoever waits for them may be
 /// on a thread that does not run again before the process ends.
 #[derive(Default)]
-pub(crate) struct Attempts(Mutex<HashMap<OwnerToken, Claim>>);
+pub(crate) struct Attempts(Mutex<FxHashMap<OwnerToken, Claim>>);
 
 impl Attempts {
-    fn claims(&self) -> MutexGuard<'_, HashMap<OwnerToken, Claim>> {
+    fn claims(&self) -> MutexGuard<'_, FxHashMap<OwnerToken, Claim>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

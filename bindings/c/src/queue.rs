@@ -11,6 +11,7 @@ use engine::{
     Instant, Result,
     host::{CompletionQueue, Driver, OperationId, Started},
 };
+use futures_util::FutureExt;
 
 use crate::{
     abi::{polylock_error, polylock_future, polylock_queue, polylock_status},
@@ -36,10 +37,7 @@ impl Queue {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> Result<OperationId> {
         let value = Arc::clone(shared);
-        let started = self.0.start(async move {
-            task.await;
-            value
-        })?;
+        let started = self.0.start(task.map(|()| value).boxed())?;
         match started {
             Started::Pending(id) => Ok(id),
             Started::Done(value) => {

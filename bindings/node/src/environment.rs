@@ -166,7 +166,7 @@ impl Environment {
     ///
     /// What it asks of a server is written when the loop is about to wait, with all that is started until then.
     pub(crate) fn start(&self, operation: impl Future<Output = Outcome> + Send + 'static) -> Begun {
-        match self.queue.begin(operation) {
+        match self.queue.begin(Box::pin(operation)) {
             Ok(Started::Done(outcome)) => match self.queue.reserve() {
                 Ok(id) => Begun::Done(id, Reply::of(id, outcome, self)),
                 Err(error) => Begun::Done(0, Reply::Failed(error)),

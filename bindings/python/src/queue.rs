@@ -125,7 +125,8 @@ impl Queue {
     where
         F: Future<Output = polylock::Result<Outcome>> + Send + 'static,
     {
-        let operation = outcome::of(operation(self.operations.driver()));
+        // In a box from here on: it is some kilobytes, which each call would move.
+        let operation = Box::pin(outcome::of(operation(self.operations.driver())));
         let started = boundary::guard(|| {
             if self.gathering.load(Ordering::Relaxed) {
                 self.operations.begin(operation)

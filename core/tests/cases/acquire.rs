@@ -131,7 +131,7 @@ pub async fn who_stands_still_is_passed(store: Store) {
         let (locks, name, driver) = (locks.clone(), name.clone(), queue.driver());
         async move { locks.acquire_by(&name, long(), &driver).await }
     };
-    let Started::Pending(still) = queue.start(operation).unwrap() else { panic!("it is held") };
+    let Started::Pending(still) = queue.start(Box::pin(operation)).unwrap() else { panic!("it is held") };
     // What it has asked is answered: else it might be granted yet.
     while locks.metrics().unwrap().total("polylock.attempts", &[("answer", "busy")]) < 1.0 {
         assert!(queue.turn().is_empty());
@@ -176,7 +176,7 @@ pub async fn a_grant_that_nobody_collects_ends_with_its_ttl(store: Store) {
         let (name, driver) = (name.clone(), queue.driver());
         async move { locks.acquire_by(&name, Acquire::ttl(ms(1000)), &driver).await }
     };
-    if let Started::Done(lease) = queue.start(operation).unwrap() {
+    if let Started::Done(lease) = queue.start(Box::pin(operation)).unwrap() {
         return drop(lease); // this backend grants at once
     }
     // Until it is granted, or is not sent because nobody turns the queue.

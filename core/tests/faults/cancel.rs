@@ -136,7 +136,7 @@ async fn on_an_event_loop() {
                 let (locks, name, driver) = (locks.clone(), name.clone(), queue.driver());
                 async move { locks.acquire_by(&name, long(), &driver).await }
             };
-            let started = queue.start(operation).unwrap();
+            let started = queue.start(Box::pin(operation)).unwrap();
             let queue = queue.clone();
             let won = tokio::task::spawn_blocking(move || {
                 let id = match started {

@@ -29,7 +29,7 @@ const PATIENT: Duration = Duration::from_secs(60);
 /// Starts what has to open a connection first.
 fn start(queue: &CompletionQueue<Result<Lease>>, locks: &LockManager, name: &str) -> OperationId {
     let (locks, name, driver) = (locks.clone(), name.to_owned(), queue.driver());
-    match queue.start(async move { locks.acquire_by(&name, long(), &driver).await }) {
+    match queue.start(Box::pin(async move { locks.acquire_by(&name, long(), &driver).await })) {
         Ok(Started::Pending(id)) => id,
         _ => panic!("no connection was opened"),
     }

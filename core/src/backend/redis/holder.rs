@@ -1,18 +1,19 @@
 //! Who holds a lock: what a holder leaves beside it, and what inspection reads.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use once_cell::race::OnceBox;
 use redis::Value;
 
-use crate::{Holder, Resource};
+use crate::{Holder, Resource, clock};
 
 /// What this process leaves: milliseconds since 1970, process id, host and label, a line each.
 pub(super) fn record(label: Option<&str>) -> String {
     static HOST: OnceBox<String> = OnceBox::new();
     let host = HOST.get_or_init(|| Box::new(rustix::system::uname().nodename().to_string_lossy().into_owned()));
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    format!("{since}\n{}\n{host}\n{}", std::process::id(), label.unwrap_or(""))
+    let (mut since, mut pid) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (since, pid) = (since.format(clock::unix_micros() / 1000), pid.format(std::process::id()));
+    [since, "\n", pid, "\n", host, "\n", label.unwrap_or("")].concat()
 }
 
 /// The holders in the answer of `inspect.lua`; none if the lock is free.

@@ -32,8 +32,8 @@ impl<'a> Key<'a> {
             "" => Cow::Borrowed(resource.as_str()),
             prefix => Cow::Owned(format!("{prefix}{resource}")),
         };
-        let tag = lock.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
-        let tagged = tag.is_some_and(|(tag, _)| !tag.is_empty());
+        // Few have any; the first look costs the others least.
+        let tagged = lock.contains('{') && has_tag(&lock);
         Self { lock, tagged }
     }
 
@@ -58,6 +58,12 @@ impl<'a> Key<'a> {
     pub(super) fn side(&self, side: Side) -> String {
         self.parts(side).concat()
     }
+}
+
+/// Whether a part of the name, in braces, decides on the slot.
+fn has_tag(name: &str) -> bool {
+    let tag = name.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+    tag.is_some_and(|(tag, _)| !tag.is_empty())
 }
 
 /// What the name of every fence begins with.
@@ -93,8 +99,8 @@ impl<'a> Keys<'a> {
 
     /// The list on which python-redis-lock waits for a release of each of them, if they have its prefix.
     pub(super) fn signals(&self) -> impl Iterator<Item = String> {
-        let theirs = self.prefix.starts_with("lock:");
-        self.each().filter(move |_| theirs).map(|key| key.lock.replacen("lock:", "lock-signal:", 1))
+        let theirs = self.prefix.starts_with("lock:").then(|| self.each());
+        theirs.into_iter().flatten().map(|key| key.lock.replacen("lock:", "lock-signal:", 1))
     }
 }
 

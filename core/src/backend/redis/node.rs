@@ -6,7 +6,6 @@
 //! as the first may have been carried out, too. No answer in time is never followed by a second request.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,6 +14,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared};
+use rustc_hash::FxHashMap;
 
 use super::{
     call::{CallError, Reply},
@@ -36,7 +36,7 @@ use crate::{
 
 pub(super) struct Node {
     config: NodeConfig,
-    lanes: Mutex<HashMap<DriverId, Lane>>,
+    lanes: Mutex<FxHashMap<DriverId, Lane>>,
     /// What the last log-in found.
     run: Mutex<Option<Run>>,
     closed: AtomicBool,
@@ -62,7 +62,7 @@ impl Node {
         })
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<DriverId, Lane>> {
+    fn lanes(&self) -> MutexGuard<'_, FxHashMap<DriverId, Lane>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,10 +13,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-use futures_util::{
-    future::BoxFuture,
-    stream::{FuturesUnordered, StreamExt},
-};
+use futures_util::future::{BoxFuture, FutureExt, join_all};
 
 use super::{
     attempt,
@@ -62,7 +59,7 @@ pub(super) struct Answers {
     /// How many are missing.
     missing: usize,
     /// What is yet to be done for some of them, and the process whose connections it is done on.
-    work: FuturesUnordered<BoxFuture<'static, ()>>,
+    work: Vec<BoxFuture<'static, ()>>,
     generation: u32,
 }
 
@@ -97,7 +94,7 @@ impl Answers {
     fn none(request: &Arc<Request>, driver: &Driver) -> Self {
         let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
         let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
-        Self { round, missing: 0, work: FuturesUnordered::new(), generation: 0 }
+        Self { round, missing: 0, work: Vec::new(), generation: 0 }
     }
 
     fn ticket(&mut self, index: usize) -> Ticket {
@@ -108,7 +105,7 @@ impl Answers {
     /// The next answer. There is one for each server that was asked; asking for more waits for ever.
     pub(super) async fn next(&mut self) -> (usize, Answer) {
         poll_fn(|context| {
-            while !self.work.is_empty() && self.work.poll_next_unpin(context).is_ready() {}
+            self.work.retain_mut(|work| work.poll_unpin(context).is_pending());
             let mut state = self.round.state();
             if let Some(answer) = state.answers.pop_front() {
                 self.missing -= 1;
@@ -129,7 +126,7 @@ impl Answers {
         self.round.leave_to(Phase::Decided(Arc::new(late)));
         let work = mem::take(&mut self.work);
         if !work.is_empty() {
-            runtime::spawn(work.collect());
+            runtime::spawn(join_all(work).map(drop));
         }
     }
 }
@@ -149,7 +146,7 @@ impl Drop for Answers {
         let awaited = !work.is_empty() && attempt.is_some_and(|progress| !progress.is_unsent());
         if awaited && self.generation == process::generation() {
             // What is sent to other servers meanwhile says that it is too late.
-            runtime::spawn(work.collect());
+            runtime::spawn(join_all(work).map(drop));
         }
     }
 }
@@ -249,8 +246,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // The caller went away, or the engine has stopped. Whether it was sent before, the claim's progress knows.
-        self.hand_in(Err(CallError::Unanswered(Error::unavailable("the engine has stopped"))));
+        if !self.answered {
+            // The caller went away, or the engine has stopped. Whether it was sent before, the claim's progress knows.
+            self.hand_in(Err(CallError::Unanswered(Error::unavailable("the engine has stopped"))));
+        }
     }
 }
 

@@ -85,23 +85,11 @@ impl Words {
 
     /// Appends a number.
     pub(super) fn number(&mut self, number: u64) {
-        self.push(&[decimal(&mut [0; 20], number)]);
+        self.push(&[itoa::Buffer::new().format(number)]);
     }
 }
 
 /// Appends the digits of `number`.
 pub(super) fn push_number(bytes: &mut Vec<u8>, number: usize) {
-    bytes.extend_from_slice(decimal(&mut [0; 20], number as u64).as_bytes());
-}
-
-fn decimal(digits: &mut [u8; 20], number: u64) -> &str {
-    let (mut first, mut rest) = (digits.len(), number);
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            return std::str::from_utf8(&digits[first..]).unwrap_or_default();
-        }
-    }
+    bytes.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
