@@ -37,11 +37,12 @@ _RELEASED = {outcome.value: outcome for outcome in Released} | {"ended_before": 
 class LeaseBase:
     """A held lock, apart from what waits."""
 
-    __slots__ = ("__weakref__", "_listeners", "_native")
+    __slots__ = ("__weakref__", "_listeners", "_native", "_over")
 
     def __init__(self, native: _native.Lease) -> None:
         self._listeners: list[tuple[Listeners, int]] | None = None
-        self._native = native  # last: an interrupt may come before it
+        self._native = native
+        self._over = False  # last: an interrupt may come before it
 
     @property
     def resource(self) -> str:
@@ -146,9 +147,11 @@ class LeaseBase:
         cannot_be_pickled(self)
 
     def __del__(self) -> None:
-        native = getattr(self, "_native", None)
-        if native is None or native.loss is not None:
-            return  # a listener of a lost lease is still to be called
+        if getattr(self, "_over", True):
+            return
+        native = self._native
+        if native.loss is not None:
+            return  # its listeners are still to be called
         self._forget_listeners()
         if native.is_held:
             message = f"unreleased {self!r}"
@@ -162,8 +165,9 @@ class LeaseBase:
             callbacks.pop(number, None)
 
     def _released(self, outcome: str) -> Released:
+        self._over = True
         released = _RELEASED[outcome]
-        if released is not Released.NOT_HELD or self._native.loss is None:
+        if self._listeners is not None and (released is not Released.NOT_HELD or self._native.loss is None):
             self._forget_listeners()
         return released
 

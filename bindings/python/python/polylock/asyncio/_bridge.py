@@ -17,9 +17,8 @@ from __future__ import annotations
 import sys
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from contextvars import Context
-from threading import local
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from .. import _native
 from .._errors import Closed, Unsupported
@@ -34,11 +33,11 @@ class Bridge:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         # Weak, because the registry must not keep a loop alive.
-        self._loop = ref(loop)
+        self.loop = ref(loop)
+        self._key = id(loop)
         self._futures: dict[int, Future[object]] = {}
         self.callbacks: dict[int, Callable[[Any], object]] = {}
         self.queue = _native.Queue()
-        self.closed = False
         try:
             # Nothing but the loop keeps the reader: when it goes, the loop was closed. In a context of its own,
             # because the reader would keep the caller's alive.
@@ -48,12 +47,9 @@ class Bridge:
                 f"{type(loop).__name__} has no add_reader, which polylock needs: use a selector event loop"
             ) from None
 
-    async def finish(self, number: int) -> object:
+    async def finish(self, number: int) -> Any:
         """Waits for an operation. If the waiting is cancelled, what the operation won is given back."""
-        loop = self._loop()
-        assert loop is not None, "the caller runs on it"
-        future: Future[object] = loop.create_future()
-        self._futures[number] = future
+        self._futures[number] = future = get_running_loop().create_future()
         try:
             return await future
         except BaseException:
@@ -67,13 +63,11 @@ class Bridge:
 
     def close(self) -> None:
         """Ends what is on its way, and releases in the background the leases that were acquired here."""
-        self.closed = True
         self.callbacks.clear()
         self._futures.clear()
         self.queue.close()
-        loop = self._loop()
-        if loop is not None and _bridges.get(loop) is self:
-            del _bridges[loop]
+        if _bridges.get(self._key) is self:
+            del _bridges[self._key]
 
     def _turn(self) -> None:
         try:
@@ -84,8 +78,9 @@ class Bridge:
                     future.set_exception(error)
             self._futures.clear()
             raise
+        pop = self._futures.pop
         for number, value in results:
-            waiting = self._futures.pop(number, None)
+            waiting = pop(number, None)
             if waiting is None:
                 callback = self.callbacks.pop(number, None)
                 if callback is None:
@@ -109,7 +104,7 @@ class Bridge:
         try:
             callback(reason)
         except Exception as error:
-            loop = self._loop()
+            loop = self.loop()
             if loop is not None:
                 context = {"message": "a listener of a lost lease failed", "exception": error}
                 loop.call_exception_handler(context)
@@ -140,17 +135,8 @@ def _give_back(value: object) -> None:
         value.release_soon()
 
 
-_bridges: WeakKeyDictionary[AbstractEventLoop, Bridge] = WeakKeyDictionary()
-
-
-class _Last(local):
-    """The bridge that this thread used last: looking it up in the registry costs a microsecond."""
-
-    loop: ref[AbstractEventLoop] | None = None
-    bridge: Bridge | None = None
-
-
-_last = _Last()
+# By the ids of the loops, which is the quickest look-up. Another loop may get the id of one that is gone.
+_bridges: dict[int, Bridge] = {}
 
 
 def bridge() -> Bridge:
@@ -165,13 +151,9 @@ def bridge() -> Bridge:
     except RuntimeError:
         _refuse_trio()
         raise RuntimeError("polylock.asyncio works inside a running asyncio event loop only") from None
-    found = _last.bridge
-    if found is not None and not found.closed and _last.loop is not None and _last.loop() is loop:
-        return found
-    found = _bridges.get(loop)
-    if found is None:
-        found = _bridges[loop] = Bridge(loop)
-    _last.loop, _last.bridge = ref(loop), found
+    found = _bridges.get(id(loop))
+    if found is None or found.loop() is not loop:
+        found = _bridges[id(loop)] = Bridge(loop)
     return found
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from asyncio import current_task
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import ref
 
-from .. import _native, _process
+from .. import _process
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
 from .._metrics import Event, Subscription, log_to
@@ -110,7 +110,11 @@ class Lease(LeaseBase):
         >>> asyncio.run(main())
         Released.RELEASED Released.NOT_HELD
         """
-        return self._released(await self._release())
+        on = bridge()
+        answer = self._native.release_start(on.queue)
+        if isinstance(answer, int):
+            answer = await on.finish(answer)
+        return self._released(answer)
 
     async def __aenter__(self) -> Lease:
         return self
@@ -120,7 +124,10 @@ class Lease(LeaseBase):
     ) -> None:
         loss = self.loss
         try:
-            outcome = await self._release()
+            on = bridge()
+            outcome = self._native.release_start(on.queue)
+            if isinstance(outcome, int):
+                outcome = await on.finish(outcome)
         except Forked:
             return  # the parent's, to be released by the parent
         except Error:
@@ -131,13 +138,6 @@ class Lease(LeaseBase):
         lost = self._loss_at_exit(loss, outcome)
         if lost is not None and error is None:
             raise lost
-
-    async def _release(self) -> str:
-        on = bridge()
-        answer: object = self._native.release_start(on.queue)
-        if isinstance(answer, int):
-            answer = await on.finish(answer)
-        return cast("str", answer)
 
 
 class Lock(LockBase[Lease]):
@@ -172,7 +172,7 @@ class Lock(LockBase[Lease]):
 
     async def _acquired(self) -> Lease:
         on = bridge()
-        answer: object = self._native.acquire_start(
+        answer = self._native.acquire_start(
             on.queue,
             self.name,
             self._mode,
@@ -185,7 +185,7 @@ class Lock(LockBase[Lease]):
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return Lease(cast("_native.Lease", answer))
+        return Lease(answer)
 
     async def try_acquire(self) -> Lease | None:
         """Tries once; `None` if somebody else holds it. See `LockManager.try_acquire` for the errors.
@@ -198,12 +198,12 @@ class Lock(LockBase[Lease]):
         None
         """
         on = bridge()
-        answer: object = self._native.try_acquire_start(
+        answer = self._native.try_acquire_start(
             on.queue, self.name, self._mode, self._ttl, self._auto_extend, self._max_hold, self._label, self._fair
         )
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return None if answer is None else self._keep(_user(), Lease(cast("_native.Lease", answer)))
+        return None if answer is None else self._keep(_user(), Lease(answer))
 
     async def release(self) -> Released:
         """Releases what this task acquired last by this object; `Released.NOT_HELD` if there is nothing.
@@ -279,12 +279,10 @@ class LockManager(ManagerBase[Lock]):
         Released.RELEASED
         """
         on = bridge()
-        answer: object = self._native.acquire_start(
-            on.queue, name, None, ttl, wait, auto_extend, max_hold, label, fair
-        )
+        answer = self._native.acquire_start(on.queue, name, None, ttl, wait, auto_extend, max_hold, label, fair)
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return Lease(cast("_native.Lease", answer))
+        return Lease(answer)
 
     async def try_acquire(
         self,
@@ -308,10 +306,10 @@ class LockManager(ManagerBase[Lock]):
         ours
         """
         on = bridge()
-        answer: object = self._native.try_acquire_start(on.queue, name, None, ttl, auto_extend, max_hold, label, fair)
+        answer = self._native.try_acquire_start(on.queue, name, None, ttl, auto_extend, max_hold, label, fair)
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return None if answer is None else Lease(cast("_native.Lease", answer))
+        return None if answer is None else Lease(answer)
 
     def locked(
         self,
@@ -374,10 +372,10 @@ class LockManager(ManagerBase[Lock]):
         nightly
         """
         on = bridge()
-        answer: object = self._native.inspect_start(on.queue, name)
+        answer: Any = self._native.inspect_start(on.queue, name)
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return None if answer is None else Holder(*cast("tuple[Any, ...]", answer))
+        return None if answer is None else Holder(*answer)
 
     async def list(self, pattern: str = "*", limit: int = 1000) -> builtins.list[Holder]:
         """Who holds the resources whose names match `pattern`: an entry for each holder, in the order of the names.
@@ -405,10 +403,10 @@ class LockManager(ManagerBase[Lock]):
         ['invoice:42']
         """
         on = bridge()
-        answer: object = self._native.list_start(on.queue, pattern, limit)
+        answer: Any = self._native.list_start(on.queue, pattern, limit)
         if isinstance(answer, int):
             answer = await on.finish(answer)
-        return [Holder(*fields) for fields in cast("builtins.list[Any]", answer)]
+        return [Holder(*fields) for fields in answer]
 
     async def break_(self, name: str, fencing_token: int | None = None, *, owner: str | None = None) -> bool:
         """Frees `name` though somebody holds it, if that is still the holder that was seen; says whether it was.
@@ -433,10 +431,10 @@ class LockManager(ManagerBase[Lock]):
         True taken
         """
         on = bridge()
-        answer: object = self._native.break_lock_start(on.queue, name, fencing_token, owner)
+        answer = self._native.break_lock_start(on.queue, name, fencing_token, owner)
         if isinstance(answer, int) and not isinstance(answer, bool):
             answer = await on.finish(answer)
-        return cast("bool", answer)
+        return answer
 
     def on_event(self, callback: Callable[[Event], object]) -> Subscription:
         """Has `callback` called for what happens to this manager's leases from now on.
