@@ -186,6 +186,40 @@ for (const { name, url } of backends) {
   })
 }
 
+test('the package may be loaded anew over one addon, as Jest does for each file', async () => {
+  const source = `
+    const load = () => {
+      for (const file of Object.keys(require.cache)) if (file.endsWith('.js')) delete require.cache[file]
+      return require('polylock')
+    }
+    process.on('warning', (warning) => console.log(warning))
+    const main = async () => {
+      const copies = Array.from({ length: 12 }, load)
+      if (new Set(copies.map(({ connect }) => connect)).size !== 12) throw new Error('one copy')
+      const managers = copies.map(({ connect }) => connect('memory:meet'))
+      const heard = []
+      managers[1].on('lost', ({ kind }) => heard.push(kind))
+      // Through each, while the one before it holds; in the end through the first again.
+      let holder = await managers[11].acquire('turn')
+      for (const locks of managers) {
+        const next = locks.acquire('turn')
+        if ((await holder.release()) !== 'released') throw new Error('not held')
+        holder = await next
+      }
+      const alive = setInterval(() => {}, 1000)
+      const lost = await managers[1].acquire('lost', { maxHold: 1, ttl: 20 })
+      await new Promise((told) => lost.signal.addEventListener('abort', told))
+      if (!(lost.signal.reason instanceof copies[1].LockLostError)) throw lost.signal.reason
+      while (heard.length === 0) await new Promise(setImmediate)
+      clearInterval(alive)
+      console.log(heard.join())
+    }
+    main()`
+  const { status, output, errors } = await runNode(source, { type: 'commonjs' })
+  assert.equal(status, 0, errors)
+  assert.equal(output.trim(), 'lost', errors)
+})
+
 test('a worker alone may use it, and go', async () => {
   const source = `
     import { once } from 'node:events'

@@ -9,7 +9,7 @@
 import { getEventListeners } from 'node:events'
 
 import type { LossReason } from './errors.js'
-import { Kind, native, type Reply } from './native.js'
+import { Kind, native, once, type Reply } from './native.js'
 
 /** What this needs to know of a lease. */
 export interface Held {
@@ -18,51 +18,55 @@ export interface Held {
   lost(reason: LossReason): void
 }
 
-/** By their numbers. */
-const leases = new Map<number, Held | WeakRef<Held>>()
-/** Hears of collections, by what becomes of an object that nobody has. */
-const collections = new FinalizationRegistry<undefined>(afterCollection)
-let watching = false
+class Leases {
+  /** By their numbers. */
+  readonly #leases = new Map<number, Held | WeakRef<Held>>()
+  /** Hears of collections, by what becomes of an object that nobody has. */
+  readonly #collections = new FinalizationRegistry<undefined>(() => this.#afterCollection())
+  #watching = false
 
-export function keep(id: number, lease: Held): void {
-  leases.set(id, lease)
-  if (!watching) watch()
-}
-
-export function letGo(id: number): void {
-  leases.delete(id)
-}
-
-/** Tells the lease that it was lost. */
-export function tellLoss(reply: Reply): void {
-  const known = leases.get(reply[0])
-  const lease = known instanceof WeakRef ? known.deref() : known
-  if (reply[1] === Kind.Lost) lease?.lost(reply[2])
-}
-
-function watch(): void {
-  watching = true
-  collections.register({}, undefined)
-}
-
-function afterCollection(): void {
-  watching = false
-  for (const [id, known] of leases) {
-    const lease = known instanceof WeakRef ? known.deref() : known
-    if (lease === undefined) abandoned(id)
-    else if (lease.isAwaited()) leases.set(id, lease)
-    else if (lease === known) leases.set(id, new WeakRef(lease))
+  keep(id: number, lease: Held): void {
+    this.#leases.set(id, lease)
+    if (!this.#watching) this.#watch()
   }
-  if (leases.size > 0) watch()
+
+  letGo(id: number): void {
+    this.#leases.delete(id)
+  }
+
+  /** Tells the lease that it was lost. */
+  tellLoss(reply: Reply): void {
+    const known = this.#leases.get(reply[0])
+    const lease = known instanceof WeakRef ? known.deref() : known
+    if (reply[1] === Kind.Lost) lease?.lost(reply[2])
+  }
+
+  #watch(): void {
+    this.#watching = true
+    this.#collections.register({}, undefined)
+  }
+
+  #afterCollection(): void {
+    this.#watching = false
+    for (const [id, known] of this.#leases) {
+      const lease = known instanceof WeakRef ? known.deref() : known
+      if (lease === undefined) this.#abandoned(id)
+      else if (lease.isAwaited()) this.#leases.set(id, lease)
+      else if (lease === known) this.#leases.set(id, new WeakRef(lease))
+    }
+    if (this.#leases.size > 0) this.#watch()
+  }
+
+  #abandoned(id: number): void {
+    this.#leases.delete(id)
+    const resource = native.forgetLease(id)
+    if (resource === null) return
+    const message = `The lease of ${JSON.stringify(resource)} was garbage-collected while it was held; it is released now. Release leases yourself.`
+    process.emitWarning(message, { type: 'PolylockWarning', code: 'POLYLOCK_LEASE_COLLECTED' })
+  }
 }
 
-function abandoned(id: number): void {
-  leases.delete(id)
-  const resource = native.forgetLease(id)
-  if (resource === null) return
-  const message = `The lease of ${JSON.stringify(resource)} was garbage-collected while it was held; it is released now. Release leases yourself.`
-  process.emitWarning(message, { type: 'PolylockWarning', code: 'POLYLOCK_LEASE_COLLECTED' })
-}
+export const held = once('held', () => new Leases())
 
 /** Whether anybody would hear of this signal: a listener, or a signal of `AbortSignal.any`. */
 export function isListenedTo(signal: AbortSignal): boolean {

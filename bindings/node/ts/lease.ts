@@ -4,7 +4,7 @@ import { inspect } from 'node:util'
 
 import * as arg from './check.js'
 import { lostError, type LockLostError, type LossReason } from './errors.js'
-import { isListenedTo, keep, letGo, tellLoss } from './held.js'
+import { held, isListenedTo } from './held.js'
 import { check, onLoss, run } from './loop.js'
 import { Kind, native, type Reply } from './native.js'
 
@@ -45,7 +45,7 @@ export class Lease {
     this.ownerToken = ownerToken
     this.#fencingToken = fencingToken
     this.#id = id
-    keep(id, this)
+    held.keep(id, this)
   }
 
   /** All that is locked, sorted. */
@@ -182,11 +182,11 @@ export class Lease {
   #over(): void {
     if (this.#releasedAt !== null) return
     this.#releasedAt = Date.now()
-    letGo(this.#id)
+    held.letGo(this.#id)
   }
 }
 
 /** Whoever has the signal of a lease has the lease: it must not be collected under their work. */
 const holders = new WeakMap<AbortSignal, Lease>()
 
-onLoss(tellLoss)
+onLoss((reply) => held.tellLoss(reply))

@@ -8,6 +8,7 @@ import {
   hasLibuv,
   Kind,
   native,
+  once,
   type EventRecord,
   type FailedReply,
   type Replies,
@@ -19,24 +20,24 @@ import {
 const LONGEST_END = 2000
 
 /** Operations under way, by their numbers. */
-const operations = new Map<number, Operation<unknown>>()
+const operations = once('operations', () => new Map<number, Operation<unknown>>())
 /** Whoever wants to hear what happens to leases. */
 export interface Subscriber {
   told(events: EventRecord[]): void
 }
 
 /** Weakly: a manager that nobody has any more is to be collected. */
-const subscribers = new Map<number, WeakRef<Subscriber>>()
+const subscribers = once('subscribers', () => new Map<number, WeakRef<Subscriber>>())
 let hearOfLoss: (reply: Reply) => void = () => undefined
-let opened = false
 
 /** Makes this environment ready. Starts no thread. */
 export function open(): void {
-  if (opened) return
-  check(native.open(deliver, hasLibuv))
-  opened = true
-  // A worker's leases are let go of by the addon, when the worker ends in whatever way.
-  if (isMainThread) process.once('exit', () => native.shutdown(LONGEST_END))
+  once('opened', () => {
+    check(native.open(deliver, hasLibuv))
+    // A worker's leases are let go of by the addon, when the worker ends in whatever way.
+    if (isMainThread) process.once('exit', () => native.shutdown(LONGEST_END))
+    return true
+  })
 }
 
 /** Has `listener` hear of leases that were lost. */

@@ -161,6 +161,15 @@ export interface CapabilitiesRecord {
 
 export const native: Native = load()
 
+/**
+ * What this environment has once, under `name`. A test runner that loads the package anew for each file (Jest) gives all of these copies the
+ * one addon that Node has loaded, and that answers to the first of them: so what it answers to is kept with the addon.
+ */
+export function once<T>(name: string, make: () => T): T {
+  const kept = native as unknown as Record<string, T | undefined>
+  return (kept[name] ??= make())
+}
+
 /** Whether the event loop can watch the engine. Bun's cannot; and tests have Node do without. */
 export const hasLibuv = !('bun' in process.versions) && process.env['POLYLOCK_WITHOUT_LIBUV'] === undefined
 
