@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { createServer } from 'node:net'
-import { getEventListeners, once } from 'node:events'
+import { EventEmitter, getEventListeners, once } from 'node:events'
 import { test } from 'node:test'
 import { inspect } from 'node:util'
 
@@ -274,6 +274,35 @@ test('the signal of a polyfill, which knows no reasons, cancels as well', async 
   signal.dispatchEvent(new Event('abort'))
   await assert.rejects(waiting, { name: 'AbortError' })
   await assert.rejects(locks.acquire('r', { signal }), { name: 'AbortError' })
+  await holder.release()
+})
+
+test('the signal of a polyfill that is made of an EventEmitter cancels as well', async () => {
+  const locks = connect('memory:')
+  const holder = await locks.acquire('r')
+  const emitter = new EventEmitter()
+  const signal = {
+    aborted: false,
+    addEventListener: emitter.on.bind(emitter),
+    removeEventListener: emitter.off.bind(emitter),
+  }
+  const waiting = locks.acquire('r', { signal })
+  emitter.emit('abort')
+  await assert.rejects(waiting, { name: 'AbortError' })
+  assert.equal(emitter.listenerCount('abort'), 0)
+  await holder.release()
+})
+
+test('a signal that takes no listener is an error of the acquire, which is cancelled', async () => {
+  const locks = connect('memory:')
+  const holder = await locks.acquire('r')
+  const failure = new Error('no listeners here')
+  const addEventListener = () => {
+    throw failure
+  }
+  const signal = { aborted: false, addEventListener, removeEventListener: () => {} }
+  await assert.rejects(locks.acquire('r', { signal }), failure)
+  assert.equal(locks.waiting('r'), 0)
   await holder.release()
 })
 

@@ -65,7 +65,8 @@ export function optionalSignal(argument: string, value: unknown): AbortSignal | 
     typeof value !== 'object' ||
     value === null ||
     typeof signal.aborted !== 'boolean' ||
-    typeof signal.addEventListener !== 'function'
+    typeof signal.addEventListener !== 'function' ||
+    typeof signal.removeEventListener !== 'function'
   ) {
     throw wrong(argument, 'an AbortSignal', value)
   }

@@ -90,10 +90,14 @@ export function unsubscribe(subscription: number): void {
 class Cancellation {
   private static readonly all = new WeakMap<AbortSignal, Cancellation>()
   private readonly operations = new Set<Operation<unknown>>()
+  /** A function: polyfills know no other listeners. */
+  private readonly listener = (): void => {
+    for (const operation of [...this.operations]) operation.cancel(reasonOf(this.signal))
+  }
 
   private constructor(private readonly signal: AbortSignal) {
+    signal.addEventListener('abort', this.listener)
     Cancellation.all.set(signal, this)
-    signal.addEventListener('abort', this)
   }
 
   static of(signal: AbortSignal): Cancellation {
@@ -108,12 +112,7 @@ class Cancellation {
     this.operations.delete(operation)
     if (this.operations.size > 0) return
     Cancellation.all.delete(this.signal)
-    this.signal.removeEventListener('abort', this)
-  }
-
-  /** The signal is aborted. */
-  handleEvent(): void {
-    for (const operation of [...this.operations]) operation.cancel(reasonOf(this.signal))
+    this.signal.removeEventListener('abort', this.listener)
   }
 }
 
@@ -125,16 +124,23 @@ class Operation<T> {
     this.resolve = resolve
     this.reject = reject
   })
-  private readonly cancellation: Cancellation | undefined
+  private cancellation: Cancellation | undefined
 
   constructor(
     private readonly id: number,
     private readonly convert: (reply: Reply) => T,
-    signal: AbortSignal | undefined,
   ) {
     operations.set(id, this as Operation<unknown>)
-    this.cancellation = signal && Cancellation.of(signal)
-    this.cancellation?.add(this as Operation<unknown>)
+  }
+
+  /** Has `signal` cancel it, or a signal that takes no listener. */
+  cancelBy(signal: AbortSignal): void {
+    try {
+      this.cancellation = Cancellation.of(signal)
+      this.cancellation.add(this as Operation<unknown>)
+    } catch (error) {
+      this.cancel(error)
+    }
   }
 
   settle(reply: Reply): void {
@@ -159,7 +165,11 @@ class Operation<T> {
  * and rejects with the signal's reason.
  */
 export function run<T>(started: Started, convert: (reply: Reply) => T, signal?: AbortSignal): Promise<T> {
-  if (typeof started === 'number') return new Operation(started, convert, signal).promise
+  if (typeof started === 'number') {
+    const operation = new Operation(started, convert)
+    if (signal !== undefined) operation.cancelBy(signal)
+    return operation.promise
+  }
   try {
     return Promise.resolve(convert(started))
   } catch (error) {
