@@ -76,3 +76,9 @@ test('managers that nobody has any more are let go of', { skip }, async () => {
     }
   })
 })
+
+test('a shared lock and a semaphore keep the manager that they came from', { skip }, async () => {
+  const all = [connect('memory:').shared('r'), connect('memory:').semaphore('r', 2)]
+  await footprint()
+  for (const lock of all) await (await lock.acquire()).release()
+})

@@ -99,6 +99,11 @@ export class LockManager extends LockEvents {
     return acquire(this.#id, Target.Several, resources, options, 0) as Promise<Lease>
   }
 
+  /** @internal Acquires one resource as `mode` says. */
+  acquireAs(mode: number, resource: string, options: AcquireOptions | undefined, how: number): Promise<Lease | null> {
+    return acquire(this.#id, mode, resource, options, how)
+  }
+
   /** @internal Tries once, and has the end of the process or of the worker leave the lease to its ttl. */
   acquireToStay(resources: string | readonly string[], options: AcquireOptions): Promise<Lease> {
     const mode = typeof resources === 'string' ? Target.Exclusive : Target.Several
@@ -112,7 +117,7 @@ export class LockManager extends LockEvents {
 
   /** `resource`, to be held together with others that hold it shared. The backend must be able to (`capabilities.shared`). */
   shared(resource: string): Lock {
-    return new Lock(this.#id, resource, Target.Shared)
+    return new Lock(this, resource, Target.Shared)
   }
 
   /**
@@ -120,10 +125,10 @@ export class LockManager extends LockEvents {
    * to (`capabilities.semaphore`).
    */
   semaphore(resource: string, permits: number): Lock {
-    if (!Number.isInteger(permits) || permits < 1) {
-      throw invalid('permits', `must be a whole number from 1 to 65,535, not ${String(permits)}`)
+    if (!Number.isInteger(arg.number('permits', permits)) || permits < 1) {
+      throw invalid('permits', `must be a whole number from 1 to 65,535, not ${permits}`)
     }
-    return new Lock(this.#id, resource, permits)
+    return new Lock(this, resource, permits)
   }
 
   /**
@@ -254,11 +259,12 @@ export class LockManager extends LockEvents {
 export class Lock {
   /** What is locked. */
   readonly resource: string
-  readonly #manager: number
+  /** Not its number alone: a manager that nobody has is let go of. */
+  readonly #manager: LockManager
   readonly #mode: number
 
   /** @internal */
-  constructor(manager: number, resource: string, mode: number) {
+  constructor(manager: LockManager, resource: string, mode: number) {
     this.resource = arg.string('resource', resource)
     this.#manager = manager
     this.#mode = mode
@@ -266,12 +272,12 @@ export class Lock {
 
   /** As `LockManager.acquire`. */
   acquire(options?: AcquireOptions): Promise<Lease> {
-    return acquire(this.#manager, this.#mode, this.resource, options, 0) as Promise<Lease>
+    return this.#manager.acquireAs(this.#mode, this.resource, options, 0) as Promise<Lease>
   }
 
   /** As `LockManager.tryAcquire`. */
   tryAcquire(options?: TryOptions): Promise<Lease | null> {
-    return acquire(this.#manager, this.#mode, this.resource, options, How.Once)
+    return this.#manager.acquireAs(this.#mode, this.resource, options, How.Once)
   }
 
   /** As `LockManager.using`. */
