@@ -182,6 +182,9 @@ test('a wrong type is a TypeError that names the argument', async () => {
   await rejects(locks.acquire('r', { signal: {} }), 'signal')
   for (const seen of [undefined, null, 5, '5']) await rejects(locks.break('r', seen), 'seen')
   await rejects(locks.break('r', {}), 'owner')
+  for (const permits of [undefined, null, '5', 5n]) {
+    assert.throws(() => locks.semaphore('r', permits), /^TypeError: permits must be a number/)
+  }
   await rejects(locks.using('r', {}), 'fn')
   await rejects(locks.using('r', {}, 5), 'fn')
   const lease = await locks.acquire('r')
@@ -203,11 +206,38 @@ test('a value without meaning is an InvalidArgumentError that names the argument
   assert.throws(() => connect('memory:', { nodeTimeout: -1 }), invalid('nodeTimeout'))
   const locks = connect('memory:')
   await assert.rejects(locks.acquire('r', { maxHold: NaN }), invalid('maxHold'))
+
   await assert.rejects(locks.acquire('r\ud800'), invalid('resource'))
   await assert.rejects(locks.acquire('r', { label: '\ud800' }), invalid('label'))
   const lease = await locks.acquire('r')
   for (const ttl of [0, -1, NaN, Infinity, 2 ** 53 + 2]) await assert.rejects(lease.extend(ttl), invalid('ttl'))
   assert.equal(await lease.release(), 'released')
+})
+
+test('an unknown option is an InvalidArgumentError that names it and those that there are', async () => {
+  const unknown = {
+    name: 'InvalidArgumentError',
+    argument: 'timeout',
+    message: /^timeout is no option here; there are .+/,
+  }
+  const locks = connect('memory:')
+  assert.throws(() => connect('memory:', { timeout: 5 }), unknown)
+  await assert.rejects(locks.acquire('r', { timeout: 5 }), unknown)
+  await assert.rejects(locks.tryAcquire('r', { timeout: 5 }), unknown)
+  await assert.rejects(locks.acquireAll(['r'], { timeout: 5 }), unknown)
+  await assert.rejects(locks.shared('r').acquire({ timeout: 5 }), unknown)
+  await assert.rejects(
+    locks.using('r', { timeout: 5 }, () => null),
+    unknown,
+  )
+  assert.equal(await locks.inspect('r'), null)
+})
+
+test('no options are undefined, and no bound is Infinity', async () => {
+  const locks = connect('memory:', undefined)
+  assert.equal(await locks.using('r', undefined, () => 1), 1)
+  assert.equal(await locks.shared('r').using(undefined, () => 2), 2)
+  await (await locks.acquire('r', { wait: Infinity, maxHold: Infinity })).release()
 })
 
 test('a server that is not there is an UnavailableError within the wait', async () => {
@@ -408,7 +438,7 @@ for (const { name, url } of backends) {
     )
     await Promise.all(turns)
     assert.equal(most, 3)
-    for (const wrong of [0, -1, 1.5, NaN, '3']) assert.throws(() => locks.semaphore('r', wrong), InvalidArgumentError)
+    for (const wrong of [0, -1, 1.5, NaN]) assert.throws(() => locks.semaphore('r', wrong), InvalidArgumentError)
     await assert.rejects(
       locks.semaphore('r', 65_536).acquire(),
       (error) => error instanceof InvalidArgumentError && error.argument === 'permits',

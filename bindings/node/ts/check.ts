@@ -48,8 +48,13 @@ export function fn<F>(argument: string, value: F | undefined): F {
 
 const none = {}
 
-export function options<T extends object>(value: T | undefined): Partial<T> {
-  return value === undefined ? none : object('options', 'an object', value)
+/** One that is not `known` is refused: a misspelt `wait` would wait for ever. */
+export function options<T extends object>(value: T | undefined, known: readonly (keyof T & string)[]): Partial<T> {
+  if (value === undefined) return none
+  for (const name in object('options', 'an object', value)) {
+    if (!known.includes(name)) throw invalid(name, `is no option here; there are ${known.join(', ')}`)
+  }
+  return value
 }
 
 export function object<T extends object>(argument: string, wanted: string, value: T): T {

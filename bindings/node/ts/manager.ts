@@ -32,7 +32,7 @@ export interface TryOptions {
   ttl?: number | undefined
   /** Whether the engine renews the lease until it is released. Default `true`. */
   autoExtend?: boolean | undefined
-  /** No renewal begins later than this after the grant, so that a hung holder cannot hold for ever. Default: no bound. */
+  /** No renewal begins later than this after the grant, so that a hung holder cannot hold for ever. Default: `Infinity`. */
   maxHold?: number | undefined
   /** What `inspect` will say of the holder. At most 256 bytes. */
   label?: string | undefined
@@ -138,10 +138,10 @@ export class LockManager extends LockEvents {
    * lease was lost meanwhile, with `LockLostError`.
    */
   using<T>(resource: string, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
-  using<T>(resource: string, options: AcquireOptions, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  using<T>(resource: string, options: AcquireOptions | undefined, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
   async using<T>(
     resource: string,
-    options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
+    options: AcquireOptions | undefined | ((lease: Lease) => T | PromiseLike<T>),
     fn?: (lease: Lease) => T | PromiseLike<T>,
   ): Promise<T> {
     return under((given) => this.acquire(resource, given), options, fn)
@@ -282,9 +282,9 @@ export class Lock {
 
   /** As `LockManager.using`. */
   using<T>(fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
-  using<T>(options: AcquireOptions, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  using<T>(options: AcquireOptions | undefined, fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
   async using<T>(
-    options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
+    options: AcquireOptions | undefined | ((lease: Lease) => T | PromiseLike<T>),
     fn?: (lease: Lease) => T | PromiseLike<T>,
   ): Promise<T> {
     return under((given) => this.acquire(given), options, fn)
@@ -297,6 +297,9 @@ const enum Target {
   Shared = -1,
   Several = -2,
 }
+
+const ACQUIRE_OPTIONS = ['ttl', 'wait', 'autoExtend', 'maxHold', 'label', 'fair', 'signal'] as const
+const CONNECT_OPTIONS = ['prefix', 'driftFactor', 'nodeTimeout'] as const
 
 /** `how`: bits beside those of the options. */
 function acquire(
@@ -318,7 +321,7 @@ function acquire(
       label,
       fair = false,
       signal: given,
-    } = arg.options(options)
+    } = arg.options(options, ACQUIRE_OPTIONS)
     signal = arg.optionalSignal('signal', given)
     target = mode === Target.Several ? arg.names('resources', resource) : arg.string('resource', resource)
     arg.number('ttl', ttl)
@@ -328,7 +331,7 @@ function acquire(
     arg.optionalNumber('maxHold', maxHold)
     arg.optionalString('label', label)
     if (signal?.aborted === true) throw arg.reasonOf(signal)
-    started = native.acquire(manager, target, mode, ttl, wait, how, maxHold, label)
+    started = native.acquire(manager, target, mode, ttl, wait, how, maxHold === Infinity ? undefined : maxHold, label)
   } catch (error) {
     return Promise.reject(error as Error)
   }
@@ -345,7 +348,7 @@ function acquire(
 /** Runs a body under a lease. */
 async function under<T>(
   acquire: (options: AcquireOptions | undefined) => Promise<Lease>,
-  options: AcquireOptions | ((lease: Lease) => T | PromiseLike<T>),
+  options: AcquireOptions | undefined | ((lease: Lease) => T | PromiseLike<T>),
   fn: ((lease: Lease) => T | PromiseLike<T>) | undefined,
 ): Promise<T> {
   const body = typeof options === 'function' ? options : arg.fn('fn', fn)
@@ -390,7 +393,7 @@ export function connectThoroughly(url: readonly string[], options: ConnectOption
 }
 
 function opened(url: string | readonly string[], options: ConnectOptions | undefined, thorough: boolean): LockManager {
-  const { prefix, driftFactor, nodeTimeout } = arg.options(options)
+  const { prefix, driftFactor, nodeTimeout } = arg.options(options, CONNECT_OPTIONS)
   const urls = arg.urls(url)
   arg.optionalString('prefix', prefix)
   arg.optionalNumber('driftFactor', driftFactor)

@@ -16,6 +16,7 @@ const outcome: 'released' | 'not_held' | 'unknown' = await lease.release()
 const maybe: Lease | null = await locks.tryAcquire('r', { signal: AbortSignal.timeout(5) })
 const result: number = await locks.using('r', async (held) => held.remaining)
 const text: string = await locks.using('r', { wait: 0 }, () => 'sync bodies are fine')
+const given: number = await locks.using('r', undefined as { wait: number } | undefined, () => 5)
 const loss: 'expired' | 'taken' | 'max_hold' | null = lease.loss
 const holder = await locks.inspect('r')
 const token: bigint | undefined = holder?.fencingToken
@@ -48,4 +49,4 @@ lease.fencingToken = 5n
 // @ts-expect-error it might be nobody
 void maybe.resource
 
-export { fencing, loss, outcome, result, text, token }
+export { fencing, given, loss, outcome, result, text, token }
