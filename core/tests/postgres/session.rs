@@ -1,5 +1,8 @@
 //! Session mode.
 
+use futures_util::FutureExt;
+use polylock::Seen;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,4 +287,50 @@ async fn tries_at_the_same_time_do_not_keep_each_other_out() {
         }
     }
     assert_eq!(count(&server.sql().await, OURS).await, 0);
+}
+
+fn owner_of(lease: &Lease) -> Seen {
+    Seen::Owner(lease.owner_token().to_string())
+}
+
+/// An advisory lock is the session's, not its owner's: what frees it late would free the next holder's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_stood_still_frees_nobody_else() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let held = one.acquire("r", long()).await.unwrap();
+    let mut releasing = Box::pin(held.release());
+    assert!((&mut releasing).now_or_never().is_none());
+    assert!(one.break_lock("r", owner_of(&held)).await.unwrap());
+    let next = one.acquire("r", long().wait(LIMIT)).await.unwrap();
+    releasing.await.unwrap();
+    assert!(next.is_held() && two.try_acquire("r", long()).await.unwrap().is_none());
+    assert_eq!(next.release().await.unwrap(), Release::Released);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_breaks_a_lock_and_goes_away_has_its_holder_told() {
+    let server = Server::start(&[]);
+    let locks = manager(&session(&server));
+    let sql = server.sql().await;
+    // Until one is given up before it hears that the lock is free.
+    for _ in 0..100 {
+        let held = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
+        let mut breaking = Box::pin(locks.break_lock("r", owner_of(&held)));
+        let heard = loop {
+            if let Some(broken) = (&mut breaking).now_or_never() {
+                break broken.unwrap();
+            }
+            if count(&sql, OURS).await == 0 {
+                break false;
+            }
+        };
+        drop(breaking);
+        let lost = tokio::time::timeout(LIMIT, held.lost()).await;
+        assert_eq!(lost.expect("it takes itself for the holder"), Some(polylock::LossReason::Taken));
+        if !heard {
+            return;
+        }
+    }
+    panic!("no question was given up in time");
 }

@@ -167,7 +167,8 @@ impl Connection {
     ) -> Result<(), Failure> {
         match self.prepared[statement.index].get() {
             Some(_) => Ok(()),
-            None => self.in_time(self.prepare(statement), expires, driver).await.map(drop),
+            // In a box, as it is large and rare.
+            None => Box::pin(self.in_time(self.prepare(statement), expires, driver)).await.map(drop),
         }
     }
 

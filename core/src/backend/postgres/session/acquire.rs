@@ -1,17 +1,12 @@
 //! One attempt in session mode.
 
-use std::{
-    future::{Future, poll_fn},
-    task::Poll,
-};
-
 use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     SessionBackend,
     id::{lock_id, slot_id},
     locks::Reserved,
-    release::unlocking,
+    release::hand_over,
     sessions::{Sent, Session},
 };
 use crate::{
@@ -65,7 +60,7 @@ impl SessionBackend {
             Ok(reserved) => reserved,
             Err(refusal) => return refusal,
         };
-        let sent = Sent { session, keys: keys.into(), ids: ids.into() };
+        let sent = Sent { session, mode: claim.mode, keys: keys.into(), ids: ids.into() };
         self.sessions.enter(claim.owner, sent.clone());
         // From now on there is something to release.
         if !claim.progress.sends(0) {
@@ -198,6 +193,7 @@ impl Asking<'_> {
         let (just_asked, busy) = match locks.once_answered(expires, || locks.reserve_slots(&slots, owner)).await {
             Err(busy) => (false, busy),
             Ok(slots) => {
+                self.enter();
                 let want = self.backend.listener.hears(&self.sent.keys[0]);
                 let expires = Instant::now().after(self.backend.answers_within(self.claim.ttl));
                 let (number, ttl) = (token.cast_signed(), micros(self.claim.ttl));
@@ -240,6 +236,7 @@ impl Asking<'_> {
         let wanted: Vec<_> = self.sent.ids.iter().copied().zip(self.sent.keys.iter().map(String::as_str)).collect();
         match self.backend.reserve(session, &wanted, self.claim).await {
             Ok(reserved) => {
+                self.enter();
                 self.take = reserved == Reserved::Take;
                 Step::Again
             }
@@ -249,6 +246,11 @@ impl Asking<'_> {
                 Step::Refused(refusal)
             }
         }
+    }
+
+    /// To be called after something was reserved: what the attempt had before may have been released, and forgotten, by then.
+    fn enter(&self) {
+        self.backend.sessions.enter(self.claim.owner, self.sent.clone());
     }
 
     /// Sends a statement for the lock.
@@ -279,25 +281,16 @@ impl Asking<'_> {
         expires: Instant,
     ) -> std::result::Result<Row, Failure> {
         let (connection, progress) = (&self.sent.session.connection, &self.claim.progress);
-        // In boxes, as both are large and there is one stack for all that leads here.
-        Box::pin(connection.prepared(statement, expires, self.driver)).await?;
+        connection.prepared(statement, expires, self.driver).await?;
+        // In a box, as it is large and there is one stack for all that leads here.
         let mut asking = Box::pin(connection.query(statement, params, expires, self.driver));
         progress.doubt(0);
-        let sent = match progress.sends(0) {
-            true => Some(poll_fn(|cx| Poll::Ready(asking.as_mut().poll(cx))).await),
-            false => None,
-        };
-        // The connection has it, and takes a release after it.
-        progress.resolve(0);
-        let row = match sent {
-            Some(Poll::Ready(answer)) => answer?,
-            Some(Poll::Pending) => asking.await?,
-            None => {
-                // Something was reserved perhaps after all was released.
-                self.backend.sessions.enter(self.claim.owner, self.sent.clone());
-                return Err(Failure::Broken(given_up()));
-            }
-        };
+        if !progress.sends(0) {
+            progress.resolve(0);
+            return Err(Failure::Broken(given_up()));
+        }
+        // The connection takes a release after it.
+        let row = hand_over(asking.as_mut(), || progress.resolve(0)).await?;
         row.ok_or_else(|| Failure::Broken(strange()))
     }
 
@@ -349,10 +342,8 @@ impl Asking<'_> {
 
     /// Proves that nothing of this attempt is held.
     async fn unlock(&self) -> Result<()> {
-        let to_free = self.sent.session.locks.begin_freeing(&self.sent.ids, self.claim.owner);
-        let Some(text) = unlocking(&to_free, self.backend.config.keys) else { return Ok(()) };
         let expires = Instant::now().after(self.backend.patience());
-        self.sent.session.connection.execute(&text, expires).await.map_err(Failure::into_error)
+        self.backend.unlock(&self.sent, self.claim.owner, expires).await.map_err(Failure::into_error)
     }
 }
 

@@ -78,13 +78,11 @@ impl SessionBackend {
         if !sent.keys.contains(&key) {
             return Ok(false);
         }
-        let lease = sent.session.locks.take_lease(token);
-        let to_free = sent.session.locks.begin_freeing(&sent.ids, token);
-        let freed = self.free(&sent, token, &to_free, driver).await;
-        if let Some(lease) = lease {
+        // Before it is free, and whatever becomes of us. It is freed in the background, too.
+        if let Some(lease) = sent.session.locks.take_lease(token) {
             lease.gone();
         }
-        match freed {
+        match self.free(&sent, token, driver).await {
             Some(_) => {
                 self.sessions.forget(&sent, token);
                 Ok(true)

@@ -2,6 +2,9 @@
 //!
 //! Session locks are re-entrant: the server would grant a second time what the session has. So this is asked first. A
 //! lock that several leases of this process share is taken from the server once, by the first, and given back by the last.
+//!
+//! Nor does the server know whose a lock is: what is sent late to free the lock of one frees that of the next. So a lock is not
+//! another's before all that frees it has been handed to the connection, which keeps the order: see [`Freeing`].
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -32,7 +35,17 @@ struct Table {
     slots: HashMap<i64, (OwnerToken, bool)>,
     /// To be told if the session ends.
     leases: HashMap<OwnerToken, Weak<dyn Losable>>,
+    /// Whose locks are about to be freed.
+    freeing: HashMap<OwnerToken, Unsent>,
     ended: bool,
+}
+
+/// Requests to free what somebody has that are not yet handed to the connection.
+#[derive(Default)]
+struct Unsent {
+    requests: usize,
+    /// Another request has freed it meanwhile: what it had is to be forgotten after the last of these.
+    freed: Option<Vec<i64>>,
 }
 
 struct Local {
@@ -71,6 +84,48 @@ pub(super) struct ToFree {
     pub(super) slots: Vec<i64>,
     /// It was asked before: that it finds nothing held proves nothing.
     pub(super) again: bool,
+}
+
+/// What is about to be freed. To be dropped as soon as the connection has the request, or when there is to be none.
+pub(super) struct Freeing<'a> {
+    locks: &'a Locks,
+    owner: OwnerToken,
+    pub(super) what: ToFree,
+}
+
+impl Drop for Freeing<'_> {
+    fn drop(&mut self) {
+        let mut table = self.locks.table();
+        let Entry::Occupied(mut entry) = table.freeing.entry(self.owner) else { return };
+        entry.get_mut().requests -= 1;
+        if entry.get().requests == 0
+            && let Some(ids) = entry.remove().freed
+        {
+            table.forget(&ids, self.owner);
+            self.locks.answered.notify_waiters();
+        }
+    }
+}
+
+impl Table {
+    fn forget(&mut self, ids: &[i64], owner: OwnerToken) {
+        for id in ids {
+            if let Entry::Occupied(mut entry) = self.by_id.entry(*id) {
+                entry.get_mut().owners.retain(|other| *other != owner);
+                if entry.get().owners.is_empty() {
+                    entry.remove();
+                }
+            }
+        }
+        self.slots.retain(|_, (whose, _)| *whose != owner);
+    }
+
+    /// Of the permits that `owner` has reserved this one is left to it, or none; all, as long as they are about to be freed.
+    fn keep(&mut self, slot: Option<i64>, owner: OwnerToken) {
+        if !self.freeing.contains_key(&owner) {
+            self.slots.retain(|reserved, (whose, _)| *whose != owner || Some(*reserved) == slot);
+        }
+    }
 }
 
 impl Locks {
@@ -160,7 +215,7 @@ impl Locks {
 
     /// None of the slots was given.
     pub(super) fn free_slots(&self, owner: OwnerToken) {
-        self.table().slots.retain(|_, (whose, _)| *whose != owner);
+        self.table().keep(None, owner);
         self.answered.notify_waiters();
     }
 
@@ -175,16 +230,14 @@ impl Locks {
                 local.phase = Phase::Held;
             }
         }
-        table.slots.retain(|taken, (whose, given)| {
-            *given |= *whose == owner;
-            *whose != owner || Some(*taken) == slot
-        });
+        table.keep(slot, owner);
+        table.slots.values_mut().filter(|(whose, _)| *whose == owner).for_each(|(_, given)| *given = true);
         self.answered.notify_waiters();
     }
 
-    /// To be called before the server is asked to free what `owner` has of `ids`: what that is. What others share
-    /// stays.
-    pub(super) fn begin_freeing(&self, ids: &[i64], owner: OwnerToken) -> ToFree {
+    /// To be called before the server is asked to free what `owner` has of `ids`, and nothing is to be awaited in between. What
+    /// others share stays.
+    pub(super) fn begin_freeing(&self, ids: &[i64], owner: OwnerToken) -> Freeing<'_> {
         let (mut table, now) = (self.table(), Instant::now());
         let mut to_free = ToFree::default();
         for id in ids {
@@ -202,22 +255,19 @@ impl Locks {
         }
         let slots = table.slots.iter().filter(|(_, (whose, _))| *whose == owner);
         to_free.slots = slots.map(|(slot, _)| *slot).collect();
-        to_free
+        table.freeing.entry(owner).or_default().requests += 1;
+        Freeing { locks: self, owner, what: to_free }
     }
 
     /// The claim certainly does not hold any more.
     pub(super) fn forget(&self, ids: &[i64], owner: OwnerToken) {
         let mut table = self.table();
-        for id in ids {
-            if let Entry::Occupied(mut entry) = table.by_id.entry(*id) {
-                entry.get_mut().owners.retain(|other| *other != owner);
-                if entry.get().owners.is_empty() {
-                    entry.remove();
-                }
-            }
-        }
-        table.slots.retain(|_, (whose, _)| *whose != owner);
         table.leases.remove(&owner);
+        match table.freeing.get_mut(&owner) {
+            Some(unsent) => unsent.freed = Some(ids.to_vec()),
+            None => table.forget(ids, owner),
+        }
+        drop(table);
         self.answered.notify_waiters();
     }
 
@@ -317,15 +367,29 @@ mod tests {
         assert!(matches!(share(two), Ok(Reserved::Join)));
         let other = Mode::Permit { of: 2 };
         assert!(matches!(locks.reserve(&[(7, "a")], other, two, PATIENCE), Err(Attempt::Busy { foreign: true, .. })));
-        assert_eq!(locks.begin_freeing(&[7], one), ToFree::default());
+        assert_eq!(locks.begin_freeing(&[7], one).what, ToFree::default());
         locks.forget(&[7], one);
         let last = ToFree { shared: vec![7], ..ToFree::default() };
-        assert_eq!(locks.begin_freeing(&[7], two), last);
-        assert!(locks.begin_freeing(&[7], two).again);
+        assert_eq!(locks.begin_freeing(&[7], two).what, last);
+        assert!(locks.begin_freeing(&[7], two).what.again);
         // Not while it is being freed.
         assert!(matches!(share(one), Err(Attempt::Busy { contended: true, .. })));
         locks.forget(&[7], two);
         assert!(matches!(share(one), Ok(Reserved::Take)));
+    }
+
+    #[test]
+    fn what_is_about_to_be_freed_is_nobody_elses() {
+        let (locks, (one, two)) = (Locks::default(), owners());
+        let reserve = |owner| locks.reserve(&[(7, "a")], Mode::Exclusive, owner, PATIENCE);
+        assert!(reserve(one).is_ok());
+        locks.taken(&[7], None, one);
+        let (sent, unsent) = (locks.begin_freeing(&[7], one), locks.begin_freeing(&[7], one));
+        drop(sent);
+        locks.forget(&[7], one);
+        assert!(reserve(two).is_err());
+        drop(unsent);
+        assert!(reserve(two).is_ok());
     }
 
     #[test]
@@ -341,7 +405,7 @@ mod tests {
         assert_eq!(reserve(&[2], two), Err(false));
         assert_eq!(reserve(&[1, 2, 3], two), Ok(vec![1, 3]));
         locks.free_slots(two);
-        assert_eq!(locks.begin_freeing(&[], one).slots, [2]);
+        assert_eq!(locks.begin_freeing(&[], one).what.slots, [2]);
         locks.forget(&[], one);
         assert_eq!(reserve(&[1, 2], two), Ok(vec![1, 2]));
     }

@@ -11,7 +11,7 @@ use tokio_postgres::types::Type;
 
 use super::locks::Locks;
 use crate::{
-    Error, ErrorKind, OwnerToken, Result,
+    Error, ErrorKind, Mode, OwnerToken, Result,
     backend::postgres::{
         config::Config,
         connection::{Connection, Statement},
@@ -58,6 +58,7 @@ struct State {
 #[derive(Clone)]
 pub(super) struct Sent {
     pub(super) session: Arc<Session>,
+    pub(super) mode: Mode,
     pub(super) keys: Arc<[String]>,
     /// In the order of the keys.
     pub(super) ids: Arc<[i64]>,
