@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -61,7 +61,9 @@ pub(crate) struct Manager {
     enrolled: AtomicBool,
     /// Closing is over: nothing is asked of the backend any more.
     over: AtomicBool,
-    closed: watch::Sender<bool>,
+    closed: AtomicBool,
+    /// Rings when it is closed.
+    bell: Notify,
 }
 
 impl LockManager {
@@ -80,7 +82,8 @@ impl LockManager {
             generation: process::generation(),
             enrolled: AtomicBool::new(false),
             over: AtomicBool::new(false),
-            closed: watch::Sender::new(false),
+            closed: AtomicBool::new(false),
+            bell: Notify::new(),
         };
         Self(Arc::new(Guarded(Some(Arc::new(manager)))))
     }
@@ -128,8 +131,16 @@ impl LockManager {
 
     /// As [`acquire`](Self::acquire), on connections that `driver` drives.
     #[doc(hidden)]
-    pub async fn acquire_by(&self, target: impl Into<Target>, options: Acquire, driver: &Driver) -> Result<Lease> {
-        acquire::acquire(self.open()?, &target.into(), &options, driver).await
+    pub fn acquire_by<T: Into<Target>>(
+        &self,
+        target: T,
+        options: Acquire,
+        driver: &Driver,
+    ) -> impl Future<Output = Result<Lease>> + Send + use<T> {
+        // It borrows nothing: a host's event loop keeps it as it is. And it is no async function, which would have room
+        // for all this twice over.
+        let (locks, target, driver) = (self.clone(), target.into(), driver.clone());
+        async move { acquire::acquire(locks.open()?, &target, &options, &driver).await }
     }
 
     /// Tries once; `None` if somebody else holds it.
@@ -193,20 +204,22 @@ impl Manager {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        *self.closed.borrow()
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Resolves when the manager is closed.
     pub(crate) async fn closing(&self) {
-        let mut closed = self.closed.subscribe();
-        if closed.wait_for(|closed| *closed).await.is_err() {
-            std::future::pending::<()>().await;
+        // From here on it hears the bell.
+        let bell = self.bell.notified();
+        if !self.is_closed() {
+            bell.await;
         }
     }
 
     /// Has whoever uses or awaits it be told that it is closed.
     pub(crate) fn begin_close(&self) {
-        self.closed.send_replace(true);
+        self.closed.store(true, Ordering::SeqCst);
+        self.bell.notify_waiters();
     }
 
     /// See [`LockManager::close`].

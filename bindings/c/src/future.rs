@@ -15,7 +15,7 @@ use std::{
 
 use engine::{Error, ErrorKind, Holder, Instant, Lease, Release, Result, host, host::Driver};
 use futures_util::{
-    FutureExt,
+    FutureExt, TryFutureExt,
     future::{AbortHandle, abortable},
 };
 use tokio::sync::Notify;
@@ -264,7 +264,7 @@ fn acquire(
 ) -> Result<()> {
     let manager = manager(handle)?;
     let (target, how) = request(options, names?)?;
-    start(queue, future, |driver| async move { manager.acquire_by(target, how, &driver).await.map(Value::Lease) })
+    start(queue, future, |driver| manager.acquire_by(target, how, &driver).map_ok(Value::Lease))
 }
 
 /// Starts to acquire a resource, as polylock_acquire does, and returns at once. What the engine has against the arguments,

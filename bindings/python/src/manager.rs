@@ -1,5 +1,6 @@
 //! A manager.
 
+use futures_util::TryFutureExt;
 use polylock::{Guarantee, LockManager, Seen};
 use pyo3::{exceptions::PyTypeError, prelude::*};
 
@@ -87,8 +88,7 @@ impl Manager {
     ) -> PyResult<Py<PyAny>> {
         let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, wait, auto_extend, max_hold, label, fair)?;
-        let locks = self.locks.clone();
-        queue.start(py, |driver| async move { Ok(Outcome::Lease(locks.acquire_by(target, options, &driver).await?)) })
+        queue.start(py, |driver| self.locks.acquire_by(target, options, &driver).map_ok(Outcome::Lease))
     }
 
     #[allow(clippy::too_many_arguments)] // as above

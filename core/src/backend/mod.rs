@@ -186,7 +186,7 @@ pub(crate) struct Claim {
     /// What [`Holder::label`] will say.
     pub(crate) label: Option<Arc<str>>,
     /// Its place in the line, if it is to be served in order.
-    pub(crate) turn: Option<Turn>,
+    pub(crate) turn: Option<Box<Turn>>,
     /// Should it be busy, another attempt of the same caller follows soon.
     pub(crate) waits: bool,
     /// What its backend notes of it.
