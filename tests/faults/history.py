@@ -29,11 +29,16 @@ class Attempt:
     number: int
     called: int
     wait: int
+    # How long it lasts if it is not extended; 0 if the engine renews it, or the worker has begun to extend it.
+    lasts: int = 0
     failed: int = 0
     why: str = ""
     granted: int = 0
     token: int = 0
     last_valid: int = 0
+    # When it was valid after it should have ended, and for how long.
+    late: int = 0
+    too_long: int = 0
     invalid: int = 0
     lost: int = 0
     release: int = 0
@@ -86,8 +91,15 @@ class History:
             attempt.granted, attempt.token = time, int(detail)
         elif event == "failed":
             attempt.failed, attempt.why = time, detail
+        elif event == "lasts":
+            attempt.lasts = int(detail) * 1_000_000
+        elif event == "extend":
+            attempt.lasts = 0
         elif event == "valid":
             attempt.last_valid = time
+            too_long = time - attempt.granted - attempt.lasts
+            if attempt.lasts and too_long > 0:
+                attempt.late, attempt.too_long = time, too_long
         elif event == "invalid":
             attempt.invalid = attempt.invalid or time
         elif event == "lost":
@@ -133,6 +145,7 @@ def check(history: History) -> Findings:
         holders.sort(key=lambda holder: holder.granted)
         found.overlaps += two_at_a_time(holders)
         found.others += tokens_that_do_not_grow(holders)
+    found.others += without_end(history)
     found.others += losses_not_told(history)
     found.others += waits_without_end(history)
     return found
@@ -166,6 +179,16 @@ def tokens_that_do_not_grow(holders: list[Attempt]) -> Iterator[Violation]:
         other = tokens.setdefault(holder.token, holder)
         if other is not holder:
             yield Violation(holder.granted, f"{other} and {holder} have the same token {holder.token}")
+
+
+def without_end(history: History) -> Iterator[Violation]:
+    """A lease that nobody extends ends with its ttl, also where its backend lets nobody else in yet; one that is lost
+    is not valid any more."""
+    for attempt in history.attempts:
+        if attempt.too_long:
+            yield Violation(attempt.late, f"{attempt} was valid for {attempt.too_long / 1e6:.3f} ms after its ttl")
+        if 0 < attempt.lost < attempt.last_valid:
+            yield Violation(attempt.last_valid, f"{attempt} was valid after it had been told of its loss")
 
 
 def losses_not_told(history: History) -> Iterator[Violation]:

@@ -68,6 +68,17 @@ class Checker(unittest.TestCase):
         same = "15 call r 1 0\n18 granted r 1 7\n18 release r 1 -\n19 released r 1 released"
         self.assertIn("the same token", wrongs(history(one=RIGHT, two=same))[0])
 
+    def test_a_lease_without_end(self) -> None:
+        text = "1 call r 1 0\n2 lasts r 1 1\n3 granted r 1 1\n1000003 valid r 1 -"
+        self.assertEqual(wrongs(history(one=text)), [])
+        self.assertIn("after its ttl", wrongs(history(one=f"{text}\n1000004 valid r 1 -"))[0])
+        self.assertEqual(wrongs(history(one=f"{text}\n1000004 extend r 1 -\n1000005 valid r 1 -")), [])
+
+    def test_a_lease_that_is_valid_though_lost(self) -> None:
+        text = "1 call r 1 0\n2 granted r 1 1\n4 lost r 1 taken\n3 valid r 1 -"
+        self.assertEqual(wrongs(history(one=text)), [])
+        self.assertIn("told of its loss", wrongs(history(one=f"{text}\n5 valid r 1 -"))[0])
+
     def test_a_loss_that_is_not_told(self) -> None:
         text = "1 call r 1 0\n2 granted r 1 1\n3 invalid r 1 -"
         self.assertIn("not told", wrongs(history(one=text))[0])

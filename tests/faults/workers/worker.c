@@ -142,7 +142,8 @@ static void once(polylock_manager locks, long attempt)
 {
     static const double waits[] = {0, 500, 2000};
     const char *name = names[(unsigned)(draw() * count)];
-    double ttl = 300 + draw() * 700, wait = waits[(int)(draw() * 3)];
+    double ttl = 300 + (double)(int)(draw() * 700), wait = waits[(int)(draw() * 3)];
+    bool auto_extend = draw() < 0.7;
     double holds[6];
     polylock_options options = polylock_options_new();
     polylock_lease lease = 0;
@@ -154,9 +155,12 @@ static void once(polylock_manager locks, long attempt)
     holds[0] = 0, holds[1] = holds[2] = 20, holds[3] = 0.1 * ttl, holds[4] = 0.3 * ttl, holds[5] = 1.6 * ttl;
     polylock_options_set_ttl_ms(options, ttl, NULL);
     polylock_options_set_wait_ms(options, wait, NULL);
-    polylock_options_set_auto_extend(options, draw() < 0.7, NULL);
+    polylock_options_set_auto_extend(options, auto_extend, NULL);
     snprintf(detail, sizeof detail, "%.0f", wait);
     tell("call", name, attempt, detail);
+    snprintf(detail, sizeof detail, "%.0f", ttl);
+    if (!auto_extend)
+        tell("lasts", name, attempt, detail);
     status = polylock_acquire(locks, name, options, &lease, NULL);
     polylock_options_free(options);
     if (status != POLYLOCK_OK) {
@@ -173,6 +177,7 @@ static void once(polylock_manager locks, long attempt)
     write_store(name, attempt, polylock_lease_fencing_token(lease));
     hold(locks, lease, holds[(int)(draw() * 6)], name, attempt);
     if (draw() < 0.3) {
+        tell("extend", name, attempt, "-");
         status = polylock_extend(lease, NULL);
         if (status != POLYLOCK_OK)
             tell("unextended", name, attempt, polylock_status_name(status));

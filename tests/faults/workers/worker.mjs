@@ -54,6 +54,7 @@ async function once(locks, attempt) {
   const wait = choose([0, 500, 2000])
   const autoExtend = random() < 0.7
   tell('call', name, attempt, wait)
+  if (!autoExtend) tell('lasts', name, attempt, Math.ceil(ttl))
   let lease
   try {
     lease = await locks.acquire(name, { ttl, wait, autoExtend })
@@ -68,6 +69,7 @@ async function once(locks, attempt) {
   tell('wrote', name, attempt, await write(name, lease.fencingToken))
   await hold(lease, choose([0, 20, 20, 0.1 * ttl, 0.3 * ttl, 1.6 * ttl]), name, attempt)
   if (random() < 0.3) {
+    tell('extend', name, attempt)
     await lease.extend().catch((error) => tell('unextended', name, attempt, error.name))
     await hold(lease, 20, name, attempt)
   }

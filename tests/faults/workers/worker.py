@@ -5,6 +5,7 @@ The same program exists in each language; README.md of this directory says what 
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -80,6 +81,8 @@ def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: i
     wait = dice.choice([0.0, 0.5, 2.0])
     auto_extend = dice.random() < 0.7
     log.tell("call", name, attempt, round(wait * 1000))
+    if not auto_extend:
+        log.tell("lasts", name, attempt, math.ceil(ttl * 1000))
     try:
         lease = locks.acquire(name, ttl=ttl, wait=wait, auto_extend=auto_extend)
     except polylock.Error as error:
@@ -92,6 +95,7 @@ def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: i
     log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
     hold(lease, dice.choice([0.0, 0.02, 0.02, 0.1 * ttl, 0.3 * ttl, 1.6 * ttl]), log, name, attempt)
     if dice.random() < 0.3:
+        log.tell("extend", name, attempt)
         try:
             lease.extend()
         except polylock.Error as error:

@@ -84,9 +84,13 @@ impl Worker {
         let name = self.choose(&self.names.clone());
         let ttl = Duration::from_millis(self.dice.u64(300..1000));
         let wait = self.choose(&[0, 500, 2000]);
-        let options = Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(self.dice.f64() < 0.7);
+        let auto_extend = self.dice.f64() < 0.7;
+        let options = Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(auto_extend);
         let log = Arc::clone(&self.log);
         log.tell("call", &name, attempt, wait);
+        if !auto_extend {
+            log.tell("lasts", &name, attempt, ttl.as_millis());
+        }
         let lease = match self.locks.acquire(name.as_str(), options).await {
             Ok(lease) => lease,
             Err(error) => {
@@ -109,6 +113,7 @@ impl Worker {
         let time = self.choose(&[Duration::ZERO, moment, moment, part(0.1), part(0.3), part(1.6)]);
         hold(&lease, time, &log, &name, attempt).await;
         if self.dice.f64() < 0.3 {
+            log.tell("extend", &name, attempt, "-");
             if let Err(error) = lease.extend(None).await {
                 log.tell("unextended", &name, attempt, error.kind().name());
             }
