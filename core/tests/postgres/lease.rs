@@ -283,3 +283,27 @@ async fn those_who_want_several_never_wait_in_a_circle() {
     let log = std::fs::read_to_string(format!("{}/log", server.directory)).unwrap();
     assert_eq!(log.matches("deadlock detected").count(), 0);
 }
+
+/// What was prepared before is asked after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_key_may_get_another_type_or_order_while_it_is_used() {
+    let server = Server::start(&[]);
+    let sql = server.sql().await;
+    for (url, table) in [(server.url.clone(), "polylock_lease"), (session(&server), "polylock_session")] {
+        let locks = manager(&url);
+        let shared = locks.acquire(Target::shared("s"), long()).await.unwrap();
+        let held = locks.acquire("r", long()).await.unwrap();
+        for of_key in ["text COLLATE \"C\"", "varchar(2000)", "text COLLATE \"POSIX\""] {
+            sql.batch_execute(&format!("ALTER TABLE {table} ALTER COLUMN key TYPE {of_key}")).await.unwrap();
+            for lease in [&held, &shared] {
+                let holder = locks.inspect(lease.resource().as_str()).await.expect(of_key).expect(of_key);
+                assert_eq!(holder.owner, lease.owner_token().as_str());
+            }
+            assert_eq!(locks.list("*", 10).await.expect(of_key).len(), 2);
+            let other = locks.acquire("o", long()).await.expect(of_key);
+            other.extend(None).await.expect(of_key);
+            assert_eq!(other.release().await.expect(of_key), Release::Released);
+        }
+        locks.close().await;
+    }
+}

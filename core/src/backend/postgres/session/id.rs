@@ -1,5 +1,7 @@
 //! Which advisory lock stands for a name.
 
+use std::str::FromStr;
+
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result, backend::postgres::config::Keys};
@@ -9,17 +11,26 @@ use crate::{Error, Result, backend::postgres::config::Keys};
 /// # Errors
 /// `InvalidArgument` naming `resource` if names are numbers, and this is none.
 pub(super) fn lock_id(name: &str, keys: Keys) -> Result<i64> {
-    let wrong = |what: &str| Error::invalid("resource", format!("must be {what}, as the URL says keys={keys}"));
-    match keys {
-        Keys::Name => Ok(id_of_name(name)),
-        Keys::Number => name.parse().map_err(|_| wrong("a 64-bit number")),
-        Keys::Pair => {
-            let (class, object) = name.split_once(',').ok_or_else(|| wrong("two 32-bit numbers like 1,2"))?;
-            let number = |text: &str| text.parse::<i32>().map_err(|_| wrong("two 32-bit numbers like 1,2"));
-            let (class, object) = (number(class)?, number(object)?);
-            Ok(i64::from(class) << 32 | i64::from(object.cast_unsigned()))
-        }
-    }
+    let id = match keys {
+        Keys::Name => return Ok(id_of_name(name)),
+        Keys::Number => number(name).ok_or("a 64-bit number"),
+        Keys::Pair => pair(name).ok_or("two 32-bit numbers like 1,2"),
+    };
+    id.map_err(|what| {
+        let why = format!("must be {what}, without zeros or a + in front, as the URL says keys={keys}");
+        Error::invalid("resource", why)
+    })
+}
+
+fn pair(name: &str) -> Option<i64> {
+    let (class, object) = name.split_once(',')?;
+    let (class, object) = (number::<i32>(class)?, number::<i32>(object)?);
+    Some(i64::from(class) << 32 | i64::from(object.cast_unsigned()))
+}
+
+/// In one way of writing it alone: what stands in the row for a name holds for the lock, so each lock has one name.
+fn number<N: FromStr + ToString>(text: &str) -> Option<N> {
+    text.parse().ok().filter(|number: &N| number.to_string() == text)
 }
 
 /// The first 8 bytes, in network order, of the SHA-256 of "polylock", a zero byte and the name.
@@ -67,6 +78,10 @@ mod tests {
         for (name, keys) in [
             ("seven", Keys::Number),
             ("9223372036854775808", Keys::Number),
+            ("042", Keys::Number),
+            ("+42", Keys::Number),
+            ("-0", Keys::Number),
+            ("1,02", Keys::Pair),
             ("1", Keys::Pair),
             ("1,2,3", Keys::Pair),
             ("1,2147483648", Keys::Pair),

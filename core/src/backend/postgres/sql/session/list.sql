@@ -1,7 +1,9 @@
 -- As holders.sql, for all names that match.
 --
 -- $1 pattern of LIKE, $2 objsubid: 1 for one number, 2 for a pair; $3 the most rows
-SELECT known.key, CASE held.mode WHEN 'ExclusiveLock' THEN 'exclusive' ELSE coalesce(known.kind, 'shared') END AS kind,
+--
+-- The key is cast so that what was prepared goes on when somebody alters its type or its order.
+SELECT known.key::text COLLATE "C" AS key, CASE held.mode WHEN 'ExclusiveLock' THEN 'exclusive' ELSE coalesce(known.kind, 'shared') END AS kind,
        coalesce(holder.owner, 'backend ' || held.pid || ' ' || coalesce(activity.application_name, '')) AS owner,
        holder.token, holder.us_left, holder.since, holder.host, holder.pid, holder.label
 FROM (
