@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    Error, ErrorKind, LockManager, OwnerToken, Resource, Result,
+    Error, ErrorKind, LockManager, LossReason, OwnerToken, Resource, Result,
     backend::Losable,
     engine::{driver::Driver, runtime},
     pattern::Pattern,
@@ -190,7 +190,7 @@ impl LockManager {
             if let (Some(owner), Ok(engine)) = (OwnerToken::parse(&owner), runtime::engine())
                 && let Some(lease) = engine.managers().iter().find_map(|manager| manager.leases.get(&owner))
             {
-                lease.gone();
+                lease.gone(LossReason::Taken);
             }
             manager.waiters.nudge(resource);
         }

@@ -25,8 +25,8 @@ use std::{
 
 pub(crate) use crate::inspection::Holder;
 use crate::{
-    Error, ErrorKind, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver, metrics::NodeStats,
-    mutant::mutant, pattern::Pattern,
+    Error, ErrorKind, LossReason, Mode, OwnerToken, Resource, Result, clock::Instant, engine::driver::Driver,
+    metrics::NodeStats, mutant::mutant, pattern::Pattern,
 };
 
 /// How long a backend has at least to answer before it is called out of reach.
@@ -132,8 +132,8 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
 
 /// What can be lost.
 pub(crate) trait Losable: Send + Sync {
-    /// It is certainly not held any more.
-    fn gone(self: Arc<Self>);
+    /// It is not held any more, or not certain to be.
+    fn gone(self: Arc<Self>, why: LossReason);
 }
 
 /// What a backend can do and promise.

@@ -491,8 +491,8 @@ impl Held {
 }
 
 impl Losable for Held {
-    fn gone(self: Arc<Self>) {
-        let step = self.inner().state.taken();
+    fn gone(self: Arc<Self>, why: LossReason) {
+        let step = self.inner().state.gone(why);
         if let Step::Lose(reason) = step {
             self.tell_lost(reason);
         }

@@ -23,7 +23,8 @@ use crate::{backend::SessionEnd, clock::Instant, mutant::mutant};
 /// Why a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossReason {
-    /// The deadline passed before it could be extended, or it was not to be extended.
+    /// The deadline passed before it could be extended, or it was not to be extended; or the session that held it, where one does,
+    /// did not answer in time.
     Expired,
     /// The backend said that it is not ours any more: deleted, evicted, or taken after a failure.
     Taken,
@@ -241,8 +242,13 @@ impl LeaseState {
 
     /// The backend said that the lease is not ours.
     pub(crate) fn taken(&mut self) -> Step {
+        self.gone(LossReason::Taken)
+    }
+
+    /// It is not ours any more, for this reason.
+    pub(crate) fn gone(&mut self, reason: LossReason) -> Step {
         self.extending = false;
-        if self.phase == Phase::Held { self.lose(LossReason::Taken) } else { Step::Rest }
+        if self.phase == Phase::Held { self.lose(reason) } else { Step::Rest }
     }
 
     /// The holder gives it up: from now on it is neither held nor lost.

@@ -39,6 +39,19 @@ async fn a_session_that_is_ended_tells_its_holders_at_once() {
     assert!(one.try_acquire("s", long()).await.unwrap().is_some());
 }
 
+/// Nobody took it: for all that is known the session holds it yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_does_not_answer_is_called_expired() {
+    let mut server = Server::start(&[]);
+    let locks = manager(&session(&server));
+    let held = locks.acquire("r", long()).await.unwrap();
+    tokio::task::block_in_place(|| server.order("pause"));
+    let lost = tokio::time::timeout(LIMIT, held.lost()).await;
+    tokio::task::block_in_place(|| server.order("resume"));
+    assert_eq!(lost.unwrap(), Some(polylock::LossReason::Expired));
+    assert!(locks.acquire("r", long().wait(LIMIT)).await.is_ok());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_mode_refuses_a_pooler_and_names_the_other_mode() {
     let server = Server::start(&[]);
@@ -183,7 +196,7 @@ async fn pairs_of_numbers_are_their_own_locks() {
     held.release().await.unwrap();
     assert!(theirs("pg_try_advisory_lock(-1, 7)").await);
     assert!(locks.try_acquire("-1,7", long()).await.unwrap().is_none());
-    assert_eq!(locks.acquire(["1,1", "+1,1"], long()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(locks.acquire(["1,1", "+1,1"], long()).await.unwrap_err().argument(), Some("resource"));
     let both = locks.acquire(["1,1", "1,2"], long()).await.unwrap();
     assert!(!theirs("pg_try_advisory_lock(1, 2)").await);
     both.release().await.unwrap();

@@ -28,7 +28,7 @@ use super::{
     wire::{self, Decoder, Identity, Malformed, Request, code},
 };
 use crate::{
-    Error, ErrorKind, OwnerToken, Result,
+    Error, ErrorKind, LossReason, OwnerToken, Result,
     backend::{Losable, SessionEnd},
     clock::Instant,
     engine::runtime,
@@ -278,7 +278,7 @@ impl Shared {
 
     fn tell_leases(&self) {
         let leases = std::mem::take(&mut *self.leases());
-        leases.into_values().filter_map(|lease| lease.upgrade()).for_each(Losable::gone);
+        leases.into_values().filter_map(|lease| lease.upgrade()).for_each(|lease| lease.gone(LossReason::Taken));
     }
 
     pub(super) fn ring(&self, path: &str) {

@@ -6,7 +6,7 @@ use tokio_postgres::{Row, types::ToSql};
 
 use super::{SessionBackend, id::lock_id, sessions::Session};
 use crate::{
-    Error, OwnerToken, Resource, Result,
+    Error, LossReason, OwnerToken, Resource, Result,
     backend::{
         Holder,
         postgres::{
@@ -80,7 +80,7 @@ impl SessionBackend {
         }
         // Before it is free, and whatever becomes of us. It is freed in the background, too.
         if let Some(lease) = sent.session.locks.take_lease(token) {
-            lease.gone();
+            lease.gone(LossReason::Taken);
         }
         match self.free(&sent, token, driver).await {
             Some(_) => {

@@ -15,7 +15,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    Error, ErrorKind, Mode, OwnerToken,
+    Error, ErrorKind, LossReason, Mode, OwnerToken,
     backend::{Attempt, Losable},
     clock::Instant,
     engine::timer::until,
@@ -37,7 +37,8 @@ struct Table {
     leases: HashMap<OwnerToken, Weak<dyn Losable>>,
     /// Whose locks are about to be freed.
     freeing: HashMap<OwnerToken, Unsent>,
-    ended: bool,
+    /// Why its leases are lost, once it is over.
+    ended: Option<LossReason>,
 }
 
 /// Requests to free what somebody has that are not yet handed to the connection.
@@ -162,7 +163,7 @@ impl Locks {
     ) -> Result<Reserved, Attempt> {
         let mut table = self.table();
         let now = Instant::now();
-        if table.ended {
+        if table.ended.is_some() {
             return Err(Attempt::Refused(Error::unavailable("the session has ended")));
         }
         for (id, key) in wanted {
@@ -277,17 +278,16 @@ impl Locks {
     }
 
     pub(super) fn is_ended(&self) -> bool {
-        self.table().ended
+        self.table().ended.is_some()
     }
 
-    /// Has `lease` told when the session ends; gives it back if it has.
-    pub(super) fn tell(&self, owner: OwnerToken, lease: Weak<dyn Losable>) -> Option<Weak<dyn Losable>> {
+    /// Has `lease` told when the session ends; says why it is lost if it has.
+    pub(super) fn tell(&self, owner: OwnerToken, lease: &Weak<dyn Losable>) -> Option<LossReason> {
         let mut table = self.table();
-        if table.ended {
-            return Some(lease);
+        if table.ended.is_none() {
+            table.leases.insert(owner, Weak::clone(lease));
         }
-        table.leases.insert(owner, lease);
-        None
+        table.ended
     }
 
     /// The lease to be told of, which is not to be told again.
@@ -295,16 +295,16 @@ impl Locks {
         self.table().leases.remove(&owner)?.upgrade()
     }
 
-    /// The session is over: tells the leases.
-    pub(super) fn end(&self) {
+    /// The session is over: tells the leases. The first reason counts.
+    pub(super) fn end(&self, why: LossReason) {
         let leases = {
             let mut table = self.table();
-            table.ended = true;
+            table.ended.get_or_insert(why);
             std::mem::take(&mut table.leases)
         };
         self.answered.notify_waiters();
         for lease in leases.values().filter_map(Weak::upgrade) {
-            lease.gone();
+            lease.gone(why);
         }
     }
 }
@@ -332,7 +332,7 @@ mod tests {
         assert!(reserve(7, "a", two).is_err());
         locks.forget(&[7], one);
         assert!(reserve(7, "b", two).is_ok());
-        locks.end();
+        locks.end(LossReason::Taken);
         assert!(matches!(reserve(8, "c", one), Err(Attempt::Refused(_))));
     }
 

@@ -45,7 +45,7 @@ use super::{
     make_table,
 };
 use crate::{
-    Resource, Result,
+    LossReason, Resource, Result,
     backend::{
         Answer, Attempt, Backend, Capabilities, Claim, Extension, FAIR_CHANCE, Holder, Losable, Release, Watch,
     },
@@ -172,12 +172,12 @@ impl Backend for SessionBackend {
     }
 
     fn on_loss(&self, claim: &Claim, lease: Weak<dyn Losable>) {
-        let over = match self.sessions.sent(claim.owner) {
-            Some(sent) => sent.session.locks.tell(claim.owner, lease),
-            None => Some(lease),
+        let lost = match self.sessions.sent(claim.owner) {
+            Some(sent) => sent.session.locks.tell(claim.owner, &lease),
+            None => Some(LossReason::Taken),
         };
-        if let Some(lease) = over.as_ref().and_then(Weak::upgrade) {
-            lease.gone();
+        if let (Some(why), Some(lease)) = (lost, lease.upgrade()) {
+            lease.gone(why);
         }
     }
 

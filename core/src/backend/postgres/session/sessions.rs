@@ -11,7 +11,7 @@ use tokio_postgres::types::Type;
 
 use super::locks::Locks;
 use crate::{
-    Error, ErrorKind, Mode, OwnerToken, Result,
+    Error, ErrorKind, LossReason, Mode, OwnerToken, Result,
     backend::postgres::{
         config::Config,
         connection::{Connection, Statement},
@@ -70,7 +70,7 @@ impl Session {
         let locks = Arc::new(Locks::default());
         let on_end = {
             let locks = Arc::clone(&locks);
-            move || locks.end()
+            move || locks.end(LossReason::Taken)
         };
         let connection = Connection::open(config, Box::new(|_| {}), on_end).await?;
         if !connection.direct {
@@ -108,7 +108,7 @@ async fn keep_alive(session: Weak<Session>) {
         }
         if let Err(failure) = session.connection.execute("", Instant::now().after(ANSWER)).await {
             tracing::warn!(error = %failure.into_error(), "the session does not answer: its leases are lost");
-            return session.locks.end();
+            return session.locks.end(LossReason::Expired);
         }
     }
 }
