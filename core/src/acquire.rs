@@ -281,6 +281,7 @@ impl Waiting<'_> {
             // Whoever has just been given a part of it is as good as first.
             turn: self.line.as_ref().map(|line| Box::new(line.turn(self.clashes > 0))),
             waits: options.wait != Wait::No,
+            thorough: options.thorough,
             progress: Arc::default(),
         };
         self.progress = Some(Arc::clone(&claim.progress));

@@ -43,18 +43,11 @@ pub(crate) struct Options {
     pub(crate) drift: Drift,
     pub(crate) node_timeout: Option<Duration>,
     pub(crate) metrics: bool,
-    pub(crate) thorough: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            prefix: String::new(),
-            drift: Drift { factor: 0.01 },
-            node_timeout: None,
-            metrics: true,
-            thorough: false,
-        }
+        Self { prefix: String::new(), drift: Drift { factor: 0.01 }, node_timeout: None, metrics: true }
     }
 }
 
@@ -89,14 +82,6 @@ impl Connect {
         self
     }
 
-    /// Has what a majority of several servers decided wait a moment for the others, so that a program which looks at each
-    /// of its servers finds there what it was told. For the drop-in for redlock, whose users do.
-    #[doc(hidden)]
-    pub fn thorough(mut self) -> Self {
-        self.options.thorough = true;
-        self
-    }
-
     /// Makes the manager without touching the backend.
     ///
     /// # Errors
@@ -108,7 +93,7 @@ impl Connect {
     }
 
     fn check(&self) -> Result<()> {
-        let Options { prefix, drift, node_timeout, metrics: _, thorough: _ } = &self.options;
+        let Options { prefix, drift, node_timeout, metrics: _ } = &self.options;
         if !(0.0..=0.5).contains(&drift.factor) {
             return Err(Error::invalid("drift_factor", format!("must be from 0 to 0.5, not {}", drift.factor)));
         }

@@ -16,10 +16,12 @@ use std::{
 };
 
 use crate::{
-    Error, ErrorKind, LockManager, LossReason, OwnerToken, Resource, Result,
+    Error, ErrorKind, LockManager, LossReason, OwnerToken, Resource, Result, Target,
     backend::Losable,
     engine::{driver::Driver, runtime},
+    options,
     pattern::Pattern,
+    target::Names,
 };
 
 /// Who holds a resource.
@@ -195,6 +197,24 @@ impl LockManager {
             manager.waiters.nudge(resource);
         }
         Ok(broken)
+    }
+
+    /// Makes `target` last until `ttl` from now, if `owner` holds it all: whoever that is, of whatever library; says whether it does.
+    /// No lease of this process hears of it. For the drop-in for redlock, whose users hand locks to other processes by what is written
+    /// there.
+    ///
+    /// # Errors
+    /// `Unsupported` on any backend but Redis, `InvalidArgument`, `Unavailable` (it may have been extended or not), `Auth`,
+    /// `Closed`, `Forked`.
+    #[doc(hidden)]
+    pub async fn extend_for_by(&self, target: Target, owner: &str, ttl: Duration, driver: &Driver) -> Result<bool> {
+        options::check_ttl(ttl)?;
+        if owner.is_empty() {
+            return Err(Error::invalid("owner", "must not be empty"));
+        }
+        let resources = target.resources()?;
+        let extended = self.open()?.backend.extend_for(&resources, owner, ttl, driver).await;
+        extended.map_err(|error| error.on(&Names(&resources).to_string()))
     }
 
     /// What each server says to a question of its own language. For `polylock doctor`.

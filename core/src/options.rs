@@ -21,6 +21,7 @@ pub struct Acquire {
     pub(crate) auto_extend: bool,
     pub(crate) max_hold: Option<Duration>,
     pub(crate) fair: bool,
+    pub(crate) thorough: bool,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) template: Option<Arc<str>>,
 }
@@ -44,6 +45,7 @@ impl Default for Acquire {
             auto_extend: true,
             max_hold: None,
             fair: false,
+            thorough: false,
             label: None,
             template: None,
         }
@@ -94,6 +96,14 @@ impl Acquire {
     /// [`Capabilities::fair`](crate::Capabilities::fair) says so; else `Unsupported`. Default: no.
     pub fn fair(mut self, fair: bool) -> Self {
         self.fair = fair;
+        self
+    }
+
+    /// Has what a majority of several servers decided about the lock, until it is released, wait a moment for the others, so
+    /// that a program which looks at each of its servers finds there what it was told. For the drop-in for redlock 4, whose users do.
+    #[doc(hidden)]
+    pub fn thorough(mut self, thorough: bool) -> Self {
+        self.thorough = thorough;
         self
     }
 

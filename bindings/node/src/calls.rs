@@ -41,7 +41,6 @@ pub fn connect(
     prefix: Option<String>,
     drift_factor: Option<f64>,
     node_timeout: Option<f64>,
-    thorough: Option<bool>,
 ) -> Reply {
     let connected = || {
         let mut connect = polylock::connect(urls);
@@ -53,9 +52,6 @@ pub fn connect(
         }
         if let Some(timeout) = node_timeout {
             connect = connect.node_timeout(duration("node_timeout", timeout, MILLISECOND)?);
-        }
-        if thorough == Some(true) {
-            connect = connect.thorough();
         }
         polylock_fork_mark::give();
         opened(env)?.adopt_manager(connect.lazy()?)
@@ -70,14 +66,17 @@ struct Asked {
     wait: f64,
     auto_extend: bool,
     fair: bool,
+    thorough: bool,
     max_hold: Option<f64>,
     label: Option<String>,
 }
 
 impl Asked {
     fn options(self) -> Result<Acquire> {
-        let mut options =
-            Acquire::ttl(duration("ttl", self.ttl, MILLISECOND)?).auto_extend(self.auto_extend).fair(self.fair);
+        let mut options = Acquire::ttl(duration("ttl", self.ttl, MILLISECOND)?)
+            .auto_extend(self.auto_extend)
+            .fair(self.fair)
+            .thorough(self.thorough);
         options = if self.wait == 0.0 {
             options.no_wait()
         } else if self.wait == f64::INFINITY {
@@ -103,6 +102,8 @@ const ONCE: u32 = 2;
 const STAYS: u32 = 4;
 /// In the order in which waiters came.
 const FAIR: u32 = 8;
+/// What most servers decided waits a moment for the others.
+const THOROUGH: u32 = 16;
 
 /// What to acquire. `mode` is 0 for exclusive, -1 for shared, else the number of permits that there are.
 fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
@@ -132,18 +133,20 @@ pub fn acquire(
     max_hold: Option<f64>,
     label: Option<String>,
 ) -> Begun {
-    let asked = Asked { ttl, wait, auto_extend: how & AUTO_EXTEND != 0, fair: how & FAIR != 0, max_hold, label };
+    let has = move |bit| how & bit != 0;
+    let (auto_extend, fair, thorough) = (has(AUTO_EXTEND), has(FAIR), has(THOROUGH));
+    let asked = Asked { ttl, wait, auto_extend, fair, thorough, max_hold, label };
     let options = match asked.options() {
         Ok(options) => options,
         Err(error) => return failed(error),
     };
     let target = target(resource, mode);
     with_manager(env, manager, |locks, driver| async move {
-        if how & ONCE != 0 {
+        if has(ONCE) {
             Outcome::Tried(locks.try_acquire_by(target, options, &driver).await)
         } else {
             let lease = locks.acquire_by(target, options, &driver).await;
-            Outcome::Acquired { lease, stays: how & STAYS != 0 }
+            Outcome::Acquired { lease, stays: has(STAYS) }
         }
     })
 }
@@ -184,7 +187,19 @@ pub fn break_lock(
         }
     };
     with_manager(env, manager, |locks, driver| async move {
-        Outcome::Broken(locks.break_lock_by(&resource, seen, &driver).await)
+        Outcome::Was(locks.break_lock_by(&resource, seen, &driver).await)
+    })
+}
+
+/// Makes what an owner holds, whoever that is, last for another ttl; says whether it is that one's.
+#[napi(catch_unwind)]
+pub fn extend_for(env: Env, manager: f64, resources: Vec<String>, owner: String, ttl: f64) -> Begun {
+    let ttl = match duration("ttl", ttl, MILLISECOND) {
+        Ok(ttl) => ttl,
+        Err(error) => return failed(error),
+    };
+    with_manager(env, manager, |locks, driver| async move {
+        Outcome::Was(locks.extend_for_by(Target::all(resources), &owner, ttl, &driver).await)
     })
 }
 

@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
     Released(u64, Result<Option<Release>>, Option<LossReason>),
     Inspected(Result<Option<Holder>>),
     Listed(Result<Vec<Holder>>),
-    Broken(Result<bool>),
+    Was(Result<bool>),
     Closed,
     Lost(LossReason),
     /// What subscribers are told; nobody waits for it.
@@ -57,7 +57,7 @@ pub(crate) enum Reply {
     /// `8, holders`
     Listed(Vec<Holder>),
     /// `9, whether it was`
-    Broken(bool),
+    Was(bool),
     /// `10, events`
     Told(Vec<Event>),
 }
@@ -82,7 +82,7 @@ impl Reply {
             }),
             Outcome::Inspected(holder) => holder.map(Self::Inspected),
             Outcome::Listed(holders) => holders.map(Self::Listed),
-            Outcome::Broken(broken) => broken.map(Self::Broken),
+            Outcome::Was(was) => was.map(Self::Was),
             Outcome::Told(events) => Ok(Self::Told(events)),
             Outcome::Closed => Ok(Self::Done),
             Outcome::Lost(reason) => Ok(Self::Lost(reason)),
@@ -134,7 +134,7 @@ unsafe fn four_values(env: sys::napi_env, id: u64, reply: Reply) -> napi::Result
                 let holders: Vec<_> = holders.into_iter().map(HolderRecord::from).collect();
                 (8, ToNapiValue::to_napi_value(env, holders)?, nothing)
             }
-            Reply::Broken(broken) => (9, bool::to_napi_value(env, broken)?, nothing),
+            Reply::Was(was) => (9, bool::to_napi_value(env, was)?, nothing),
             Reply::Told(events) => {
                 let events: Vec<_> = events.into_iter().map(EventRecord::from).collect();
                 (10, ToNapiValue::to_napi_value(env, events)?, nothing)

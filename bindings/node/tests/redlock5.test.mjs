@@ -6,6 +6,7 @@ import { createRequire } from 'node:module'
 import { connect as dial, createServer } from 'node:net'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import v8 from 'node:v8'
 
 import { Redis } from 'ioredis'
 import { connect, InvalidArgumentError } from 'polylock'
@@ -14,6 +15,7 @@ import Redlock, { ExecutionError, Lock, LockError, ResourceLockedError } from 'p
 import { closedPort, eventually, redisUrl, runNode, unique } from './support.mjs'
 
 const require = createRequire(import.meta.url)
+const { queryObjects } = v8
 const nodes = (process.env.POLYLOCK_TEST_REDLOCK ?? '').split(',').filter((url) => url !== '')
 const sets = { 'one server': [redisUrl], 'three servers': nodes.slice(0, 3) }
 const skip = redisUrl === undefined
@@ -214,6 +216,36 @@ for (const [name, urls] of Object.entries(sets)) {
     }),
   )
 
+  test(`a lock that another process made is extended by its value on ${name}`, { skip }, () =>
+    withClients(urls, async (clients) => {
+      const redlock = new Redlock(clients, { retryCount: 0 })
+      const keys = [unique('{r}sent'), unique('{r}sent')]
+      const until = Date.now() + 60_000
+      const extensions = {
+        'the class of redlock 4': (value) => new Redlock.Lock(redlock, keys, value, until).extend(long),
+        'the class of redlock 5': (value) => new Lock(redlock, keys, value, [], until).extend(long),
+        'fields of redlock 4': (value) => redlock.extend({ resource: keys, value, expiration: until }, long),
+        'fields of redlock 5': (value) => redlock.extend({ resources: keys, value, expiration: until }, long),
+        'the inner method of redlock 4': (value) => redlock._lock(keys, value, long),
+      }
+      for (const [how, extend] of Object.entries(extensions)) {
+        await Promise.all(clients.flatMap((client) => keys.map((key) => client.set(key, 'theirs', 'PX', 60_000))))
+        const lock = await extend('theirs')
+        for (const key of keys) await assertKept(clients, key, 'theirs', long)
+        assert.ok(lock.expiration > Date.now() + long / 2 && lock.expiration < Date.now() + long, how)
+        const kind = how.endsWith('5') ? ExecutionError : LockError
+        await assert.rejects(extend('other'), kind, how)
+        for (const key of keys) await assertKept(clients, key, 'theirs', long)
+        // Of several all must be there, and what is gone does not come back.
+        await Promise.all(clients.map((client) => client.del(keys[1])))
+        await assert.rejects(extend('theirs'), kind, how)
+        await assertGone(clients, keys[1])
+      }
+      await Promise.all(clients.map((client) => client.del(...keys)))
+      await redlock.quit()
+    }),
+  )
+
   test(`using tells of a loss, but never hides what the routine threw, on ${name}`, { skip }, () =>
     withClients(urls, async (clients) => {
       const redlock = new Redlock(clients)
@@ -347,6 +379,38 @@ test('a minority of servers that refuse does no harm, a majority does', { skip }
     await redlock.quit()
   }),
 )
+
+test('a lock by its value lasts as long as a majority keeps it, and no longer', { skip }, () =>
+  withClients(nodes.slice(0, 3), async (clients) => {
+    const redlock = new Redlock(clients, { retryCount: 0 })
+    const key = unique('{r}majority')
+    const lock = new Lock(redlock, [key], 'theirs', [], Date.now() + 60_000)
+    await Promise.all(clients.map((client) => client.set(key, 'theirs', 'PX', 60_000)))
+    await clients[0].set(key, 'another')
+    const extended = await lock.extend(long)
+    await assertKept(clients, key, 'theirs', long)
+    assert.equal(await clients[0].get(key), 'another')
+    await clients[1].del(key)
+    await assert.rejects(extended.extend(long), ExecutionError)
+    assert.ok(extended.expiration > Date.now(), 'it is as it was')
+    await Promise.all(clients.map((client) => client.del(key)))
+    await redlock.quit()
+  }),
+)
+
+// What counts the objects of a class came with Node 20.13.
+test('locks that lapse leave nothing behind', { skip: skip || queryObjects === undefined }, async () => {
+  const redlock = new Redlock([redisUrl])
+  const locks = connect('memory:')
+  const held = await locks.acquire('held')
+  const leases = () => queryObjects(held.constructor, { format: 'count' })
+  const before = leases()
+  for (let round = 0; round < 50; round++) await redlock.acquire([unique('{r}lapse')], 200)
+  await eventually('they are gone', () => leases() <= before)
+  await held.release()
+  await locks.close()
+  await redlock.quit()
+})
 
 test('an even split is an answer and no hang', { skip }, () =>
   withClients(nodes.slice(0, 2), async (clients) => {

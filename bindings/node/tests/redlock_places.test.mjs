@@ -49,7 +49,7 @@ async function assertLocks(clients, client, prefix) {
   await redlock.quit()
 }
 
-/** That each server that `servers` see has been told of what `redlock` does when it is done, as those who look at once expect. */
+/** That each server that `servers` see has been told of what redlock 4's calls do when they are done, as those who look at once expect. */
 async function assertEverywhere(redlock, servers) {
   const rounds = 40
   let behind = 0
@@ -59,15 +59,15 @@ async function assertEverywhere(redlock, servers) {
   }
   for (let round = 0; round < rounds; round++) {
     const key = unique('{r}everywhere')
-    const lock = await redlock.acquire([key], 10_000)
+    const lock = await redlock.lock(key, 10_000)
     await look(async (server) => (await server.get(key)) === lock.value)
     const extended = await lock.extend(30_000)
     await look(async (server) => (await server.pttl(key)) > 20_000)
     await servers[0].set(key + 'taken', 'somebody')
     await servers[1].set(key + 'taken', 'somebody')
-    await assert.rejects(redlock.acquire([key + 'taken'], 10_000, { retryCount: 0 }))
+    await assert.rejects(redlock.lockWithOptions(key + 'taken', 10_000, { retryCount: 0 }))
     await look(async (server) => [null, 'somebody'].includes(await server.get(key + 'taken')))
-    await extended.release()
+    await extended.unlock()
     await look(async (server) => (await server.get(key)) === null)
   }
   // None waits longer than a moment for those beyond the majority, and this machine may be slow.

@@ -11,6 +11,12 @@ import { Kind, native, type Reply } from './native.js'
 /** What became of a lease that was released: `unknown` expires by its ttl at the latest. */
 export type Release = 'released' | 'not_held' | 'unknown'
 
+/** Keeps leases for those who may come back for them. */
+export interface Keeper {
+  keep(lease: Lease): void
+  lost(lease: Lease): void
+}
+
 /**
  * A held lock. It is renewed in the background (unless `autoExtend` is `false`) until it is released or lost,
  * also while this event loop is blocked.
@@ -31,7 +37,7 @@ export class Lease {
   /** @internal Somebody's body runs under it. */
   inUse = false
   /** @internal Told of the loss, beside the signal. */
-  whenLost: (() => void) | undefined = undefined
+  keeper: Keeper | undefined = undefined
 
   /** @internal */
   constructor(resource: string | readonly string[], id: number, ownerToken: string, fencingToken: number) {
@@ -157,7 +163,7 @@ export class Lease {
 
   /** @internal */
   isAwaited(): boolean {
-    return this.inUse || this.whenLost !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost.signal))
+    return this.inUse || this.keeper !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost.signal))
   }
 
   /** For `console.log` and the like. */
@@ -168,7 +174,7 @@ export class Lease {
 
   #tellLoss(): void {
     if (this.#lost?.signal.aborted === false) this.#lost.abort(this.lostError())
-    this.whenLost?.()
+    this.keeper?.lost(this)
   }
 
   #ended(reply: Reply): Release | 'ended' {

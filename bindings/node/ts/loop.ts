@@ -118,17 +118,13 @@ class Cancellation {
 
 /** One that has been started and not settled. */
 class Operation<T> {
-  resolve: (value: T) => void = () => undefined
-  reject: (reason: unknown) => void = () => undefined
-  readonly promise = new Promise<T>((resolve, reject) => {
-    this.resolve = resolve
-    this.reject = reject
-  })
   private cancellation: Cancellation | undefined
 
   constructor(
     private readonly id: number,
     private readonly convert: (reply: Reply) => T,
+    private readonly resolve: (value: T) => void,
+    private readonly reject: (reason: unknown) => void,
   ) {
     operations.set(id, this as Operation<unknown>)
   }
@@ -166,9 +162,10 @@ class Operation<T> {
  */
 export function run<T>(started: Started, convert: (reply: Reply) => T, signal?: AbortSignal): Promise<T> {
   if (typeof started === 'number') {
-    const operation = new Operation(started, convert)
-    if (signal !== undefined) operation.cancelBy(signal)
-    return operation.promise
+    return new Promise((resolve, reject) => {
+      const operation = new Operation(started, convert, resolve, reject)
+      if (signal !== undefined) operation.cancelBy(signal)
+    })
   }
   try {
     return Promise.resolve(convert(started))

@@ -3,7 +3,7 @@
 import * as arg from './check.js'
 import { errorFrom, invalid } from './errors.js'
 import { LockEvents } from './events.js'
-import { Lease } from './lease.js'
+import { Lease, type Keeper } from './lease.js'
 import { check, open, run } from './loop.js'
 import {
   How,
@@ -13,6 +13,7 @@ import {
   type FailedReply,
   type HolderRecord,
   type MetricRecord,
+  type Reply,
   type Started,
 } from './native.js'
 
@@ -104,10 +105,25 @@ export class LockManager extends LockEvents {
     return acquire(this.#id, mode, resource, options, how)
   }
 
-  /** @internal Tries once, and has the end of the process or of the worker leave the lease to its ttl. */
-  acquireToStay(resources: string | readonly string[], options: AcquireOptions): Promise<Lease> {
-    const mode = typeof resources === 'string' ? Target.Exclusive : Target.Several
-    return acquire(this.#id, mode, resources, options, How.Stays) as Promise<Lease>
+  /**
+   * @internal Tries once. Nobody renews the lease, `keeper` keeps it, and the end of the process or of the worker leaves it to its ttl.
+   * `thorough`: what most servers decide about it waits a moment for the others.
+   */
+  acquireToStay(resources: string | readonly string[], ttl: number, thorough: boolean, keeper: Keeper): Promise<Lease> {
+    const how = thorough ? How.Stays | How.Thorough : How.Stays
+    const isOne = typeof resources === 'string'
+    const target = isOne ? resources : arg.names('resources', resources)
+    const mode = isOne ? Target.Exclusive : Target.Several
+    return run(native.acquire(this.#id, target, mode, ttl, 0, how, undefined, undefined), (reply) => {
+      const lease = leaseOf(reply, target) as Lease
+      keeper.keep(lease)
+      return lease
+    })
+  }
+
+  /** @internal Makes what `owner` holds, whoever that is, last for another `ttl`, if it holds all; resolves to whether it does. */
+  extendFor(resources: readonly string[], owner: string, ttl: number): Promise<boolean> {
+    return run(native.extendFor(this.#id, resources, arg.string('value', owner), ttl), was)
   }
 
   /** Tries once; `null` if somebody else holds it. Rejects as `acquire` does, but for `AcquireTimeoutError`. */
@@ -203,10 +219,7 @@ export class LockManager extends LockEvents {
     } catch (error) {
       return Promise.reject(error as Error)
     }
-    return run(started, (reply) => {
-      const broken = check(reply, resource)
-      return broken[1] === Kind.Broken && broken[2]
-    })
+    return run(started, (reply) => was(reply, resource))
   }
 
   /**
@@ -335,14 +348,19 @@ function acquire(
   } catch (error) {
     return Promise.reject(error as Error)
   }
-  return run(
-    started,
-    (reply) => {
-      const granted = check(reply)
-      return granted[1] === Kind.Leased ? new Lease(target, granted[0], granted[2], granted[3]) : null
-    },
-    signal,
-  )
+  return run(started, (reply) => leaseOf(reply, target), signal)
+}
+
+/** The lease of `target` that was granted; `null` if somebody else holds it. */
+function leaseOf(reply: Reply, target: string | readonly string[]): Lease | null {
+  const granted = check(reply)
+  return granted[1] === Kind.Leased ? new Lease(target, granted[0], granted[2], granted[3]) : null
+}
+
+/** Whether what was asked for was so. */
+function was(reply: Reply, resource?: string): boolean {
+  const checked = check(reply, resource)
+  return checked[1] === Kind.Was && checked[2]
 }
 
 /** Runs a body under a lease. */
@@ -384,21 +402,12 @@ const unused = new FinalizationRegistry<number>((id) => native.forgetManager(id)
  * Throws `InvalidArgumentError` naming `url` or the option, `UnsupportedError`.
  */
 export function connect(url: string | readonly string[], options?: ConnectOptions): LockManager {
-  return opened(url, options, false)
-}
-
-/** `connect` for those who look at each of their servers: what most of them decided waits a moment for the others. */
-export function connectThoroughly(url: readonly string[], options: ConnectOptions): LockManager {
-  return opened(url, options, true)
-}
-
-function opened(url: string | readonly string[], options: ConnectOptions | undefined, thorough: boolean): LockManager {
   const { prefix, driftFactor, nodeTimeout } = arg.options(options, CONNECT_OPTIONS)
   const urls = arg.urls(url)
   arg.optionalString('prefix', prefix)
   arg.optionalNumber('driftFactor', driftFactor)
   arg.optionalNumber('nodeTimeout', nodeTimeout)
   open()
-  const reply = check(native.connect(urls, prefix, driftFactor, nodeTimeout, thorough))
+  const reply = check(native.connect(urls, prefix, driftFactor, nodeTimeout))
   return new LockManager(reply[1] === Kind.Number ? reply[2] : 0)
 }

@@ -17,7 +17,7 @@ export const enum Kind {
   Lost = 6,
   Number = 7,
   Listed = 8,
-  Broken = 9,
+  Was = 9,
   Told = 10,
 }
 
@@ -84,6 +84,8 @@ export const enum How {
   /** The end of the process, or of the worker, leaves the lease to its ttl. */
   Stays = 4,
   Fair = 8,
+  /** What most servers decided waits a moment for the others. */
+  Thorough = 16,
 }
 
 export type FailedReply = [id: number, Kind.Failed, ErrorRecord, unknown]
@@ -99,7 +101,7 @@ export type Reply =
   | [id: number, Kind.Lost, LossReason, unknown]
   | [id: number, Kind.Number, number, unknown]
   | [id: number, Kind.Listed, HolderRecord[], unknown]
-  | [id: number, Kind.Broken, boolean, unknown]
+  | [id: number, Kind.Was, boolean, unknown]
   | [id: number, Kind.Told, EventRecord[], unknown]
 
 /** Four values for each reply. */
@@ -111,7 +113,7 @@ export type Started = Reply | number
 interface Native {
   open(deliver: (...replies: Replies) => void, hasLibuv: boolean): Reply
   cancel(operation: number): boolean
-  connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number, thorough?: boolean): Reply
+  connect(urls: string[], prefix?: string, driftFactor?: number, nodeTimeout?: number): Reply
   acquire(
     manager: number,
     resource: string | readonly string[],
@@ -125,6 +127,7 @@ interface Native {
   inspect(manager: number, resource: string): Started
   list(manager: number, pattern: string, limit: number): Started
   breakLock(manager: number, resource: string, fencingToken?: bigint, owner?: string): Started
+  extendFor(manager: number, resources: readonly string[], owner: string, ttl: number): Started
   metrics(manager: number): MetricRecord[] | FailedReply
   metricsText(manager: number): string | FailedReply
   subscribe(manager: number): Reply

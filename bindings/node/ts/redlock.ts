@@ -14,13 +14,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import * as arg from './check.js'
 import { AcquireTimeoutError, AuthError, ConflictError, PolylockError, unanswered, UnavailableError } from './errors.js'
-import type { Lease } from './lease.js'
 import type { Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
-import { forget, leaseOf, leaveAll, listOf, Lock, namesOf, remember, resourcesOf } from './redlock/lock.js'
+import { forget, leaseOf, listOf, Lock, LockKeeper, namesOf, resourcesOf } from './redlock/lock.js'
 import { Use } from './redlock/managers.js'
 import { disposable, settle, type Callback } from './redlock/promises.js'
-import { Tries, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
+import { Tries, Voters, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
 
 interface RetrySettings {
   /** How often to try again; -1 for ever. Default 10. */
@@ -87,6 +86,10 @@ class Redlock extends EventEmitter {
   readonly scripts: Readonly<Record<string, { value: string; hash: string }>>
 
   readonly #locks: Use
+  readonly #keeper = new LockKeeper()
+  readonly #voters: Voters
+  /** redlock 4 asks the servers once to unlock. */
+  readonly #once: AllSettings
 
   /**
    * Throws `InvalidArgumentError` for a client whose settings cannot be read, `Error` if there is none.
@@ -116,6 +119,8 @@ class Redlock extends EventEmitter {
     const [lockScript, unlockScript] = [acquireScript, releaseScript]
     this.scripts = { lockScript, unlockScript, extendScript, acquireScript, releaseScript }
     this.#locks = new Use(this.servers, this.driftFactor)
+    this.#voters = new Voters(this.servers)
+    this.#once = { ...this.settings, retryCount: 0 }
   }
 
   /** redlock 4: takes a lock. Rejects with `LockError`. */
@@ -261,7 +266,7 @@ class Redlock extends EventEmitter {
   }
 
   async #quit(): Promise<unknown[]> {
-    leaveAll(this)
+    this.#keeper.leaveAll()
     const quitting = Promise.all(this.servers.map(async (client) => client.quit?.()))
     // Ours are closed also where a client is closed already and says so, or never answers.
     quitting.catch(() => undefined)
@@ -271,17 +276,17 @@ class Redlock extends EventEmitter {
 
   async #lock(resources: string[], ttl: number, settings: AllSettings): Promise<Lock> {
     const tries = this.#tries(resources)
-    const taken = await this.#take(resources, arg.number('ttl', ttl), settings, tries)
+    // redlock 4 waits for all servers, and its users look at each of them.
+    const taken = await this.#take(resources, arg.number('ttl', ttl), settings, tries, true)
     if (taken === null) throw exceeded(resources, settings, tries)
     const remaining = settings.retryCount - tries.count
-    return new Lock(this, resources, taken.ownerToken, taken.deadline, tries.count, remaining)
+    return new Lock(this, resources, taken.ownerToken, this.#until(tries, ttl, settings), tries.count, remaining)
   }
 
   async #unlock(lock: Lock): Promise<void> {
     const resources = resourcesOf(lock)
     const tries = this.#tries(resources)
-    // redlock 4 asks the servers once.
-    if (!(await this.#free(lock, resources, { ...this.settings, retryCount: 0 }, tries))) {
+    if (!(await this.#free(lock, resources, this.#once, tries))) {
       const message = `Unable to fully release the lock on resource "${String(resources)}".`
       throw new LockError(message, undefined, { cause: tries.cause })
     }
@@ -294,9 +299,9 @@ class Redlock extends EventEmitter {
     }
     const resources = resourcesOf(lock)
     const tries = this.#tries(resources)
-    const taken = await this.#prolong(lock, resources, arg.number('ttl', ttl), settings, tries)
-    if (taken === null) throw exceeded(resources, settings, tries)
-    lock.expiration = taken.deadline
+    const until = await this.#prolong(lock, resources, arg.number('ttl', ttl), settings, tries)
+    if (until === null) throw exceeded(resources, settings, tries)
+    lock.expiration = until
     lock.attempts = tries.count
     lock.attemptsRemaining = settings.retryCount - tries.count
     return lock
@@ -305,10 +310,9 @@ class Redlock extends EventEmitter {
   async #acquire(resources: string[], duration: number, settings: AllSettings): Promise<Lock> {
     checkDuration(duration)
     const tries = this.#tries(resources)
-    const taken = await this.#take(resources, duration, settings, tries)
+    const taken = await this.#take(resources, duration, settings, tries, false)
     if (taken === null) throw tries.failed(NO_QUORUM)
-    const until = taken.deadline - this.#drift(duration, settings)
-    return new Lock(this, resources, taken.ownerToken, tries.attempts, until)
+    return new Lock(this, resources, taken.ownerToken, tries.attempts, this.#until(tries, duration, settings))
   }
 
   async #release(lock: Lock, settings: AllSettings): Promise<ExecutionResult> {
@@ -323,49 +327,60 @@ class Redlock extends EventEmitter {
     if (lock.expiration < Date.now()) throw new ExecutionError('Cannot extend an already-expired lock.', [])
     const resources = resourcesOf(lock)
     const tries = this.#tries(resources)
-    const taken = await this.#prolong(lock, resources, duration, settings, tries)
-    if (taken === null) throw tries.failed(NO_QUORUM)
+    const until = await this.#prolong(lock, resources, duration, settings, tries)
+    if (until === null) throw tries.failed(NO_QUORUM)
     lock.expiration = 0
-    return new Lock(this, resources, lock.value, tries.attempts, taken.deadline - this.#drift(duration, settings))
+    return new Lock(this, resources, lock.value, tries.attempts, until)
   }
 
   #tries(resources: readonly string[]): Tries {
-    return new Tries(this.servers, resources.length)
+    return new Tries(this.#voters, resources.length)
   }
 
-  /** By how much more than for all locks of this Redlock the clocks may run apart in `duration`. */
-  #drift(duration: number, { driftFactor }: AllSettings): number {
-    return Math.max(0, Math.round((driftFactor - this.driftFactor) * duration))
+  /** Until when a lock may be relied on that the last try took for `ttl`. The engine does not rely on it for longer. */
+  #until({ began }: Tries, ttl: number, { driftFactor }: AllSettings): number {
+    return began + ttl - Math.ceil(Math.max(driftFactor, this.driftFactor) * ttl) - 2
   }
 
   /** Tries to acquire, as often as the settings say; `null` if that came to nothing. */
-  async #take(resources: readonly string[], ttl: number, settings: AllSettings, tries: Tries): Promise<Taken | null> {
+  #take(
+    resources: readonly string[],
+    ttl: number,
+    settings: AllSettings,
+    tries: Tries,
+    thorough: boolean,
+  ): Promise<{ ownerToken: string } | null> {
     const names = namesOf(resources)
+    if (names.length === 0) {
+      // Which redlock locks for a program whose list happens to be empty.
+      const ownerToken = randomBytes(20).toString('hex')
+      return this.#retry(settings, tries, () => Promise.resolve({ ownerToken }))
+    }
     const target = names.length === 1 ? (names[0] as string) : names
-    return this.#retry(settings, tries, async () => {
-      if (names.length === 0) return nothing(ttl)
-      // As locks of redlock do, it outlives the process.
-      const lease = await this.#locks.manager.acquireToStay(target, { ttl, wait: 0, autoExtend: false })
-      remember(this, lease)
-      return lease
-    })
+    return this.#retry(settings, tries, () => this.#locks.manager.acquireToStay(target, ttl, thorough, this.#keeper))
   }
 
-  /** Tries to extend, as often as the settings say and as long as there is something to extend. */
-  async #prolong(
+  /** Tries to extend, as often as the settings say and as long as there is something to extend: until when it may be relied on. */
+  #prolong(
     lock: Lock,
     resources: readonly string[],
     ttl: number,
     settings: AllSettings,
     tries: Tries,
-  ): Promise<Taken | null> {
+  ): Promise<number | null> {
     return this.#retry(settings, tries, async () => {
-      if (resources.length === 0) return nothing(ttl)
       const lease = leaseOf(lock)
-      if (lease === undefined) return null
-      await lease.extend(ttl)
-      return lease
+      if (lease !== undefined) await lease.extend(ttl)
+      // What somebody else took, or what has lapsed here, may yet be there.
+      else if (!(await this.#extendByValue(lock, resources, ttl))) return null
+      const until = this.#until(tries, ttl, settings)
+      return until > Date.now() ? until : null
     })
+  }
+
+  async #extendByValue(lock: Lock, resources: readonly string[], ttl: number): Promise<boolean> {
+    const names = namesOf(resources)
+    return names.length === 0 || this.#locks.manager.extendFor(names, lock.value, ttl)
   }
 
   /**
@@ -377,7 +392,7 @@ class Redlock extends EventEmitter {
     if (lease !== undefined) forget(lease)
     let ended = await lease?.end()
     if (ended === 'released') {
-      tries.add()
+      tries.succeed()
       return true
     }
     const isInDoubt = ended === 'unknown'
@@ -397,13 +412,15 @@ class Redlock extends EventEmitter {
   /** Tries, as often as the settings say; `null` if that came to nothing, or if there is nothing to be tried again. */
   async #retry<T>(settings: AllSettings, tries: Tries, operation: () => Promise<T | null>): Promise<T | null> {
     for (;;) {
+      if (tries.count > 0) tries.began = Date.now()
       try {
         const result = await operation()
-        tries.add(result === null ? tries.refused() : undefined)
+        if (result === null) tries.fail(tries.refused())
+        else tries.succeed()
         return result
       } catch (error) {
         if (!(error instanceof PolylockError)) throw error
-        for (const failure of tries.add(error)) {
+        for (const failure of tries.fail(error)) {
           this.emit('clientError', failure)
           this.emit('error', failure)
         }
@@ -415,14 +432,6 @@ class Redlock extends EventEmitter {
       await sleep(Math.max(0, settings.retryDelay + jitter))
     }
   }
-}
-
-/** What a lock needs to know of its lease. */
-type Taken = Pick<Lease, 'ownerToken' | 'deadline'>
-
-/** What there is of no resources, which redlock locks for a program whose list happens to be empty. */
-function nothing(ttl: number): Taken {
-  return { ownerToken: randomBytes(20).toString('hex'), deadline: Date.now() + ttl }
 }
 
 interface Hashed {
@@ -455,9 +464,10 @@ function checkDuration(duration: number): void {
 
 /** The settings that are numbers; the rest as in `base`. */
 function numbers(given: Partial<AllSettings> | null | undefined, base: AllSettings): AllSettings {
+  if (given === undefined || given === null) return base
   const result: Record<string, number> = { ...base }
   for (const name of Object.keys(base) as (keyof AllSettings)[]) {
-    const value = given?.[name]
+    const value = given[name]
     if (typeof value === 'number') result[name] = value
   }
   return result as unknown as AllSettings

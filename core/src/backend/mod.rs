@@ -101,6 +101,18 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
         Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "this backend cannot break a lock")) })
     }
 
+    /// Makes what `owner` holds, whoever that is, last until `ttl` from now, if it holds all of `resources`; says whether it did. For
+    /// one who was told of a lock that another process holds.
+    fn extend_for<'a>(
+        &'a self,
+        _resources: &'a [Resource],
+        _owner: &'a str,
+        _ttl: Duration,
+        _driver: &'a Driver,
+    ) -> Answer<'a, Result<bool>> {
+        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "this backend extends no lock of others")) })
+    }
+
     /// Asks each server a question of its own language (the words of a command, or one text of SQL), for whoever checks a
     /// deployment: the server's name and the texts in its answer. Nothing where there is no server.
     fn ask_each<'a>(&'a self, _question: &'a [&'a str], _driver: &'a Driver) -> Answer<'a, Vec<Said>> {
@@ -189,6 +201,8 @@ pub(crate) struct Claim {
     pub(crate) turn: Option<Box<Turn>>,
     /// Should it be busy, another attempt of the same caller follows soon.
     pub(crate) waits: bool,
+    /// What most of several servers decided waits a moment for the others.
+    pub(crate) thorough: bool,
     /// What its backend notes of it.
     pub(crate) progress: Arc<Progress>,
 }

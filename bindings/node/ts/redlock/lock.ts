@@ -1,7 +1,7 @@
 /** The locks of redlock 4 and 5, and the leases behind them. */
 
 import * as arg from '../check.js'
-import type { Lease } from '../lease.js'
+import type { Keeper, Lease } from '../lease.js'
 import type { Callback } from './promises.js'
 import type { ExecutionResult, ExecutionStats } from './stats.js'
 
@@ -12,31 +12,30 @@ export interface Operations {
   extend(lock: Lock, duration: number, callback?: Callback<Lock>): Promise<Lock>
 }
 
-interface Remembered {
-  lease: Lease
-  redlock: Operations
-}
+/** Leases that may still be held, by the value of their lock. */
+const leases = new Map<string, Lease>()
 
-/** Leases that may still be held, by the value of their lock. One that lapses goes by itself. */
-const leases = new Map<string, Remembered>()
+/** Keeps the leases of one Redlock's locks until they are over. */
+export class LockKeeper implements Keeper {
+  keep(lease: Lease): void {
+    lease.keeper = this
+    leases.set(lease.ownerToken, lease)
+  }
 
-/** Remembers the lease of a lock of `redlock`, until it is over. */
-export function remember(redlock: Operations, lease: Lease): void {
-  leases.set(lease.ownerToken, { lease, redlock })
-  lease.whenLost = () => leases.delete(lease.ownerToken)
+  /** One that lapses leaves nothing behind. */
+  lost(lease: Lease): void {
+    forget(lease)
+    lease.leave()
+  }
+
+  /** Leaves them to their time. */
+  leaveAll(): void {
+    for (const lease of leases.values()) if (lease.keeper === this) this.lost(lease)
+  }
 }
 
 export function forget(lease: Lease): void {
   leases.delete(lease.ownerToken)
-}
-
-/** Leaves the locks of `redlock` to their time. */
-export function leaveAll(redlock: Operations): void {
-  for (const { lease, redlock: other } of leases.values()) {
-    if (other !== redlock) continue
-    forget(lease)
-    lease.leave()
-  }
 }
 
 /** The list of what may be one alone. */
@@ -62,12 +61,12 @@ function nameOf(resource: unknown): string {
     typeof resource === 'number' ||
     typeof resource === 'bigint' ||
     (typeof resource === 'object' && resource !== null && resource.toString !== Object.prototype.toString)
-  return hasText ? String(resource) : arg.string('resource', resource)
+  return arg.string('resource', hasText ? String(resource) : resource)
 }
 
 /** The lease behind a lock, if it may still be held and the lock still names its resources. */
 export function leaseOf(lock: Lock): Lease | undefined {
-  const lease = leases.get(lock.value)?.lease
+  const lease = leases.get(lock.value)
   if (lease === undefined) return undefined
   const names = namesOf(resourcesOf(lock))
   const same = lease.resources.length === names.length && lease.resources.every((name) => names.includes(name))

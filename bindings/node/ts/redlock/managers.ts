@@ -1,7 +1,7 @@
 /** The managers behind Redlocks. Programs make a Redlock of the same clients for each request: those share one, and its connections. */
 
 import { closed } from '../errors.js'
-import { connectThoroughly, type LockManager } from '../manager.js'
+import { connect, type LockManager } from '../manager.js'
 import { placesOf } from './clients.js'
 
 interface Shared {
@@ -28,7 +28,7 @@ export class Use {
       shared.users++
       return
     }
-    this.#manager = connectThoroughly(urls, { prefix, driftFactor })
+    this.#manager = connect(urls, { prefix, driftFactor })
     managers.set(this.#key, { manager: new WeakRef(this.#manager), users: 1 })
   }
 

@@ -22,35 +22,57 @@ export interface ExecutionResult {
 /** Tries that are remembered: with endless retries there is no end to them. */
 const MOST_TRIES = 100
 
+/** Those who vote on one Redlock's operations. */
+export class Voters {
+  readonly #clients: readonly Client[]
+  /** What is told of every try that succeeded. */
+  readonly allFor: Promise<ExecutionStats>
+
+  constructor(clients: readonly Client[]) {
+    this.#clients = clients
+    this.allFor = this.#stats(new Set(clients), new Map())
+  }
+
+  allAgainst(error: Error): Promise<ExecutionStats> {
+    return this.#stats(new Set(), new Map(this.#clients.map((client) => [client, error])))
+  }
+
+  /** What each of them has to say. */
+  each<T>(said: T): T[] {
+    return this.#clients.map(() => said)
+  }
+
+  async #stats(votesFor: Set<Client>, votesAgainst: Map<Client, Error>): Promise<ExecutionStats> {
+    const membershipSize = this.#clients.length
+    return { membershipSize, quorumSize: Math.floor(membershipSize / 2) + 1, votesFor, votesAgainst }
+  }
+}
+
 /** The tries of one operation. */
 export class Tries {
   readonly start = Date.now()
+  /** When the last one began. */
+  began = this.start
   readonly attempts: Promise<ExecutionStats>[] = []
   count = 0
   /** What the last one failed with. */
   cause: unknown = undefined
 
   constructor(
-    private readonly clients: readonly Client[],
+    private readonly voters: Voters,
     private readonly resources: number,
   ) {}
 
-  /** Notes a try that succeeded, or what it failed with; gives the errors that are not just "held by somebody else". */
-  add(error?: unknown): Error[] {
-    this.count++
-    this.cause = error
-    const vote = error === undefined ? undefined : this.#vote(error)
-    const votesAgainst = new Map(vote === undefined ? [] : this.clients.map((client) => [client, vote]))
-    this.attempts.push(
-      Promise.resolve({
-        membershipSize: this.clients.length,
-        quorumSize: Math.floor(this.clients.length / 2) + 1,
-        votesFor: new Set(vote === undefined ? this.clients : []),
-        votesAgainst,
-      }),
-    )
-    if (this.attempts.length > MOST_TRIES) this.attempts.shift()
-    return vote === undefined || vote instanceof ResourceLockedError ? [] : this.clients.map(() => vote)
+  /** Notes a try that succeeded. */
+  succeed(): void {
+    this.#add(undefined, this.voters.allFor)
+  }
+
+  /** Notes what a try failed with; gives the errors that are not just "held by somebody else". */
+  fail(error: unknown): Error[] {
+    const vote = this.#vote(error)
+    this.#add(error, this.voters.allAgainst(vote))
+    return vote instanceof ResourceLockedError ? [] : this.voters.each(vote)
   }
 
   /** What all servers say of a lock that is not, or not any more, the caller's. */
@@ -61,6 +83,13 @@ export class Tries {
   /** That it came to nothing, as redlock 5 tells it. */
   failed(message: string): ExecutionError {
     return new ExecutionError(message, this.attempts, { cause: this.cause })
+  }
+
+  #add(cause: unknown, stats: Promise<ExecutionStats>): void {
+    this.count++
+    this.cause = cause
+    this.attempts.push(stats)
+    if (this.attempts.length > MOST_TRIES) this.attempts.shift()
   }
 
   #vote(error: unknown): Error {

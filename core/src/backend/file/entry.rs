@@ -396,6 +396,7 @@ mod tests {
                 label: None,
                 turn: None,
                 waits: false,
+                thorough: false,
                 progress: Arc::default(),
             }
         }

@@ -52,7 +52,7 @@ impl RedisBackend {
         }
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
-            let matters = ballot.is_split() || self.thorough;
+            let matters = ballot.is_split() || claim.thorough;
             let attempt = self.refused(ballot, nodes - needed, &claim.progress);
             if matters && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
                 self.step_back(claim, driver).await;

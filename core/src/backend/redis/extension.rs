@@ -14,7 +14,7 @@ use super::{
     restart,
 };
 use crate::{
-    Mode,
+    Error, Mode, Resource, Result,
     backend::{Claim, Extension},
     clock::Instant,
     engine::{driver::Driver, runtime},
@@ -89,6 +89,40 @@ impl RedisBackend {
             _ if nodes - lost < majority(nodes) => Extension::Lost,
             _ => Extension::Unknown(out_of_reach(errors)),
         }
+    }
+
+    /// See [`Backend::extend_for`](crate::backend::Backend::extend_for). While a majority keeps what `owner` wrote, nobody else has
+    /// one. No node that is without gets it.
+    pub(super) async fn extend_everywhere(
+        &self,
+        resources: &[Resource],
+        owner: &str,
+        ttl: Duration,
+        driver: &Driver,
+    ) -> Result<bool> {
+        if let Some(error) = self.named_twice().or_else(|| self.in_several_slots(resources)) {
+            return Err(error);
+        }
+        // A node that forgets it sits out for as long.
+        self.sits_out(ttl);
+        let expires = Instant::now().after(self.node_timeout(ttl));
+        let request = Request::extend_for(&Keys::of(&self.prefix, resources), owner, ttl, expires);
+        let nodes = self.nodes.len();
+        let (mut yes, mut no, mut errors) = (0, 0, Vec::new());
+        let decide = |_, answer: request::Answer| {
+            match answer.map(|answer| number(&answer.value)) {
+                Ok(Some(1)) => yes += 1,
+                Ok(Some(_)) => no += 1,
+                Ok(None) => errors.push(Error::unavailable("an answer of another kind")),
+                Err(error) => errors.push(error.into_error()),
+            }
+            match verdict(nodes, majority(nodes), yes, no) {
+                Verdict::Open => None,
+                decided => Some(decided == Verdict::Won),
+            }
+        };
+        let decided = self.ask(&request, driver, decide, |_| |_, _| {}, Duration::ZERO).await;
+        decided.ok_or_else(|| out_of_reach(errors))
     }
 }
 

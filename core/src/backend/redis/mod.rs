@@ -113,8 +113,6 @@ pub(crate) struct RedisBackend {
     background: TaskTracker,
     /// Nothing was asked for yet, so the connections are yet to be opened.
     untried: AtomicBool,
-    /// What a majority has decided waits a moment for the others.
-    thorough: bool,
     /// A bit for each node that did not answer within that moment, and so is not waited for.
     behind: Arc<AtomicU32>,
 }
@@ -169,7 +167,6 @@ impl RedisBackend {
             slots,
             background: TaskTracker::new(),
             untried: AtomicBool::new(true),
-            thorough: options.thorough,
             behind: Arc::default(),
         })
     }
@@ -221,7 +218,7 @@ impl RedisBackend {
     /// does later, when a request is on its way to all nodes before any has answered.
     fn grace(&self, claim: &Claim, first: bool) -> Duration {
         const LONGEST: Duration = Duration::from_millis(50);
-        if first || self.thorough { LONGEST.min(claim.ttl / 20) } else { Duration::ZERO }
+        if first || claim.thorough { LONGEST.min(claim.ttl / 20) } else { Duration::ZERO }
     }
 
     /// Sends a request to every node; `decide` sees the answers as they come, until it has decided. The nodes that
@@ -393,6 +390,16 @@ impl Backend for RedisBackend {
         driver: &'a Driver,
     ) -> Answer<'a, Result<bool>> {
         Box::pin(self.break_everywhere(resource, owner, driver))
+    }
+
+    fn extend_for<'a>(
+        &'a self,
+        resources: &'a [Resource],
+        owner: &'a str,
+        ttl: Duration,
+        driver: &'a Driver,
+    ) -> Answer<'a, Result<bool>> {
+        Box::pin(self.extend_everywhere(resources, owner, ttl, driver))
     }
 
     fn ask_each<'a>(&'a self, question: &'a [&'a str], driver: &'a Driver) -> Answer<'a, Vec<Said>> {

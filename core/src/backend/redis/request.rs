@@ -239,6 +239,12 @@ impl Request {
         })
     }
 
+    /// Lets the locks of `owner` live on, whoever that is.
+    pub(super) fn extend_for(keys: &Keys, owner: &str, ttl: Duration, expires: Instant) -> Arc<Self> {
+        let request = Self::new(&script::EXTEND, *keys, &[], &Arc::default(), expires);
+        Arc::new(request.word(owner).number(millis(ttl)))
+    }
+
     /// Puts the locks back on a server that lost them.
     pub(super) fn repair(keys: &Keys, claim: &Claim, token: u64, ttl: Duration, expires: Instant) -> Arc<Self> {
         let request = Self::new(&script::REPAIR, *keys, &[Side::Fence], &claim.progress, expires)
@@ -433,6 +439,7 @@ pub(super) mod tests {
             label: Some("l".into()),
             turn: None,
             waits: true,
+            thorough: false,
             progress: Arc::default(),
         }
     }

@@ -395,7 +395,6 @@ fn manager(machines: &Machines, world: World, loss: f64, calm: &Arc<AtomicBool>,
         slots: false,
         background: tokio_util::task::TaskTracker::new(),
         untried: AtomicBool::new(true),
-        thorough: false,
         behind: Arc::default(),
     };
     LockManager::new(Box::new(backend), &Options::default())

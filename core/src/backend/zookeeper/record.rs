@@ -89,6 +89,7 @@ mod tests {
             label: Some("two\nlines: pid 0".into()),
             turn: None,
             waits: false,
+            thorough: false,
             progress: Arc::default(),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
