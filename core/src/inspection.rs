@@ -17,7 +17,6 @@ use std::{
 
 use crate::{
     Error, ErrorKind, LockManager, LossReason, OwnerToken, Resource, Result, Target,
-    backend::Losable,
     engine::{driver::Driver, runtime},
     options,
     pattern::Pattern,
@@ -150,9 +149,9 @@ impl LockManager {
 
     /// Frees `resource` though somebody holds it, if that is still the holder that was `seen`; says whether it was.
     ///
-    /// The holder is told that its lease is lost no later than at its next renewal, and at once if it is of this
-    /// process. Until then it may go on: break a lock when its holder is dead or hung, or where the
-    /// fencing token is checked.
+    /// The holder is told that its lease is lost no later than at its next renewal, at once if it is of this process, and before
+    /// the lock is free if it is of this manager. Until then it may go on: break a lock when its holder is dead or hung, or
+    /// where the fencing token is checked.
     ///
     /// # Errors
     /// `Unsupported` if the backend cannot, `InvalidArgument`, `Unavailable` (it may have been freed or not), `Auth`,
@@ -186,13 +185,17 @@ impl LockManager {
             Seen::Owner(owner) if owner.is_empty() => return Err(Error::invalid("owner", "must not be empty")),
             Seen::Owner(owner) => owner,
         };
-        let broken = manager.backend.break_lock(resource, &owner, driver).await?;
+        let token = OwnerToken::parse(&owner);
+        // One of ours first, whatever becomes of us then: it is freed in the background as well.
+        let ours = token.and_then(|token| manager.leases.get(&token));
+        let ended = ours.is_some_and(|ours| ours.claim.resources.contains(resource) && ours.ends(LossReason::Taken));
+        let broken = manager.backend.break_lock(resource, &owner, driver).await? || ended;
         if broken {
             tracing::warn!(%resource, owner, "lock broken");
-            if let (Some(owner), Ok(engine)) = (OwnerToken::parse(&owner), runtime::engine())
-                && let Some(lease) = engine.managers().iter().find_map(|manager| manager.leases.get(&owner))
+            if let (Some(token), Ok(engine)) = (token, runtime::engine())
+                && let Some(lease) = engine.managers().iter().find_map(|manager| manager.leases.get(&token))
             {
-                lease.gone(LossReason::Taken);
+                lease.ends(LossReason::Taken);
             }
             manager.waiters.nudge(resource);
         }

@@ -64,6 +64,7 @@ backends! {
         lists
         lists_each_of_several_holders
         breaks
+        breaks_though_given_up
         counts
         tells
         refuses_bad_arguments

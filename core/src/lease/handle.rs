@@ -393,6 +393,15 @@ impl Held {
         undo::in_background(&self.manager, self.claim.clone(), Instant::now());
     }
 
+    /// It is not to be held any more. Tells the holder, unless it knows or has given it up; says whether that was so.
+    pub(crate) fn ends(self: &Arc<Self>, why: LossReason) -> bool {
+        let step = self.inner().state.gone(why);
+        if let Step::Lose(reason) = step {
+            self.tell_lost(reason);
+        }
+        matches!(step, Step::Lose(_))
+    }
+
     /// Tells the holder of a loss that it has found out before the alarm rang.
     fn lapse(self: &Arc<Self>) {
         let lapsed = self.inner().state.lapse(Instant::now());
@@ -492,10 +501,7 @@ impl Held {
 
 impl Losable for Held {
     fn gone(self: Arc<Self>, why: LossReason) {
-        let step = self.inner().state.gone(why);
-        if let Step::Lose(reason) = step {
-            self.tell_lost(reason);
-        }
+        self.ends(why);
     }
 }
 

@@ -118,3 +118,18 @@ pub async fn breaks(store: Store) {
         assert_eq!(two.break_lock(&name, wrong).await.unwrap_err().argument(), Some(argument));
     }
 }
+
+/// Its holder knows before the lock is free, whoever hears that it is.
+pub async fn breaks_though_given_up(store: Store) {
+    let (one, two, name) = (store.manager(), store.manager(), store.name("r"));
+    if !one.capabilities().breaking {
+        return;
+    }
+    let lease = one.acquire(&name, long()).await.unwrap();
+    let mut breaking = Box::pin(one.break_lock(&name, Seen::Owner(lease.owner_token().to_string())));
+    let broken = std::future::poll_fn(|cx| std::task::Poll::Ready(breaking.as_mut().poll(cx))).await;
+    assert!(!lease.is_held(), "{broken:?}");
+    drop(breaking);
+    assert_eq!(lease.lost().await, Some(LossReason::Taken));
+    two.acquire(&name, long().wait(LONG)).await.expect("it is freed in the background");
+}

@@ -6,7 +6,7 @@ use tokio_postgres::{Row, types::ToSql};
 
 use super::{SessionBackend, id::lock_id, sessions::Session};
 use crate::{
-    Error, LossReason, OwnerToken, Resource, Result,
+    Error, OwnerToken, Resource, Result,
     backend::{
         Holder,
         postgres::{
@@ -77,10 +77,6 @@ impl SessionBackend {
         let Some(sent) = self.sessions.sent(token) else { return self.end_holder(&key, id, owner, driver).await };
         if !sent.keys.contains(&key) {
             return Ok(false);
-        }
-        // Before it is free, and whatever becomes of us. It is freed in the background, too.
-        if let Some(lease) = sent.session.locks.take_lease(token) {
-            lease.gone(LossReason::Taken);
         }
         match self.free(&sent, token, driver).await {
             Some(_) => {

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -288,11 +288,6 @@ impl Locks {
             table.leases.insert(owner, Weak::clone(lease));
         }
         table.ended
-    }
-
-    /// The lease to be told of, which is not to be told again.
-    pub(super) fn take_lease(&self, owner: OwnerToken) -> Option<Arc<dyn Losable>> {
-        self.table().leases.remove(&owner)?.upgrade()
     }
 
     /// The session is over: tells the leases. The first reason counts.
