@@ -40,7 +40,7 @@ MUTANTS = {
     "D28": "the fencing token is the largest number seen, without agreement",
     "D30": "a ttl that is too short is taken",
     "R13": "a server that was restarted votes at once",
-    "permits": "a majority is enough for a permit of a semaphore",
+    "permits": "a permit takes a majority, whichever numbers it gave",
 }
 # What is run: the decisions and the simulation, not what needs servers.
 TESTS = ["backend::redis", "lease::", "token::", "undo::", "acquire::", "options::"]

@@ -251,6 +251,8 @@ pub(crate) struct Progress {
     pub(crate) over: AtomicBool,
     /// The token that was agreed on; 0 before.
     pub(crate) fencing_token: AtomicU64,
+    /// The number of the permit that is held, where permits are numbered.
+    pub(crate) permit: OnceLock<u32>,
     /// The session that holds it, where one does: the lease ends with that. To be set before the grant is answered.
     pub(crate) session: OnceLock<Arc<SessionEnd>>,
     /// What it has in ZooKeeper.

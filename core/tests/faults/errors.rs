@@ -411,3 +411,32 @@ async fn asking_again_is_granted_again() {
         let _: () = server.ask(&["FLUSHALL"]);
     }
 }
+
+/// The first free number from the one that is asked for; whoever has one already gets that again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn permits_are_numbered() {
+    let server = Server::start();
+    let share = include_str!("../../src/backend/redis/scripts/share.lua");
+    let ask = |owner: &str, of: &str, begin: &str| -> Vec<i64> {
+        let (proposed, fence) = ("0000000000000007", format!("0000000000000007 {owner} record"));
+        let keys = ["4", "lock", "fence", "writer", "permits"];
+        let args = [owner, "60000", proposed, "9999999999999999", &fence, "3600000", "permit:", of, begin];
+        server.ask(&[&["EVAL", share][..], &keys, &args].concat())
+    };
+    assert_eq!(ask("a", "3", "2"), [1, 7, 2]);
+    assert_eq!(ask("a", "3", "0"), [1, 7, 2]);
+    assert_eq!(ask("b", "3", "2"), [1, 8, 0]);
+    // Somebody takes it for a smaller one.
+    assert_eq!(ask("c", "2", "0")[0], 0);
+    assert_eq!(ask("c", "3", "0"), [1, 9, 1]);
+    assert_eq!(ask("d", "3", "0")[0], 0);
+    // Number 0 is free when its holder is gone.
+    let _: i64 = server.ask(&["ZREM", "lock", "permit:b"]);
+    assert_eq!(ask("d", "3", "1"), [1, 10, 0]);
+    // The numbers are lost: whoever has none here does not get one that is not there.
+    let _: i64 = server.ask(&["DEL", "permits"]);
+    assert_eq!([ask("a", "3", "1")[2], ask("c", "3", "1")[2], ask("d", "3", "1")[2]], [1, 2, 0]);
+    let _: i64 = server.ask(&["DEL", "permits"]);
+    assert_eq!([ask("a", "2", "1")[2], ask("c", "2", "1")[2]], [1, 0]);
+    assert_eq!(ask("d", "2", "1")[0], 0);
+}

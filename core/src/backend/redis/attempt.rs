@@ -11,15 +11,15 @@ use redis::Value;
 use super::{
     RedisBackend,
     keys::Keys,
-    number, numbers, out_of_reach,
-    quorum::{Ballot, Refusal, Standing, Verdict, Vote, majority, needed},
+    numbers, out_of_reach,
+    quorum::{Ballot, Grant, Refusal, Standing, Verdict, Vote, majority},
     release::Overtaken,
     request::{self, Request},
     restart,
     round::Answers,
 };
 use crate::{
-    Error,
+    Error, Mode,
     backend::{Attempt, Backend, Claim, Progress},
     clock::Instant,
     engine::{driver::Driver, timer},
@@ -31,17 +31,17 @@ impl RedisBackend {
         let since = Instant::now();
         let expires = since.after(self.node_timeout(claim.ttl));
         let keys = Keys::of(&self.prefix, &claim.resources);
-        let request = Request::acquire(&keys, claim, expires);
+        let request = Request::acquire(&keys, claim, self.draw_number(claim.mode), expires);
         claim.progress.track();
-        let (nodes, needed) = (self.nodes.len(), needed(self.nodes.len(), claim.mode));
-        let (mut ballot, mut verdict) = (Ballot::new(nodes, needed), None);
+        let nodes = self.nodes.len();
+        let (mut ballot, mut verdict) = (Ballot::new(nodes), None);
         // Once more if a server's clock was set since we looked at it: it takes us to be too late.
         if let Some(error) = self.named_twice().or_else(|| self.in_several_slots(&claim.resources)) {
             return Attempt::Refused(error);
         }
         for _ in 0..2 {
             let mut clock_was_set = Vec::new();
-            ballot = Ballot::new(nodes, needed);
+            ballot = Ballot::new(nodes);
             verdict = self.vote(&request, claim, driver, &mut ballot, &mut clock_was_set).await;
             if verdict == Some(Verdict::Won) || clock_was_set.is_empty() || Instant::now() >= expires {
                 break;
@@ -53,7 +53,7 @@ impl RedisBackend {
         if verdict != Some(Verdict::Won) {
             claim.progress.give_up();
             let matters = ballot.is_split() || claim.thorough;
-            let attempt = self.refused(ballot, nodes - needed, &claim.progress);
+            let attempt = self.refused(ballot, nodes - majority(nodes), &claim.progress);
             if matters && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
                 self.step_back(claim, driver).await;
             }
@@ -64,6 +64,9 @@ impl RedisBackend {
         }
         for index in ballot.holders() {
             claim.progress.add_holder(index);
+        }
+        for index in ballot.misfits() {
+            self.overtaken(claim).give_back(index, &self.nodes[index]);
         }
         let token = match ballot.agreed_token() {
             Some(token) => Some(token),
@@ -101,26 +104,40 @@ impl RedisBackend {
             {
                 clock_was_set.push((index, now));
             }
-            match ballot.cast(index, vote(self.nodes[index].name(), answer), standing) {
-                Verdict::Open => None,
-                decided => Some(decided),
+            let verdict = ballot.cast(index, vote(self.nodes[index].name(), answer), standing);
+            if let (Verdict::Won, Some(number)) = (verdict, ballot.number()) {
+                let _ = claim.progress.permit.set(number);
             }
+            Some(verdict).filter(|verdict| *verdict != Verdict::Open)
         };
         let late = |_: &Verdict| {
-            let (claim, prefix, nodes) = (claim.clone(), self.prefix.clone(), self.nodes.clone());
-            let (within, background) = (self.settles_within(claim.ttl), self.background.clone());
-            let given_up = Overtaken { claim, prefix, within, background };
+            let (overtaken, nodes) = (self.overtaken(claim), self.nodes.clone());
             move |index: usize, answer: request::Answer| {
-                let counts = restart::votes(&nodes, index, sits_out, Instant::now());
-                let progress = &given_up.claim.progress;
+                let progress = &overtaken.claim.progress;
+                let grant = answer.as_ref().ok().and_then(|answered| granted(&answered.value));
+                let fits = grant.is_none_or(|grant| grant.number.as_ref() == progress.permit.get());
+                let counts = fits && restart::votes(&nodes, index, sits_out, Instant::now());
                 note(progress, index, &answer, counts);
-                if progress.is_over() && answer.is_ok_and(|answered| granted(&answered.value).is_some()) {
-                    given_up.give_back(index, &nodes[index]);
+                if grant.is_some() && (progress.is_over() || !fits) {
+                    overtaken.give_back(index, &nodes[index]);
                 }
             }
         };
         let first = self.untried.load(Ordering::Relaxed) && self.untried.swap(false, Ordering::Relaxed);
         self.ask(request, driver, decide, late, self.grace(claim, first)).await
+    }
+
+    /// The number to begin with among the permits of a semaphore. One server alone counts them, which is less work.
+    fn draw_number(&self, mode: Mode) -> Option<u32> {
+        match mode {
+            Mode::Permit { of } if self.nodes.len() > 1 => Some(fastrand::u32(..of.max(1))),
+            _ => None,
+        }
+    }
+
+    fn overtaken(&self, claim: &Claim) -> Overtaken {
+        let (claim, prefix, background) = (claim.clone(), self.prefix.clone(), self.background.clone());
+        Overtaken { within: self.settles_within(claim.ttl), claim, prefix, background }
     }
 
     /// Gives back a part that would be in the way of the caller's next attempt, which comes when he likes. The release goes
@@ -212,8 +229,8 @@ fn vote(node: &str, answer: request::Answer) -> Vote {
         Err(error) if error.is_ambiguous() => return Vote::Unknown(error.into_error()),
         Err(error) => return Vote::Failed(error.into_error()),
     };
-    if let Some(counter) = granted(&value) {
-        return Vote::Granted { counter };
+    if let Some(grant) = granted(&value) {
+        return Vote::Granted(grant);
     }
     let ttl = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
     match numbers(&value).as_deref() {
@@ -224,7 +241,13 @@ fn vote(node: &str, answer: request::Answer) -> Vote {
     }
 }
 
-/// The node's counter, if the answer is a grant.
-fn granted(value: &Value) -> Option<u64> {
-    number(value).and_then(|token| u64::try_from(token).ok()).filter(|token| *token > 0)
+/// What the node granted, if it did.
+fn granted(value: &Value) -> Option<Grant> {
+    let (token, number) = match (value, numbers(value).as_deref()) {
+        (Value::Int(token), _) => (*token, None),
+        (_, Some([1, token, number])) => (*token, Some(u32::try_from(*number).ok()?)),
+        _ => return None,
+    };
+    let counter = u64::try_from(token).ok().filter(|token| *token > 0)?;
+    Some(Grant { counter, number })
 }

@@ -9,7 +9,7 @@ use super::{
     RedisBackend,
     keys::Keys,
     number, out_of_reach,
-    quorum::{Verdict, majority, needed, verdict},
+    quorum::{Verdict, majority, verdict},
     request::{self, Request, Server},
     restart,
 };
@@ -28,7 +28,6 @@ impl RedisBackend {
         let keys = Keys::of(&self.prefix, &claim.resources);
         let request = Request::extend(&keys, claim, ttl, expires);
         let (nodes, sits_out) = (self.nodes.len(), self.sits_out(ttl));
-        let needed = needed(nodes, claim.mode);
         let (mut yes, mut no, mut lost, mut errors) = (0, 0, 0, Vec::new());
         let mut missing = Vec::new();
         let decide = |index, answer: request::Answer| {
@@ -58,7 +57,7 @@ impl RedisBackend {
             if let Err(error) = answer {
                 errors.push(error.into_error());
             }
-            match verdict(nodes, needed, yes, no) {
+            match verdict(nodes, yes, no) {
                 Verdict::Open => None,
                 decided => Some(decided),
             }
@@ -116,7 +115,7 @@ impl RedisBackend {
                 Ok(None) => errors.push(Error::unavailable("an answer of another kind")),
                 Err(error) => errors.push(error.into_error()),
             }
-            match verdict(nodes, majority(nodes), yes, no) {
+            match verdict(nodes, yes, no) {
                 Verdict::Open => None,
                 decided => Some(decided == Verdict::Won),
             }

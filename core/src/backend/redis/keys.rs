@@ -18,6 +18,8 @@ pub(super) enum Side {
     Fence,
     /// There while somebody waits to hold exclusively what is held shared.
     Writer,
+    /// Which permit of a semaphore each holder has, where these are numbered.
+    Permits,
     /// The channel on which a release is published.
     Wake,
     /// Who waits to be served in order.
@@ -46,6 +48,7 @@ impl<'a> Key<'a> {
         let kind = match side {
             Side::Fence => FENCES,
             Side::Writer => "polylock:writer:",
+            Side::Permits => "polylock:permits:",
             Side::Wake => "polylock:wake:",
             Side::Queue => "polylock:queue:",
             Side::QueueUntil => "polylock:queue-until:",

@@ -77,7 +77,7 @@ use self::{
     config::{Config, Place},
     keys::{Key, Side},
     node::Node,
-    quorum::{Verdict, majority, verdict},
+    quorum::{Verdict, verdict},
     request::{Request, Server},
     round::Answers,
     sentinel::SentinelServer,
@@ -339,7 +339,7 @@ impl Backend for RedisBackend {
                 .map(|node| Arc::clone(node).command(redis::cmd("PING"), driver.clone(), expires))
                 .collect();
             let (mut yes, mut errors) = (0, Vec::new());
-            while verdict(nodes, majority(nodes), yes, errors.len()) == Verdict::Open
+            while verdict(nodes, yes, errors.len()) == Verdict::Open
                 && let Some(answer) = answers.next().await
             {
                 match answer {
@@ -350,7 +350,7 @@ impl Backend for RedisBackend {
             if let Some(error) = self.named_twice() {
                 return Err(error);
             }
-            if verdict(nodes, majority(nodes), yes, errors.len()) == Verdict::Won {
+            if verdict(nodes, yes, errors.len()) == Verdict::Won {
                 return Ok(());
             }
             let fatal = errors.iter().position(|error| !error.is_retryable());

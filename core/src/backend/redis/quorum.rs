@@ -4,9 +4,11 @@
 //! the nodes that have not answered cannot make it one (which for an even N is at N/2 refusals already). One node
 //! is the case N = 1.
 //!
-//! Of the permits of a semaphore each server gives away all, so a majority is not enough: of five servers with two permits
-//! each, three holders may have three. It takes so many that one holder too many would need more than there are
-//! ([`needed`]): `floor(N*k/(k+1)) + 1` for k permits, which for one permit is the majority.
+//! Of the permits of a semaphore each server gives away all, so a majority of any would not be enough: of five servers with
+//! two permits each, three holders may have three. So permits are numbered, and each number is like a lock of its own: it
+//! takes a majority that gave the *same* number. A server gives the first that is free there, from one on that the attempt has
+//! drawn: servers that know of the same holders give the same, and attempts that come together are seldom in each other's
+//! way. What was given of other numbers is given back.
 //!
 //! # Fencing
 //!
@@ -18,14 +20,12 @@
 
 use std::time::Duration;
 
-use crate::{Error, Mode, clock::Instant, mutant::mutant};
+use crate::{Error, clock::Instant, mutant::mutant};
 
 /// One node's answer to an attempt.
 #[derive(Debug)]
 pub(super) enum Vote {
-    Granted {
-        counter: u64,
-    },
+    Granted(Grant),
     Busy {
         free_in: Option<Duration>,
         foreign: bool,
@@ -34,6 +34,14 @@ pub(super) enum Vote {
     Failed(Error),
     /// It may have been granted, or may yet be.
     Unknown(Error),
+}
+
+/// What a node granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    pub(super) counter: u64,
+    /// Which of the permits, where these are numbered.
+    pub(super) number: Option<u32>,
 }
 
 /// What a node's grant is worth; see [`restart`](super::restart).
@@ -68,8 +76,6 @@ impl Standing {
 #[derive(Debug)]
 pub(super) struct Ballot {
     nodes: usize,
-    /// How many grants win it.
-    needed: usize,
     votes: Vec<(usize, Vote, Standing)>,
 }
 
@@ -89,22 +95,11 @@ pub(super) fn majority(nodes: usize) -> usize {
     nodes / 2 + 1
 }
 
-/// How many nodes have to let somebody hold in this mode, so that there are never too many who do.
-pub(super) fn needed(nodes: usize, mode: Mode) -> usize {
-    match mode {
-        Mode::Permit { of: 2.. } if mutant!("permits") => majority(nodes),
-        // With this many permits or more it takes every node.
-        Mode::Permit { of } if of as usize >= nodes => nodes,
-        Mode::Permit { of: of @ 2.. } => nodes * of as usize / (of as usize + 1) + 1,
-        _ => majority(nodes),
-    }
-}
-
-/// What `yes` and `no` answers out of `nodes` amount to, if it takes `needed`.
-pub(super) fn verdict(nodes: usize, needed: usize, yes: usize, no: usize) -> Verdict {
-    if yes >= needed {
+/// What `yes` and `no` answers out of `nodes` amount to.
+pub(super) fn verdict(nodes: usize, yes: usize, no: usize) -> Verdict {
+    if yes >= majority(nodes) {
         Verdict::Won
-    } else if nodes - no < needed {
+    } else if nodes - no < majority(nodes) {
         Verdict::Lost
     } else {
         Verdict::Open
@@ -112,8 +107,8 @@ pub(super) fn verdict(nodes: usize, needed: usize, yes: usize, no: usize) -> Ver
 }
 
 impl Ballot {
-    pub(super) fn new(nodes: usize, needed: usize) -> Self {
-        Self { nodes, needed, votes: Vec::with_capacity(nodes) }
+    pub(super) fn new(nodes: usize) -> Self {
+        Self { nodes, votes: Vec::with_capacity(nodes) }
     }
 
     pub(super) fn cast(&mut self, node: usize, vote: Vote, standing: Standing) -> Verdict {
@@ -123,7 +118,7 @@ impl Ballot {
             return Verdict::Lost;
         }
         let granted = self.granted().count();
-        verdict(self.nodes, self.needed, granted, self.votes.len() - granted - self.may_count_yet())
+        verdict(self.nodes, granted, self.votes.len() - granted - self.may_count_yet())
     }
 
     /// How many are known to have started no earlier.
@@ -143,7 +138,7 @@ impl Ballot {
     fn may_count_yet(&self) -> usize {
         let unheard = self.nodes - self.votes.len();
         let waits = |vote: &&(usize, Vote, Standing)| match vote {
-            (_, Vote::Granted { .. }, Standing::New { began, .. }) => {
+            (_, Vote::Granted(_), Standing::New { began, .. }) => {
                 let new = self.as_new_as(*began);
                 new < majority(self.nodes) && new + unheard >= majority(self.nodes)
             }
@@ -152,12 +147,24 @@ impl Ballot {
         self.votes.iter().filter(waits).count()
     }
 
-    /// The grants that count.
-    fn granted(&self) -> impl Iterator<Item = (usize, u64)> {
+    /// The grants of nodes that vote, whatever their number.
+    fn grants(&self) -> impl Iterator<Item = (usize, Grant)> {
         self.votes.iter().filter_map(|(node, vote, standing)| match vote {
-            Vote::Granted { counter } if self.counts(*standing) => Some((*node, *counter)),
+            Vote::Granted(grant) if self.counts(*standing) => Some((*node, *grant)),
             _ => None,
         })
+    }
+
+    /// The number that most of them have.
+    pub(super) fn number(&self) -> Option<u32> {
+        let times = |number| self.grants().filter(|(_, grant)| grant.number == number).count();
+        self.grants().map(|(_, grant)| grant.number).max_by_key(|number| times(*number)).flatten()
+    }
+
+    /// The grants that count: those of one number.
+    fn granted(&self) -> impl Iterator<Item = (usize, Grant)> {
+        let number = self.number();
+        self.grants().filter(move |(_, grant)| grant.number == number || mutant!("permits"))
     }
 
     /// The nodes that granted.
@@ -165,23 +172,29 @@ impl Ballot {
         self.granted().map(|(node, _)| node).collect()
     }
 
+    /// The nodes that granted another number than most, which is to be given back.
+    pub(super) fn misfits(&self) -> Vec<usize> {
+        let number = self.number();
+        self.grants().filter(|(_, grant)| grant.number != number).map(|(node, _)| node).collect()
+    }
+
     /// The token that a majority shows already, if there is one.
     pub(super) fn agreed_token(&self) -> Option<u64> {
-        let counters: Vec<u64> = self.granted().map(|(_, counter)| counter).collect();
+        let counters: Vec<u64> = self.granted().map(|(_, grant)| grant.counter).collect();
         let agreed = |token: &u64| counters.iter().filter(|other| *other == token).count() >= majority(self.nodes);
         counters.iter().copied().find(agreed)
     }
 
     /// The token to write back, if the nodes do not agree.
     pub(super) fn to_raise(&self) -> u64 {
-        self.granted().map(|(_, counter)| counter).max().unwrap_or(0)
+        self.granted().map(|(_, grant)| grant.counter).max().unwrap_or(0)
     }
 
     /// Whether any node holds, or may come to hold, the lock for an attempt that was lost.
     pub(super) fn leaves_residue(&self) -> bool {
         // A node that has not answered may have granted.
         self.votes.len() < self.nodes
-            || self.votes.iter().any(|(_, vote, _)| matches!(vote, Vote::Granted { .. } | Vote::Unknown(_)))
+            || self.votes.iter().any(|(_, vote, _)| matches!(vote, Vote::Granted(_) | Vote::Unknown(_)))
     }
 
     /// Whether nobody else is known to have a majority.
@@ -192,15 +205,15 @@ impl Ballot {
 
     /// Why a lost attempt was lost. `name` is what errors call a node.
     pub(super) fn refusal<'a>(self, name: impl Fn(usize) -> &'a str) -> Refusal {
-        let (nodes, needed, majority) = (self.nodes, self.needed, majority(self.nodes));
+        let (nodes, majority) = (self.nodes, majority(self.nodes));
         let (mut busy, mut foreign, mut frees) = (0, 0, Vec::new());
         let (mut errors, holders) = (Vec::new(), self.holders());
         let granted = holders.len();
         for (node, vote, standing) in self.votes {
             match (vote, standing) {
-                (Vote::Granted { .. }, Standing::Full) => {}
-                (Vote::Granted { .. }, _) if holders.contains(&node) => {}
-                (Vote::Granted { .. }, Standing::New { left, .. } | Standing::Restarted { left, .. }) => {
+                (Vote::Granted(_), Standing::Full) => {}
+                (Vote::Granted(_), _) if holders.contains(&node) => {}
+                (Vote::Granted(_), Standing::New { left, .. } | Standing::Restarted { left, .. }) => {
                     let (name, left) = (name(node), left.as_secs_f64());
                     let why = format!("{name}: restarted lately, and does not vote for {left:.3} s more");
                     errors.push(Error::unavailable(why));
@@ -214,14 +227,17 @@ impl Ballot {
             }
         }
         // Without the nodes that are out of reach: could the rest have made it?
-        if nodes - errors.len() < needed {
+        if nodes - errors.len() < majority {
             return Refusal::OutOfReach(errors);
         }
         frees.sort();
         Refusal::Busy {
             // Free when enough of those that refused are.
-            free_in: frees.get(needed.saturating_sub(nodes - busy + 1)).copied().filter(|free| *free < Duration::MAX),
-            foreign: foreign > nodes - needed,
+            free_in: frees
+                .get(majority.saturating_sub(nodes - busy + 1))
+                .copied()
+                .filter(|free| *free < Duration::MAX),
+            foreign: foreign > nodes - majority,
             // We had a part of it, and nobody is known to have the whole. With no part of ours in the way, those who
             // refused are somebody's, and the rest of his nodes did not answer.
             contended: granted > 0 && busy < majority,
@@ -255,13 +271,13 @@ mod tests {
         Standing::New { began: Instant::from_boot(Duration::from_secs(at)), left: Duration::from_secs(1) }
     }
 
-    fn ballot_of(nodes: usize) -> Ballot {
-        Ballot::new(nodes, majority(nodes))
+    fn granted(counter: u64, number: Option<u32>) -> Vote {
+        Vote::Granted(Grant { counter, number })
     }
 
     fn vote(kind: u32) -> Vote {
         match kind {
-            0 => Vote::Granted { counter: 7 },
+            0 => granted(7, None),
             1 => Vote::Busy { free_in: Some(Duration::from_millis(10)), foreign: false },
             2 => Vote::Failed(Error::unavailable("refused")),
             _ => Vote::Unknown(Error::unavailable("no answer")),
@@ -274,7 +290,7 @@ mod tests {
     fn every_mask_of_answers() {
         for nodes in 1..=7_usize {
             for mask in 0..4_u32.pow(nodes as u32) {
-                let mut ballot = ballot_of(nodes);
+                let mut ballot = Ballot::new(nodes);
                 let (mut granted, mut refused) = (0, 0);
                 for node in 0..nodes {
                     let kind = mask / 4_u32.pow(node as u32) % 4;
@@ -299,24 +315,39 @@ mod tests {
         }
     }
 
-    /// Whichever nodes they hold, no more than the permits; and no more nodes are asked for than that takes.
+    /// Every mask of three numbers and a refusal for N = 1..=7: won exactly with a majority of one number, lost exactly when
+    /// none can get there any more.
     #[test]
-    fn there_are_never_more_holders_than_permits() {
-        for nodes in 1..=31 {
-            assert_eq!(needed(nodes, Mode::Exclusive), majority(nodes));
-            for of in (1..40).chain([u32::MAX]) {
-                let (needed, permits) = (needed(nodes, Mode::Permit { of }) as u64, u64::from(of));
-                let places = nodes as u64 * permits;
-                assert!((permits + 1) * needed > places, "{nodes} nodes, {of} permits");
-                assert!((permits + 1) * (needed - 1) <= places, "{nodes} nodes, {of} permits");
-                assert!(needed <= nodes as u64);
+    fn every_mask_of_numbers() {
+        for nodes in 1..=7_usize {
+            for mask in 0..4_u32.pow(nodes as u32) {
+                let (mut ballot, mut given) = (Ballot::new(nodes), [0; 3]);
+                for node in 0..nodes {
+                    let number = mask / 4_u32.pow(node as u32) % 4;
+                    let cast = if number == 3 { vote(1) } else { granted(7, Some(number)) };
+                    let verdict = ballot.cast(node, cast, FULL);
+                    given.get_mut(number as usize).into_iter().for_each(|times| *times += 1);
+                    let most = *given.iter().max().unwrap();
+                    let expected = match most {
+                        _ if most > nodes / 2 => Verdict::Won,
+                        _ if most + nodes - node - 1 <= nodes / 2 => Verdict::Lost,
+                        _ => Verdict::Open,
+                    };
+                    assert_eq!(verdict, expected, "{nodes} nodes, mask {mask:o}, after {node}");
+                    if verdict == Verdict::Won {
+                        let number = ballot.number().unwrap();
+                        assert_eq!(given[number as usize], most);
+                        assert_eq!(ballot.holders().len(), most);
+                        assert_eq!(ballot.misfits().len(), given.iter().sum::<usize>() - most);
+                    }
+                }
             }
         }
     }
 
     #[test]
     fn an_even_split_is_lost_and_not_waited_for() {
-        let mut ballot = ballot_of(2);
+        let mut ballot = Ballot::new(2);
         assert_eq!(ballot.cast(0, vote(0), FULL), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(1), FULL), Verdict::Lost);
         assert!(ballot.leaves_residue());
@@ -325,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_held_lock_is_not_taken_for_a_clash_because_a_node_is_down() {
-        let mut ballot = ballot_of(3);
+        let mut ballot = Ballot::new(3);
         assert_eq!(ballot.cast(0, vote(1), FULL), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(2), FULL), Verdict::Lost);
         assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: false, .. }));
@@ -333,17 +364,17 @@ mod tests {
 
     #[test]
     fn disagreeing_counters_are_raised_to_the_largest() {
-        let mut ballot = ballot_of(3);
-        ballot.cast(0, Vote::Granted { counter: 4 }, FULL);
-        ballot.cast(1, Vote::Granted { counter: 9 }, FULL);
+        let mut ballot = Ballot::new(3);
+        ballot.cast(0, granted(4, None), FULL);
+        ballot.cast(1, granted(9, None), FULL);
         assert_eq!((ballot.agreed_token(), ballot.to_raise()), (None, 9));
-        ballot.cast(2, Vote::Granted { counter: 4 }, FULL);
+        ballot.cast(2, granted(4, None), FULL);
         assert_eq!(ballot.agreed_token(), Some(4));
     }
 
     #[test]
     fn nodes_out_of_reach_are_named() {
-        let mut ballot = ballot_of(3);
+        let mut ballot = Ballot::new(3);
         ballot.cast(0, vote(2), FULL);
         assert_eq!(ballot.cast(1, vote(3), FULL), Verdict::Lost);
         let Refusal::OutOfReach(errors) = ballot.refusal(|_| "node") else { panic!("busy") };
@@ -352,14 +383,14 @@ mod tests {
 
     #[test]
     fn a_restarted_node_makes_no_majority() {
-        let mut ballot = ballot_of(3);
+        let mut ballot = Ballot::new(3);
         assert_eq!(ballot.cast(0, vote(0), RESTARTED), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(0), FULL), Verdict::Open);
         assert_eq!(ballot.cast(2, vote(1), FULL), Verdict::Lost);
         assert!(ballot.leaves_residue() && ballot.holders() == [1]);
         assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: true, .. }));
 
-        let mut ballot = ballot_of(3);
+        let mut ballot = Ballot::new(3);
         ballot.cast(0, vote(0), RESTARTED);
         assert_eq!(ballot.cast(1, vote(0), NEW), Verdict::Open);
         assert_eq!(ballot.cast(2, vote(2), FULL), Verdict::Lost);
@@ -370,7 +401,7 @@ mod tests {
     #[test]
     fn new_nodes_vote_when_a_majority_is_new() {
         for nodes in 1..=7 {
-            let mut ballot = ballot_of(nodes);
+            let mut ballot = Ballot::new(nodes);
             for node in 0..nodes {
                 let decided = if node + 1 >= majority(nodes) { Verdict::Won } else { Verdict::Open };
                 assert_eq!(ballot.cast(node, vote(0), NEW), decided, "{nodes} nodes");
@@ -378,13 +409,13 @@ mod tests {
             assert_eq!(ballot.agreed_token(), Some(7));
         }
         // One new node among four others sits out: without it there is no majority of five here.
-        let mut ballot = ballot_of(5);
+        let mut ballot = Ballot::new(5);
         for (node, kind) in [1, 1, 0, 0].into_iter().enumerate() {
             assert_eq!(ballot.cast(node, vote(kind), FULL), Verdict::Open);
         }
         assert_eq!(ballot.cast(4, vote(0), NEW), Verdict::Lost);
         // Nor does one that started when the others of a new deployment were up already.
-        let mut ballot = ballot_of(3);
+        let mut ballot = Ballot::new(3);
         assert_eq!(ballot.cast(0, vote(0), started(130)), Verdict::Open);
         assert_eq!(ballot.cast(1, vote(1), started(101)), Verdict::Open);
         assert_eq!(ballot.cast(2, vote(0), started(100)), Verdict::Lost);

@@ -182,14 +182,15 @@ impl Request {
         self
     }
 
-    /// Takes the locks.
-    pub(super) fn acquire(keys: &Keys, claim: &Claim, expires: Instant) -> Arc<Self> {
+    /// Takes the locks. Permits are numbered if there is a number to begin with.
+    pub(super) fn acquire(keys: &Keys, claim: &Claim, number: Option<u32>, expires: Instant) -> Arc<Self> {
         let (script, sides) = match (sharing(claim.mode), keys.len(), &claim.turn) {
             (None, 1, None) => (&script::ACQUIRE, &[Side::Fence, Side::Writer][..]),
             (None, 1, Some(_)) => {
                 (&script::ACQUIRE_IN_TURN, &[Side::Fence, Side::Writer, Side::Queue, Side::QueueUntil][..])
             }
             (None, ..) => (&script::ACQUIRE_ALL, &[Side::Fence][..]),
+            (Some(_), ..) if number.is_some() => (&script::SHARE, &[Side::Fence, Side::Writer, Side::Permits][..]),
             (Some(_), ..) => (&script::SHARE, &[Side::Fence, Side::Writer][..]),
         };
         let mut proposed = [b'0'; DIGITS];
@@ -204,6 +205,9 @@ impl Request {
         request = request.number(millis(outlives(claim.ttl)));
         if let Some((kind, limit)) = sharing(claim.mode) {
             request = request.word(kind).number(limit.into());
+            if let Some(number) = number {
+                request = request.number(number.into());
+            }
         } else if let (1, Some(turn)) = (keys.len(), &claim.turn) {
             let remember = if claim.waits { Turn::STAYS } else { Duration::ZERO };
             let waited = u64::try_from(turn.waited.as_micros()).unwrap_or(u64::MAX);
@@ -231,12 +235,17 @@ impl Request {
             None => (&script::EXTEND, None),
             Some((kind, _)) => (&script::SHARE_EXTEND, Some(kind)),
         };
-        let request = Self::new(script, *keys, &[], &claim.progress, expires);
-        let request = request.word(claim.owner.as_str()).number(millis(ttl));
-        Arc::new(match kind {
-            None => request,
-            Some(kind) => request.word(kind),
-        })
+        let permit = claim.progress.permit.get();
+        let sides = if permit.is_some() { &[Side::Permits][..] } else { &[] };
+        let mut request = Self::new(script, *keys, sides, &claim.progress, expires);
+        request = request.word(claim.owner.as_str()).number(millis(ttl));
+        if let Some(kind) = kind {
+            request = request.word(kind);
+        }
+        if let Some(number) = permit {
+            request = request.number((*number).into());
+        }
+        Arc::new(request)
     }
 
     /// Lets the locks of `owner` live on, whoever that is.
@@ -262,7 +271,8 @@ impl Request {
             None => (&script::RELEASE, None),
             Some((kind, _)) => (&script::SHARE_RELEASE, Some(kind)),
         };
-        let request = Self::new(script, *keys, &[], &claim.progress, expires).word(claim.owner.as_str());
+        let sides = if matches!(claim.mode, Mode::Permit { .. }) { &[Side::Permits][..] } else { &[] };
+        let request = Self::new(script, *keys, sides, &claim.progress, expires).word(claim.owner.as_str());
         let request = match kind {
             None => request,
             Some(kind) => request.word(kind),
@@ -302,7 +312,12 @@ impl Request {
             &script::EXTEND,
             &script::SHARE_EXTEND,
         ];
-        matches!(answer, Value::Int(1..)) && grants.iter().any(|script| std::ptr::eq(*script, self.script))
+        let granted = match answer {
+            Value::Int(number) => *number > 0,
+            Value::Array(parts) => parts.first() == Some(&Value::Int(1)),
+            _ => false,
+        };
+        granted && grants.iter().any(|script| std::ptr::eq(*script, self.script))
     }
 
     /// It is tried again, though this went wrong.
@@ -447,7 +462,7 @@ pub(super) mod tests {
     #[test]
     fn a_request_is_encoded_once_and_the_time_is_each_servers() {
         let claim = claim();
-        let request = Request::acquire(&Keys::of("p:", &claim.resources), &claim, Instant::now());
+        let request = Request::acquire(&Keys::of("p:", &claim.resources), &claim, None, Instant::now());
         let (keys, args) = request.to(0).keys_and_args(1_234);
         assert_eq!(keys, ["p:r", "polylock:fence:{p:r}", "polylock:writer:{p:r}"]);
         assert_eq!(request.first_key(), "p:r");
@@ -464,7 +479,7 @@ pub(super) mod tests {
     fn only_where_something_was_sent_before_it_was_over_is_there_a_doubt() {
         let claim = claim();
         let (keys, progress) = (Keys::of("p:", &claim.resources), &claim.progress);
-        let request = Request::acquire(&keys, &claim, Instant::now());
+        let request = Request::acquire(&keys, &claim, None, Instant::now());
         progress.track();
         (0..3).for_each(|server| progress.doubt(server));
         assert!(progress.is_unsent() && progress.is_certain());

@@ -318,7 +318,7 @@ mod tests {
         let progress = &claim.progress;
         let busy = || Ok(Answered { value: Value::Array(vec![Value::Int(0), Value::Int(1)]), repeated: false });
         let doubts = || [0, 1, 2, 3].map(|index| progress.is_in_doubt(index));
-        let request = Request::acquire(&Keys::of("", &claim.resources), &claim, Instant::now());
+        let request = Request::acquire(&Keys::of("", &claim.resources), &claim, None, Instant::now());
         let mut answers = Answers::none(&request, &Driver::engine());
         let [first, second, third, fourth] = [0, 1, 2, 3].map(|index| {
             progress.doubt(index);
@@ -343,7 +343,7 @@ mod tests {
     async fn an_attempt_is_over_when_its_caller_leaves_before_the_answers() {
         for leaves in [false, true] {
             let claim = claim();
-            let request = Request::acquire(&Keys::of("", &claim.resources), &claim, Instant::now());
+            let request = Request::acquire(&Keys::of("", &claim.resources), &claim, None, Instant::now());
             let mut answers = Answers::none(&request, &Driver::engine());
             let ticket = answers.ticket(0);
             if !leaves {

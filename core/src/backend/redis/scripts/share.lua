@@ -3,11 +3,14 @@
 -- KEYS[1]  the lock: a sorted set, kind and owner token of each holder by the server's time in ms at which it expires
 -- KEYS[2]  its fence, as in acquire.lua
 -- KEYS[3]  there while somebody waits to hold the lock exclusively; without a ttl it is nobody's
+-- KEYS[4]  if permits are numbered: a hash, owner tokens by their numbers; of some that do not hold any more as well
 -- ARGV[1..6] as in acquire.lua
 -- ARGV[7]  "shared:" or "permit:"
 -- ARGV[8]  how many may hold; 0 for any number
+-- ARGV[9]  if permits are numbered: the number to give, or else the first after it that is free, from 0
 --
--- Answers as in acquire.lua.
+-- {1, token, number}  granted, where permits are numbered
+-- Else answers as in acquire.lua.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
@@ -36,10 +39,39 @@ if last >= math.min((now + 3155760000000) * 1000, 9007199254740991) then
   return {err = 'WRONGTYPE the fence ' .. KEYS[2] .. ' holds something else than a token'}
 end
 local ours = redis.call('ZSCORE', KEYS[1], member)
-if ours and last > 0 then return last end
 local limit = tonumber(ARGV[8])
-if ours then limit = -1 end
-if limit > 0 and redis.call('ZCARD', KEYS[1]) >= limit then return {0, first[2] - now} end
+
+-- The number that is ours, or else one that nobody has, if there is any.
+local function number()
+  local owners, taken = redis.call('HGETALL', KEYS[4]), {}
+  for i = 1, #owners, 2 do
+    if not redis.call('ZSCORE', KEYS[1], 'permit:' .. owners[i + 1]) then
+      redis.call('HDEL', KEYS[4], owners[i])
+    elseif owners[i + 1] == ARGV[1] then
+      return owners[i]
+    else
+      taken[tonumber(owners[i])] = true
+    end
+  end
+  for i = 0, limit - 1 do
+    local free = (ARGV[9] + i) % limit
+    if not taken[free] then return free end
+  end
+end
+local permit = KEYS[4] and number()
+local function granted(token)
+  if not permit then return token end
+  redis.call('HSET', KEYS[4], permit, ARGV[1])
+  redis.call('PEXPIRE', KEYS[4], redis.call('PTTL', KEYS[1]))
+  return {1, token, tonumber(permit)}
+end
+
+if limit > 0 and not ours and redis.call('ZCARD', KEYS[1]) >= limit or KEYS[4] and not permit then
+  -- Full. (Without a number only if others name more permits than we do.)
+  redis.call('ZREM', KEYS[1], member)
+  return {0, first[2] - now}
+end
+if ours and last > 0 then return granted(last) end
 -- Those who came after a waiting writer let it go first.
 local waits = limit == 0 and redis.call('PTTL', KEYS[3]) or 0
 if waits > 0 then return {0, waits} end
@@ -50,4 +82,4 @@ local token = math.max(last + 1, proposed)
 redis.call('SET', KEYS[2], string.format('%016.0f', token) .. string.sub(ARGV[5], 17), 'PX', ARGV[6])
 redis.call('ZADD', KEYS[1], now + ARGV[2], member)
 redis.call('PEXPIRE', KEYS[1], math.max(held, tonumber(ARGV[2])))
-return token
+return granted(token)
