@@ -31,10 +31,10 @@ use crate::{
     manager::Manager,
     metrics::{Acquired, Acquiring, Said},
     mutant::mutant,
-    options::Wait,
+    options::{Patience, Wait},
     target::Names,
     undo::Pending,
-    waiters::Place,
+    waiters::{Outage, Place},
 };
 
 /// Other libraries publish nothing when they release, so nobody sleeps longer than this.
@@ -79,6 +79,7 @@ pub(crate) async fn acquire(
         refusal: None,
         progress: None,
         outage: None,
+        places: Vec::new(),
         tries: 0,
         first_in_line: None,
         clashes: 0,
@@ -91,7 +92,6 @@ pub(crate) async fn acquire(
     };
     // Pinned here: an async function has room for what it is given twice over, and this is copied and allocated each time.
     let result = match options.wait {
-        Wait::No => manager.unless_closed(pin!(waiting.attempt(options, driver))).await?,
         Wait::For(wait) => {
             let acquired = pin!(waiting.until_acquired(options, driver));
             match until(Some(began.after(wait)), pin!(manager.unless_closed(acquired))).await {
@@ -99,7 +99,7 @@ pub(crate) async fn acquire(
                 None => Ok(None),
             }
         }
-        Wait::Forever => manager.unless_closed(pin!(waiting.until_acquired(options, driver))).await?,
+        Wait::No | Wait::Forever => manager.unless_closed(pin!(waiting.until_acquired(options, driver))).await?,
     };
     let error = match result {
         Ok(Some(lease)) => return Ok(lease),
@@ -127,8 +127,10 @@ struct Waiting<'a> {
     refusal: Option<Refusal>,
     /// The latest attempt.
     progress: Option<Arc<Progress>>,
-    /// Since when the backend has been out of reach.
-    outage: Option<Instant>,
+    /// Since when the backend has been out of reach, and how many tries have found it so.
+    outage: Option<(Instant, u32)>,
+    /// In the lines of this process.
+    places: Vec<Place>,
     tries: u32,
     /// When the line of this process had come to it.
     first_in_line: Option<Instant>,
@@ -140,23 +142,45 @@ struct Waiting<'a> {
     line: Option<Box<InLine>>,
 }
 
+/// Who is next in line has waited through the outage as well, and need not wait for as long once more.
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let (Some((since, failures)), Some(Refusal::Unreachable(error)), Some(last)) =
+            (self.outage, &self.refusal, self.places.last())
+        {
+            last.hand_on(Outage { since, failures, error: error.clone() });
+        }
+    }
+}
+
 impl Waiting<'_> {
-    /// Tries until it succeeds, fails for good, or the backend has been out of reach for too long.
+    /// Tries until it succeeds, fails for good, is not to wait, or the backend has been out of reach for too long.
     async fn until_acquired(&mut self, options: &Acquire, driver: &Driver) -> Result<Option<Lease>> {
         // In the order of the resources, which is one for everybody: nobody waits in a circle.
-        let mut places = Vec::with_capacity(self.resources.len());
-        for resource in self.resources.iter() {
-            let place = self.manager.waiters.join(resource);
-            place.first().await;
-            places.push(place);
+        if options.wait != Wait::No {
+            self.places.reserve_exact(self.resources.len());
+            for resource in self.resources.iter() {
+                let place = self.manager.waiters.join(resource);
+                place.first().await;
+                self.places.push(place);
+            }
+            self.first_in_line = Some(Instant::now());
         }
-        self.first_in_line = Some(Instant::now());
+        if let Some(before_us) = self.places.last().and_then(Place::handed_on) {
+            self.outage = Some((before_us.since.max(self.began), before_us.failures));
+            self.refusal = Some(Refusal::Unreachable(before_us.error.clone()));
+            if self.is_out_for_too_long(options.wait) {
+                return Ok(None);
+            }
+        }
         let mut watches: Vec<Watch> = Vec::new();
         loop {
             if let Some(lease) = self.attempt(options, driver).await? {
+                self.outage = None;
                 return Ok(Some(lease));
             }
             match &self.refusal {
+                Some(Refusal::Busy { .. }) if options.wait == Wait::No => return Ok(None),
                 Some(Refusal::Busy { contended: true, .. }) if self.clashes < MOST_CLASHES => {
                     self.outage = None;
                     sleep_until(Instant::now().after(self.step_aside())).await;
@@ -171,22 +195,36 @@ impl Waiting<'_> {
                         watches.extend(self.resources.iter().map(|resource| self.manager.backend.watch(resource)));
                     }
                     // In a box, for those who need not sleep.
-                    Box::pin(sleep_while_busy(free_in, &mut watches, &places)).await;
+                    Box::pin(sleep_while_busy(free_in, &mut watches, &self.places)).await;
                 }
                 Some(Refusal::Unreachable(_)) | None => {
                     let now = Instant::now();
-                    let outage = *self.outage.get_or_insert(now);
-                    if options.wait == Wait::Forever && now.since(outage) >= LONGEST_OUTAGE {
+                    let (since, failures) = self.outage.unwrap_or((now, 0));
+                    self.outage = Some((since, failures.saturating_add(1)));
+                    if self.is_out_for_too_long(options.wait) {
                         return Ok(None);
                     }
                     sleep_until(now.after(self.back_off())).await;
                 }
             }
             // It may have been passed. The order of the lines is kept: it waits in the last one alone.
-            places.iter().for_each(Place::shows_up);
-            if let Some(last) = places.last() {
+            self.places.iter().for_each(Place::shows_up);
+            if let Some(last) = self.places.last() {
                 last.first().await;
             }
+        }
+    }
+
+    /// Whether the backend has been out of reach for so long that nobody who waits so should wait longer.
+    fn is_out_for_too_long(&self, wait: Wait) -> bool {
+        let Some((since, failures)) = self.outage else { return false };
+        let lasts = Instant::now().since(since);
+        match (self.manager.patience, wait) {
+            (Some(Patience { retries, pause, .. }), Wait::No) => failures > retries && lasts >= pause,
+            (Some(Patience { retries_waiting, pause, .. }), _) => failures > retries_waiting && lasts >= pause,
+            (None, Wait::No) => true,
+            (None, Wait::For(_)) => false,
+            (None, Wait::Forever) => lasts >= LONGEST_OUTAGE,
         }
     }
 
@@ -406,6 +444,19 @@ mod tests {
         let driver = Driver::engine();
         let size = size_of_val(&locks.acquire_by("r", Acquire::default(), &driver));
         assert!(size < 1100, "{size} bytes");
+    }
+
+    /// Else each of many waiters would begin to wait for the backend when the one before it has given up.
+    #[test]
+    fn all_in_line_give_up_together() {
+        let locks = crate::connect("redis://127.0.0.1:1").patience(0, 5, Duration::ZERO).lazy().unwrap();
+        let driver = Driver::engine();
+        let all = (0..20).map(|_| locks.acquire_by("r", Acquire::default(), &driver));
+        for acquired in crate::blocking::wait(|_| futures_util::future::join_all(all)) {
+            let error = acquired.unwrap_err();
+            assert_eq!((error.kind(), error.causes().len()), (ErrorKind::Unavailable, 1), "{error}");
+        }
+        assert_eq!(crate::waiters::tests::attempts(&locks), 6.0);
     }
 
     /// Two that clash must not come back together, again and again.

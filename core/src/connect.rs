@@ -13,6 +13,7 @@ use crate::{
         Backend, file::FileBackend, memory::MemoryBackend, postgres, redis::RedisBackend, zookeeper::ZookeeperBackend,
     },
     lease::state::Drift,
+    options::Patience,
 };
 
 /// Where locks are kept, and how. Made by [`connect`](crate::connect).
@@ -43,11 +44,18 @@ pub(crate) struct Options {
     pub(crate) drift: Drift,
     pub(crate) node_timeout: Option<Duration>,
     pub(crate) metrics: bool,
+    pub(crate) patience: Option<Patience>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { prefix: String::new(), drift: Drift { factor: 0.01 }, node_timeout: None, metrics: true }
+        Self {
+            prefix: String::new(),
+            drift: Drift { factor: 0.01 },
+            node_timeout: None,
+            metrics: true,
+            patience: None,
+        }
     }
 }
 
@@ -82,6 +90,14 @@ impl Connect {
         self
     }
 
+    /// Has acquiring fail as soon as the backend has been out of reach for `pause` and for `retries` more tries, of who
+    /// waits for the lock `retries_waiting`, whatever the wait. For the drop-in for redis-py's lock, whose clients say so.
+    #[doc(hidden)]
+    pub fn patience(mut self, retries: u32, retries_waiting: u32, pause: Duration) -> Self {
+        self.options.patience = Some(Patience { retries, retries_waiting, pause });
+        self
+    }
+
     /// Makes the manager without touching the backend.
     ///
     /// # Errors
@@ -93,7 +109,7 @@ impl Connect {
     }
 
     fn check(&self) -> Result<()> {
-        let Options { prefix, drift, node_timeout, metrics: _ } = &self.options;
+        let Options { prefix, drift, node_timeout, metrics: _, patience: _ } = &self.options;
         if !(0.0..=0.5).contains(&drift.factor) {
             return Err(Error::invalid("drift_factor", format!("must be from 0 to 0.5, not {}", drift.factor)));
         }

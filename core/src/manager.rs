@@ -21,6 +21,7 @@ use crate::{
     events::Subscribers,
     lease::{Held, state::Drift},
     metrics::Counters,
+    options::Patience,
     undo::{self, Attempts},
     waiters::Waiters,
 };
@@ -49,6 +50,7 @@ impl Drop for Guarded {
 pub(crate) struct Manager {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) drift: Drift,
+    pub(crate) patience: Option<Patience>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) leases: Leases,
     /// Claims on their way.
@@ -73,6 +75,7 @@ impl LockManager {
         let manager = Manager {
             backend,
             drift: options.drift,
+            patience: options.patience,
             waiters: Arc::default(),
             leases: Leases::default(),
             attempts: Attempts::default(),

@@ -36,6 +36,17 @@ pub(crate) enum Wait {
     Forever,
 }
 
+/// How often, and for how long, a backend that is out of reach is tried again before acquiring fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// At least so many times by who does not wait for the lock.
+    pub(crate) retries: u32,
+    /// And by who does.
+    pub(crate) retries_waiting: u32,
+    /// And for at least so long after the first failure.
+    pub(crate) pause: Duration,
+}
+
 impl Default for Acquire {
     /// A ttl of 30 s, renewed in the background; waits for as long as it takes.
     fn default() -> Self {

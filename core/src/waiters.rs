@@ -35,7 +35,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -44,7 +44,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    Resource,
+    Error, Resource,
     clock::Instant,
     engine::timer::{self, Alarm},
 };
@@ -71,6 +71,15 @@ struct Waiter {
     bell: Notify,
     /// Rounds as the first since it last showed up.
     missed: AtomicU32,
+    handed_on: OnceLock<Outage>,
+}
+
+/// What the first in line leaves to the next: since when the backend has been out of reach, and how many tries have
+/// found it so, the last one by this error.
+pub(crate) struct Outage {
+    pub(crate) since: Instant,
+    pub(crate) failures: u32,
+    pub(crate) error: Error,
 }
 
 impl Waiter {
@@ -189,6 +198,21 @@ impl Place {
         self.waiter.shows_up();
     }
 
+    /// Leaves to the next in line what the first has found out.
+    pub(crate) fn hand_on(&self, outage: Outage) {
+        if let Some(line) = self.waiters.lines().of.get(&self.resource)
+            && line.front().is_some_and(|first| self.is_of(first))
+            && let Some(next) = line.get(1)
+        {
+            let _ = next.handed_on.set(outage);
+        }
+    }
+
+    /// What the one before it in line found out at the end.
+    pub(crate) fn handed_on(&self) -> Option<&Outage> {
+        self.waiter.handed_on.get()
+    }
+
     /// Waits, as the first in line, for a nudge.
     pub(crate) async fn nudged(&self) {
         self.waiter.bell.notified().await;
@@ -212,7 +236,7 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, sync::mpsc};
 
     use futures_util::FutureExt;
@@ -383,7 +407,7 @@ mod tests {
         });
     }
 
-    fn attempts(locks: &LockManager) -> f64 {
+    pub(crate) fn attempts(locks: &LockManager) -> f64 {
         let metrics = locks.metrics().unwrap().metrics;
         let attempts = metrics.iter().find(|metric| metric.name == "polylock.attempts").unwrap();
         attempts.points.iter().map(|point| if let Value::Number(number) = point.value { number } else { 0.0 }).sum()
