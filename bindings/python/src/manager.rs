@@ -1,5 +1,7 @@
 //! A manager.
 
+use std::time::Duration;
+
 use futures_util::TryFutureExt;
 use polylock::{Guarantee, LockManager, Seen};
 use pyo3::{exceptions::PyTypeError, prelude::*};
@@ -33,6 +35,7 @@ impl Manager {
         prefix: &Bound<'_, PyAny>,
         drift_factor: &Bound<'_, PyAny>,
         node_timeout: &Bound<'_, PyAny>,
+        patience: Option<(u32, u32, f64)>,
     ) -> PyResult<Self> {
         let urls = urls.iter().map(|url| arguments::text("url", url)).collect::<PyResult<Vec<_>>>()?;
         let schemes: Vec<_> = urls.iter().filter_map(|url| url.split_once(':')).map(|(scheme, _)| scheme).collect();
@@ -42,6 +45,10 @@ impl Manager {
             .drift_factor(arguments::number("drift_factor", drift_factor)?);
         if let Some(timeout) = arguments::optional_seconds("node_timeout", node_timeout)? {
             connect = connect.node_timeout(timeout);
+        }
+        if let Some((retries, retries_waiting, pause)) = patience {
+            let pause = polylock::host::duration("patience", pause, Duration::from_secs(1)).map_err(to_python)?;
+            connect = connect.patience(retries, retries_waiting, pause);
         }
         polylock_fork_mark::give();
         let locks = boundary::guard(|| connect.lazy())?.map_err(to_python)?;

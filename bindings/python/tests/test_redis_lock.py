@@ -16,13 +16,15 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 import redis.asyncio
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 from redis_server import RedisServer, free_port
 
 import polylock
 import polylock.redis
 import polylock.redis.asyncio
 from conftest import unique, wait_until
-from polylock.redis._settings import url_of
+from polylock.redis._settings import patience_of, url_of
 
 URL = os.environ.get("POLYLOCK_TEST_REDIS")
 pytestmark = pytest.mark.skipif(URL is None, reason="needs a Redis server")
@@ -331,16 +333,45 @@ def test_subclasses_may_override_the_steps(client: Any) -> None:
         assert lock.tries == 3
 
 
-def test_a_dead_server_is_a_connection_error() -> None:
-    client = redis.Redis(port=1, socket_timeout=0.2)
-    lock = object.__new__(polylock.redis.Lock)
-    type(lock).lua_release = type(lock).lua_extend = type(lock).lua_reacquire = object()
-    try:
-        lock.__init__(client, "r", timeout=1)  # type: ignore[misc]
-        with pytest.raises(redis.exceptions.ConnectionError):
-            lock.acquire(blocking=False)
-    finally:
-        type(lock).lua_release = type(lock).lua_extend = type(lock).lua_reacquire = None
+def test_a_dead_server_is_a_connection_error_as_soon_as_the_client_has_enough() -> None:
+    """Not after the 30 s that the engine would give it."""
+    options: Any = {"port": free_port(), "retry": Retry(ConstantBackoff(0.01), 3)}
+    began = time.monotonic()
+    for lock_class in (polylock.redis.Lock, polylock.redis.RenewedLock):
+        for blocking in (False, True):
+            lock = redis.Redis(**options).lock("r", timeout=1, lock_class=lock_class)
+            with pytest.raises(redis.exceptions.ConnectionError):
+                lock.acquire(blocking=blocking)
+
+    async def main() -> None:
+        client: Any
+        async with redis.asyncio.Redis(**options) as client:
+            with pytest.raises(redis.exceptions.ConnectionError):
+                await client.lock("r", timeout=1, lock_class=polylock.redis.asyncio.Lock).acquire()
+
+    asyncio.run(main())
+    assert time.monotonic() - began < 20
+
+
+def test_a_server_that_comes_back_in_time_was_never_away() -> None:
+    """Also to who does not wait for the lock itself."""
+    with RedisServer() as server, redis.Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.01), -1)) as client:
+        lock: Any = client.lock("r", timeout=10, lock_class=polylock.redis.Lock)
+        with lock:
+            pass
+        server.kill()
+        started = threading.Timer(0.3, server.start)
+        started.start()
+        assert lock.acquire(blocking=False)
+        started.join()
+
+
+def test_how_long_a_client_tries() -> None:
+    retry: Any = Retry(ConstantBackoff(2), 3)
+    assert patience_of(redis.Redis(retry=retry, socket_timeout=1)) == (3, 3, 6.0)
+    assert patience_of(redis.asyncio.Redis(retry=retry, socket_timeout=1)) == (3, 3, 6.0)
+    assert patience_of(redis.Redis(retry=retry, socket_timeout=None)) == (3, 15, 6.0)
+    assert patience_of(redis.Redis(connection_pool=redis.ConnectionPool(socket_timeout=1))) == (0, 0, 0.0)
 
 
 class Connection(redis.Connection):

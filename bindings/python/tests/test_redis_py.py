@@ -24,6 +24,7 @@ OURS = (
     "test_errors_are_redis_pys",
     "test_extending_and_reacquiring",
     "test_a_lock_without_a_timeout_stays",
+    "test_a_dead_server_is_a_connection_error_as_soon_as_the_client_has_enough",
     "test_settings_become_a_url",
     "test_asyncio",
 )

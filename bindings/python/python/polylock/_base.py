@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
-from . import _native
+from . import _native, _process
 from ._errors import LockLost
 from ._metrics import Metric, metrics_of
 from ._native import LeaseEnd, LockEnd
@@ -418,8 +418,17 @@ class ManagerBase(Generic[AnyLock]):
 
 
 def native_manager(
-    url: str | list[str] | tuple[str, ...], prefix: str, drift_factor: float, node_timeout: float | None
+    url: str | list[str] | tuple[str, ...],
+    prefix: str = "",
+    drift_factor: float = 0.01,
+    node_timeout: float | None = None,
+    patience: tuple[int, int, float] | None = None,
 ) -> _native.Manager:
-    """The native manager for the arguments of `connect`."""
+    """The native manager for the arguments of `connect`.
+
+    With `patience` acquiring fails, whatever its wait, when a server has been out of reach for so many more tries,
+    or for the second number of them if it waits for the lock, and for so many seconds.
+    """
+    _process.enroll_child()
     urls = list(url) if isinstance(url, (list, tuple)) else [url]
-    return _native.Manager(urls, prefix, drift_factor, node_timeout)
+    return _native.Manager(urls, prefix, drift_factor, node_timeout, patience)

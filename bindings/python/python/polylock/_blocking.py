@@ -5,7 +5,6 @@ from __future__ import annotations
 from threading import local
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from . import _process
 from ._base import LeaseBase, LockBase, ManagerBase, native_manager
 from ._errors import Error, Forked
 from ._listeners import listeners
@@ -437,5 +436,4 @@ def connect(
     >>> connect("memory:")
     <polylock.LockManager memory>
     """
-    _process.enroll_child()
     return LockManager(native_manager(url, prefix, drift_factor, node_timeout))

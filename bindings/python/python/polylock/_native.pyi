@@ -106,7 +106,12 @@ class LockEnd:
 @final
 class Manager:
     def __new__(
-        cls, urls: builtins.list[str], prefix: str, drift_factor: float, node_timeout: float | None
+        cls,
+        urls: builtins.list[str],
+        prefix: str,
+        drift_factor: float,
+        node_timeout: float | None,
+        patience: tuple[int, int, float] | None,
     ) -> Manager: ...
     def acquire(
         self,

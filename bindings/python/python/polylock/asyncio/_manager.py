@@ -7,7 +7,6 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import ref
 
-from .. import _process
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
 from .._metrics import Event, Subscription, log_to
@@ -520,5 +519,4 @@ def connect(
     >>> connect("memory:")
     <polylock.asyncio.LockManager memory>
     """
-    _process.enroll_child()
     return LockManager(native_manager(url, prefix, drift_factor, node_timeout))

@@ -8,12 +8,13 @@ Beyond it:
 * `RenewedLock` is renewed in the background until it is released, so its `timeout` is how long a dead process keeps
   others out (30 seconds if there is none). `RenewedLock.lease` is the `polylock.Lease`, with its signal of loss.
 
-The client tells the server's address (of a cluster or of sentinels, too), certificates and the login; the engine
-connects to it by itself, once for each pool of connections. Where it cannot (a server that is not verified, a
-credential provider, a `redis_connect_func` or a class of connections of one's own), where the user is not permitted
-the keys and commands that the engine needs, and where the caller has a `token`, a `do_acquire` or a `time.sleep` of
-his own (gevent), it works as redis-py does, by the client: a waiter asks every `sleep` seconds, and there is no
-fencing token. A `RenewedLock` raises an error there.
+The client tells the server's address (of a cluster or of sentinels, too), certificates and the login, and by
+`retry` and `socket_timeout` how long a server that is out of reach is tried; the engine connects to it by itself,
+once for each pool of connections. Where it cannot (a server that is not verified, a credential provider, a
+`redis_connect_func` or a class of connections of one's own), where the user is not permitted the keys and commands
+that the engine needs, and where the caller has a `token`, a `do_acquire` or a `time.sleep` of his own (gevent), it
+works as redis-py does, by the client: a waiter asks every `sleep` seconds, and there is no fencing token. A
+`RenewedLock` raises an error there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError"]
 
 logger = logging.getLogger(__name__)
-_managers = Managers(_blocking.connect)
+_managers = Managers(_blocking.LockManager)
 
 
 class Lock(LockBase, _RedisLock):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from typing import Any
 from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 
 from redis.credentials import UsernamePasswordCredentialProvider
 
+from .._base import native_manager
 from .._errors import Unsupported
 
 _TLS_OPTIONS = {"ssl_ca_certs": "ca", "ssl_certfile": "cert", "ssl_keyfile": "key"}
 _TLS_OF_ITS_OWN = ("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_validate_ocsp", "ssl_ciphers")
+
+
+FOR_EVER = 2**32 - 1
+
+SILENCE = 15
+"""Tries that a server which says nothing is given: half a minute, as each takes up to two seconds."""
 
 
 def url_of(client: Any) -> str:
@@ -107,10 +115,30 @@ def _tls_options(settings: dict[str, Any]) -> dict[str, str]:
 
 def node_timeout_of(client: Any) -> float | None:
     """Seconds that the server may take to answer, if the client says so."""
-    pool = getattr(client, "connection_pool", None)
-    settings = pool.connection_kwargs if pool is not None else client.nodes_manager.connection_kwargs
-    timeout = settings.get("socket_timeout")
+    timeout = _connection_settings(client).get("socket_timeout")
     return float(timeout) if timeout else None
+
+
+def patience_of(client: Any) -> tuple[int, int, float]:
+    """How often the client tries again to reach the server, how often if it waits, and seconds of its pauses."""
+    settings = _connection_settings(client)
+    retry: Any = getattr(client, "retry", None) or settings.get("retry")
+    if retry is None:
+        retries, pause = int(bool(settings.get("retry_on_error") or settings.get("retry_on_timeout"))), 0.0
+    elif retry._retries < 0:
+        retries, pause = FOR_EVER, 0.0
+    else:
+        retries, backoff = retry._retries, deepcopy(retry._backoff)
+        backoff.reset()
+        pause = sum(max(backoff.compute(failures), 0.0) for failures in range(1, retries + 1))
+    # Without a timeout the client waits for an answer for as long as the server is silent.
+    return retries, retries if settings.get("socket_timeout") else max(retries, SILENCE), pause
+
+
+def _connection_settings(client: Any) -> dict[str, Any]:
+    pool = getattr(client, "connection_pool", None)
+    settings: dict[str, Any] = (client.nodes_manager if pool is None else pool).connection_kwargs
+    return settings
 
 
 def _credentials(settings: dict[str, Any]) -> tuple[str, str]:
@@ -126,8 +154,8 @@ def _credentials(settings: dict[str, Any]) -> tuple[str, str]:
 class Managers:
     """One for each pool of connections and process; none where the engine cannot reach the server by itself."""
 
-    def __init__(self, connect: Any) -> None:
-        self._connect = connect
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
         self._managers: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
 
     def of(self, client: Any, *, needed: bool) -> Any:
@@ -146,6 +174,9 @@ class Managers:
 
     def _made(self, client: Any) -> Any:
         try:
-            return self._connect(url_of(client), node_timeout=node_timeout_of(client))
+            url = url_of(client)
+            return self._manager(
+                native_manager(url, node_timeout=node_timeout_of(client), patience=patience_of(client))
+            )
         except Unsupported:
             return None

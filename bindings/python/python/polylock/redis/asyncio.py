@@ -26,7 +26,7 @@ __all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError"]
 
 _sleep = asyncio.sleep  # what replaces it decides how time passes: see `polylock.redis`
 logger = logging.getLogger(__name__)
-_managers = Managers(_manager.connect)
+_managers = Managers(_manager.LockManager)
 
 
 class Lock(LockBase, _RedisLock):
