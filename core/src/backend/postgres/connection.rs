@@ -226,15 +226,23 @@ impl Connection {
         self.users.load(Ordering::Relaxed)
     }
 
-    /// The server's time at `at`, in us since 1970; later than the truth by one round trip at most.
+    /// The server's time at `at`, in us since 1970; later than the truth by the quickest round trip at most.
     pub(super) fn server_time(&self, at: Instant) -> i64 {
         boot_micros(at).saturating_add(self.clock.load(Ordering::Relaxed))
     }
 
-    /// The server said that it was `now` after we asked at `asked`.
+    /// The server said that it was `now` after we asked at `asked`, and answered just now.
     pub(super) fn set_server_time(&self, now: i64, asked: Instant) {
-        self.clock.store(now.saturating_sub(boot_micros(asked)), Ordering::Relaxed);
+        let [least, most] = [Instant::now(), asked].map(|at| now.saturating_sub(boot_micros(at)));
+        self.clock.store(closest(self.clock.load(Ordering::Relaxed), least, most), Ordering::Relaxed);
     }
+}
+
+/// How far the server's clock is ahead of ours, which was `known` and is `least` to `most` by an answer. One that was long under
+/// way says little, and would let a request that was given up be granted for as long: so what is known stays where it can be
+/// right.
+fn closest(known: i64, least: i64, most: i64) -> i64 {
+    if (least..=most).contains(&known) { known } else { most }
 }
 
 impl Drop for Connection {
@@ -419,4 +427,18 @@ fn worst(mut failures: Vec<Failure>) -> Failure {
 
 fn boot_micros(at: Instant) -> i64 {
     i64::try_from(at.since_boot().as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_was_long_under_way_takes_nothing_from_what_is_known_of_the_clock() {
+        assert_eq!(closest(1_010, 1_000, 4_000), 1_010);
+        // A quicker one says more.
+        assert_eq!(closest(4_000, 1_000, 1_010), 1_010);
+        // It was set.
+        assert_eq!(closest(1_010, 900_000, 900_100), 900_100);
+    }
 }
