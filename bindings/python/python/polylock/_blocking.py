@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._base import LeaseBase, LockBase, ManagerBase, native_manager
 from ._errors import Error, Forked
+from ._greenlets import cooperative
 from ._listeners import listeners
 from ._metrics import Event, Subscription, log_to
 from ._naming import check_name, kind_of, namer
@@ -436,4 +437,6 @@ def connect(
     >>> connect("memory:")
     <polylock.LockManager memory>
     """
-    return LockManager(native_manager(url, prefix, drift_factor, node_timeout))
+    locks = LockManager(native_manager(url, prefix, drift_factor, node_timeout))
+    locks._native = cooperative(locks._native)
+    return locks

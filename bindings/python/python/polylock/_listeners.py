@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from ._greenlets import refuse_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +55,14 @@ _of_parents: list[Listeners | None] = []
 
 
 def listeners() -> Listeners:
-    """The listeners of this process; starts the thread if there is none yet."""
+    """The listeners of this process; starts the thread if there is none yet.
+
+    Raises:
+        Unsupported: Under gevent and eventlet.
+    """
     global _current  # noqa: PLW0603 - one per process
     if _current is None:
+        refuse_listeners()
         with _starting:
             if _current is None:
                 _current = Listeners()

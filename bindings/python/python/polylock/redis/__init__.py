@@ -27,8 +27,9 @@ from redis.lock import Lock as _RedisLock
 
 from .. import _blocking
 from .._errors import Error
+from .._greenlets import is_replaced
 from .._values import Released
-from ._base import LockBase, is_replaced, mod_time
+from ._base import LockBase, mod_time
 from ._settings import Managers
 
 if TYPE_CHECKING:

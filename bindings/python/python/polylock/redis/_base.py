@@ -24,14 +24,6 @@ AUTO_TTL = 30.0
 """Seconds for which a renewed lock without timeout stays taken after its process has died."""
 
 
-def is_replaced(sleep: Any) -> bool:
-    """Whether this is not `time.sleep` itself: gevent, eventlet or a test decides how time passes.
-
-    Then waiting in the engine would stop what should go on meanwhile.
-    """
-    return getattr(sleep, "__module__", None) != "time"
-
-
 class LockBase:
     """A lock of redis-py, apart from what waits."""
 
