@@ -345,3 +345,29 @@ async fn who_breaks_a_lock_and_goes_away_has_its_holder_told() {
     }
     panic!("no question was given up in time");
 }
+
+/// The row of the one that was seen stays until the next one has written its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn breaking_what_was_released_does_not_hit_who_is_taking_it() {
+    let server = Server::start(&[]);
+    let (one, two) = (manager(&session(&server)), manager(&session(&server)));
+    let (sql, locking) = (server.sql().await, server.sql().await);
+    let beside = one.acquire("s", long()).await.unwrap();
+    let seen = one.acquire("r", long()).await.unwrap();
+    let owner = owner_of(&seen);
+    seen.release().await.unwrap();
+    locking.batch_execute("BEGIN; SELECT FROM polylock_session WHERE key = 'r' FOR UPDATE").await.unwrap();
+    let taking = tokio::spawn(async move { one.acquire("r", long()).await });
+    // It has the advisory lock, and waits for the row.
+    while count(&sql, OURS).await < 2 {
+        tokio::time::sleep(MS).await;
+    }
+    let breaking = tokio::spawn(async move { two.break_lock("r", owner).await });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    while count(&sql, waiting).await < 2 && !breaking.is_finished() {
+        tokio::time::sleep(MS).await;
+    }
+    locking.batch_execute("COMMIT").await.unwrap();
+    assert!(!breaking.await.unwrap().unwrap());
+    assert!(taking.await.unwrap().unwrap().is_held() && beside.is_held());
+}
