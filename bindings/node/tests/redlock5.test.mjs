@@ -640,6 +640,22 @@ test('the settings of clients are read', { skip }, async (context) => {
   }
 })
 
+test('a client of ioredis is followed to the database that it selected', { skip }, () =>
+  withClients([redisUrl, `${redisUrl}/3`], async ([client, third]) => {
+    for (const ioredis of [Redis, require('ioredis4')]) {
+      const selecting = new ioredis(redisUrl)
+      await selecting.select(3)
+      const redlock = new Redlock([selecting])
+      const key = unique('{r}select')
+      const lock = await redlock.acquire([key], 10_000)
+      assert.equal(await third.get(key), lock.value)
+      assert.equal(await client.exists(key), 0)
+      await lock.release()
+      await redlock.quit()
+    }
+  }),
+)
+
 test('a password is read from a client', { skip: process.env.POLYLOCK_TEST_REDIS_AUTH === undefined }, () =>
   withClients([process.env.POLYLOCK_TEST_REDIS_AUTH], async ([client]) => {
     const redlock = new Redlock([client], { retryCount: 0 })
@@ -667,10 +683,20 @@ test('a client that cannot be read is an error at once', () => {
   cannot([new Redis({ tls: { rejectUnauthorized: false }, lazyConnect: true })], /does not verify/)
   cannot([new Redis({ host: 'a', tls: { servername: 'b' }, lazyConnect: true })], /another name/)
   new Redlock([new Redis({ host: 'a', tls: { servername: 'a' }, lazyConnect: true })])
-  for (const version of ['redis4', 'redis5']) {
-    cannot([require(version).createCluster({ rootNodes: [{ url: 'redis://a' }] })], /createCluster/)
-  }
-  cannot([require('redis5').createClientPool({ url: 'redis://a' })], /createClientPool/)
+  const { createClient, createClientPool, createCluster, createSentinel } = require('redis5')
+  cannot(
+    [require('redis4').createCluster({ rootNodes: [{ url: 'redis://a' }] })],
+    /older versions of its createCluster/,
+  )
+  cannot([createClientPool({ url: 'redis://a' })], /createClientPool/)
+  cannot([createSentinel({ name: 'm', sentinelRootNodes: [{ host: 'a', port: 1 }] })], /createSentinel/)
+  const rootNodes = [{ url: 'redis://a' }]
+  cannot([createCluster({ rootNodes, nodeAddressMap: {} })], /nodeAddressMap/)
+  cannot([createCluster({ rootNodes, defaults: { socket: { tls: true, ca: 'x' } } })], /TLS option ca/)
+  const credentialsProvider = { type: 'async-credentials-provider', credentials: async () => ({ password: 'x' }) }
+  cannot([createClient({ credentialsProvider })], /credentials provider/)
+  cannot([createCluster({ rootNodes, defaults: { credentialsProvider } })], /credentials provider/)
+  new Redlock([createClient({ username: 'u', password: 'p' }), createClient({ url: 'redis://u:p@b' })])
   cannot([{ url: 'redis://a', database: 3 }], /database/)
   cannot(
     [new Redis({ keyPrefix: 'a:', lazyConnect: true }), new Redis({ lazyConnect: true })],

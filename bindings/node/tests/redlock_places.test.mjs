@@ -4,6 +4,7 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -13,6 +14,7 @@ import Redlock from 'polylock/redlock'
 
 import { closedPort, eventually, redisUrl, unique } from './support.mjs'
 
+const require = createRequire(import.meta.url)
 const skip = redisUrl === undefined
 const nodes = (process.env.POLYLOCK_TEST_REDLOCK ?? '').split(',').filter((url) => url !== '')
 
@@ -83,6 +85,20 @@ test('clients of a cluster', { skip }, () =>
       const cluster = new Cluster(seeds, { redisOptions: { password: 'sesame' }, keyPrefix: 'p:', lazyConnect: true })
       await assertLocks([cluster], client, 'p:')
       cluster.disconnect()
+    }
+    const { createCluster } = require('redis5')
+    const password = 'sesame'
+    for (const settings of [
+      { rootNodes: [{ url: `redis://127.0.0.1:${port}` }], defaults: { password } },
+      { rootNodes: [{ url: `redis://:sesame@127.0.0.1:${port}` }] },
+      { rootNodes: [{ socket: { host: '127.0.0.1', port }, password }] },
+    ]) {
+      await assertLocks([createCluster(settings)], client, '')
+      // One that is in use, and what its methods make of it.
+      const cluster = createCluster(settings.defaults ? settings : { ...settings, defaults: { password } })
+      await cluster.connect()
+      await assertLocks([cluster.withCommandOptions({})], client, '')
+      await cluster.close()
     }
     const others = nodes.slice(0, 2).map((url) => new Redis(url))
     const cluster = new Cluster([{ host: '127.0.0.1', port }], {

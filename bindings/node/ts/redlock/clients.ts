@@ -35,14 +35,22 @@ export function placeOf(client: unknown): Place {
   if (client === null) throw cannotRead('it is null')
   const fields = client as Fields
   if (Array.isArray(fields['startupNodes'])) return ofCluster(fields['startupNodes'], fields['options'])
+  // node-redis shows those of a cluster in newer versions of 5; it hides those of older ones, of a sentinel and of a pool.
+  if ('nodeClient' in fields && isFields(fields['_options'])) return ofNodeRedisCluster(fields['_options'])
   const hides = ['nodeClient', 'getSentinelNode', 'totalClients'].some((name) => name in fields)
   if (hides) {
     const instead = 'give a URL instead, as in redis+cluster://host,host or redis+sentinel://host,host/master'
-    throw cannotRead(`createCluster, createSentinel and createClientPool of node-redis do not show them; ${instead}`)
+    throw cannotRead(
+      `createSentinel and createClientPool of node-redis do not show them, nor do older versions of its createCluster; ${instead}`,
+    )
   }
   if (isFields(fields['connection_options'])) return ofNodeRedis3(fields)
   if ('isOpen' in fields) return ofNodeRedis(fields['options'])
-  if (isFields(fields['options'])) return ofIoredis(fields['options'])
+  if (isFields(fields['options'])) {
+    // Where `select` has led it since.
+    const selected = isFields(fields['condition']) ? fields['condition']['select'] : undefined
+    return ofIoredis({ ...fields['options'], db: selected ?? fields['options']['db'] })
+  }
   if (typeof fields['url'] === 'string') return ofUrl(fields['url'], fields)
   if (client instanceof URL) return { url: client.href, prefix: '' }
   if ('host' in fields || 'port' in fields || 'path' in fields || 'sentinels' in fields) return ofIoredis(fields)
@@ -96,14 +104,15 @@ function ofCluster(nodes: readonly unknown[], options: unknown): Place {
     )
     return { host: hostname, port, username: decodeURIComponent(username), password: decodeURIComponent(password) }
   })
-  const [first] = places
-  const { username, password, tls } = { ...first, ...common } as Settings
+  return clusterAt(places, common as Settings, keyPrefix ?? common['keyPrefix'])
+}
+
+/** A cluster with these nodes, which all have one login: that of the first unless there is a `common` one. */
+function clusterAt(nodes: readonly Settings[], common: Settings, keyPrefix: unknown): Place {
+  const { username, password, tls } = { ...nodes[0], ...common }
   const scheme = isSecure(tls) ? 'rediss+cluster' : 'redis+cluster'
-  const hosts = places.map((node) => address(node, 6379))
-  return {
-    url: `${scheme}://${user(username, password)}${hosts.join()}`,
-    prefix: text(keyPrefix ?? common['keyPrefix']),
-  }
+  const hosts = nodes.map((node) => address(node, 6379))
+  return { url: `${scheme}://${user(username, password)}${hosts.join()}`, prefix: text(keyPrefix) }
 }
 
 function ofNodeRedis3(client: Fields): Place {
@@ -114,15 +123,35 @@ function ofNodeRedis3(client: Fields): Place {
 }
 
 function ofNodeRedis(options: unknown): Place {
+  return place(settingsOfNodeRedis(options))
+}
+
+function ofNodeRedisCluster({ rootNodes, defaults, nodeAddressMap }: Fields): Place {
+  if (!Array.isArray(rootNodes)) throw cannotRead('it names no nodes')
+  if (nodeAddressMap != null) throw cannotRead('its nodeAddressMap cannot be carried over')
+  const given = (settings: Settings): Settings =>
+    Object.fromEntries(Object.entries(settings).filter(([, value]) => value != null))
+  return clusterAt(rootNodes.map(settingsOfNodeRedis).map(given), given(settingsOfNodeRedis(defaults)), '')
+}
+
+function settingsOfNodeRedis(options: unknown): Settings {
+  // A client has read its URL; a node of a cluster has not.
+  if (isFields(options) && typeof options['url'] === 'string') {
+    const { protocol, hostname, port, username, password } = new URL(options['url'])
+    const login = { username: decodeURIComponent(username) || null, password: decodeURIComponent(password) || null }
+    const { url: _, ...rest } = options
+    return { ...settingsOfNodeRedis(rest), host: hostname, port, tls: protocol === 'rediss:', ...login }
+  }
   const { socket, username, password, database, credentialsProvider } = isFields(options) ? options : {}
   const { host, port, path, tls, ...rest } = isFields(socket) ? socket : {}
-  const provider = isFields(credentialsProvider) ? credentialsProvider['type'] : undefined
-  if (provider !== undefined && provider !== 'async-credentials-provider') {
+  // It has one of its own making for a name and a password that it was given.
+  const isOwn = isFields(credentialsProvider) && credentialsProvider['type'] === 'async-credentials-provider'
+  if (credentialsProvider != null && !(isOwn && (username ?? password) != null)) {
     throw cannotRead('its password comes from a credentials provider')
   }
   // Settings of TLS stand beside those of the socket.
   const secure = tls === true ? rest : tls
-  return place({ host, port, path, db: database, username, password, tls: secure } as Settings)
+  return { host, port, path, db: database, username, password, tls: secure } as Settings
 }
 
 function place({ host, port, path, db, username, password, tls, prefix }: Settings): Place {
