@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import ctypes
 import functools
@@ -306,8 +307,27 @@ def test_listeners_are_called_once_and_survive_one_that_fails(
     lease.on_lost(told.append)  # lost already: told at once
     wait_until(lambda: told == ["expired", "expired"])
     assert lease.release() is polylock.Released.NOT_HELD
-    with pytest.raises(TypeError):
-        lease.on_lost(None)  # type: ignore[arg-type]
+
+
+def test_what_would_never_tell_anybody_is_refused(memory: str) -> None:
+    locks, loops = polylock.connect(memory), polylock.asyncio.connect(memory)
+    lease = locks.acquire("r")
+    callbacks: list[Any] = [None, "f", _coroutine, functools.partial(_coroutine), _generator]
+    for callback in callbacks:
+        for register in (lease.on_lost, locks.on_event, loops.on_event):
+            with pytest.raises(TypeError, match="callback must be"):
+                register(callback)
+    for log in (locks.log, loops.log):
+        with pytest.raises(TypeError, match="logger must be"):
+            log("polylock")  # type: ignore[arg-type]
+    lease.release()
+
+    async def main() -> None:
+        async with loops.lock("r") as held:
+            with pytest.raises(TypeError, match="coroutine function"):
+                held.on_lost(callbacks[2])
+
+    asyncio.run(main())
 
 
 def test_a_collected_lease_warns_and_is_released(url: str, name: str) -> None:

@@ -10,7 +10,7 @@ from ._errors import Error, Forked
 from ._greenlets import cooperative
 from ._listeners import listeners
 from ._metrics import Event, Subscription, log_to
-from ._naming import check_name, kind_of, namer
+from ._naming import check_callback, check_name, kind_of, namer
 from ._native import LeaseEnd, LockEnd
 from ._values import Holder, LossReason, Released
 
@@ -61,8 +61,7 @@ class Lease(LeaseBase):
         >>> lease.release().value
         'released'
         """
-        if not callable(callback):
-            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        check_callback(callback)
         to = listeners()
         number = to.queue.reserve()
         to.callbacks[number] = callback
@@ -375,8 +374,7 @@ class LockManager(ManagerBase[Lock]):
         acquired
         >>> subscription.close()
         """
-        if not callable(callback):
-            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        check_callback(callback)
         return Subscription(self._native.events(), listeners(), callback)
 
     def log(self, logger: logging.Logger | None = None) -> Subscription:

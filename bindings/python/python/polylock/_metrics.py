@@ -162,6 +162,8 @@ class Subscription:
 
 def log_to(logger: Any) -> Callable[[Event], None]:
     """A callback that writes events to `logger`: losses and failed extensions as warnings, the rest as debug."""
+    if not hasattr(logger, "isEnabledFor"):
+        raise TypeError(f"logger must be a logging.Logger, not {type(logger).__name__}")
 
     def write(event: Event) -> None:
         level = 30 if event.kind in ("lost", "extension_failed") else 10

@@ -16,6 +16,14 @@ def check_name(name: object) -> None:
         raise TypeError(f"name must be str, not {type(name).__name__}")
 
 
+def check_callback(callback: object) -> None:
+    """Refuses what calling does not run, as a coroutine function: nobody would ever be told."""
+    if not callable(callback):
+        raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+    if kind_of(callback) != "function":
+        raise TypeError(f"callback must be a function, not a {kind_of(callback)}: nobody would await or iterate it")
+
+
 def kind_of(function: object) -> str:
     """What calling it gives: only a function and a coroutine function are over when their body is."""
     import inspect  # noqa: PLC0415 - slow to import, and of use only here

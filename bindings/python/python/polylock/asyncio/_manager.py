@@ -10,7 +10,7 @@ from weakref import ref
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
 from .._metrics import Event, Subscription, log_to
-from .._naming import check_name, kind_of, namer
+from .._naming import check_callback, check_name, kind_of, namer
 from .._native import LeaseEnd, LockEnd
 from .._values import Holder, LossReason, Released
 from ._bridge import Bridge, bridge
@@ -60,8 +60,7 @@ class Lease(LeaseBase):
         ...         lease.on_lost(lambda reason: task.cancel(reason))
         >>> asyncio.run(main())
         """
-        if not callable(callback):
-            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        check_callback(callback)
         to = bridge()
         number = to.queue.reserve()
         context = copy_context()
@@ -463,8 +462,7 @@ class LockManager(ManagerBase[Lock]):
         >>> asyncio.run(main())
         acquired
         """
-        if not callable(callback):
-            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        check_callback(callback)
         context = copy_context()
         return Subscription(self._native.events(), bridge(), lambda event: context.run(callback, event))
 
