@@ -16,6 +16,7 @@ mod masks;
 mod namespace;
 mod once;
 mod opening;
+mod permits;
 mod proxy;
 mod restart;
 mod rights;

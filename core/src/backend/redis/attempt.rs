@@ -66,12 +66,12 @@ impl RedisBackend {
             claim.progress.add_holder(index);
         }
         for index in ballot.misfits() {
-            self.overtaken(claim).give_back(index, &self.nodes[index]);
+            self.overtaken(claim).give_back_for_certain(index, &self.nodes[index]);
         }
         let token = match ballot.agreed_token() {
             Some(token) => Some(token),
             None if mutant!("D28") => Some(ballot.to_raise()),
-            None => self.raise(&keys, claim, ballot.to_raise(), &ballot.holders(), driver, expires).await,
+            None => self.raise(&keys, claim, &ballot, driver, expires).await,
         };
         match token {
             Some(fencing_token) => {
@@ -118,8 +118,10 @@ impl RedisBackend {
                 let fits = grant.is_none_or(|grant| grant.number.as_ref() == progress.permit.get());
                 let counts = fits && restart::votes(&nodes, index, sits_out, Instant::now());
                 note(progress, index, &answer, counts);
-                if grant.is_some() && (progress.is_over() || !fits) {
+                if grant.is_some() && progress.is_over() {
                     overtaken.give_back(index, &nodes[index]);
+                } else if !fits {
+                    overtaken.give_back_for_certain(index, &nodes[index]);
                 }
             }
         };
@@ -147,22 +149,23 @@ impl RedisBackend {
         timer::until(Some(Instant::now().after(PATIENCE)), pin!(self.release_all(claim, driver))).await;
     }
 
-    /// Writes `token` back to the nodes that hold, until a majority has it; see [`quorum`].
+    /// Writes the token back to the nodes that hold, until a majority has it; see [`quorum`](super::quorum).
     async fn raise(
         &self,
         keys: &Keys<'_>,
         claim: &Claim,
-        mut token: u64,
-        holders: &[usize],
+        ballot: &Ballot,
         driver: &Driver,
         expires: Instant,
     ) -> Option<u64> {
+        let (holders, mut token) = (ballot.holders(), ballot.to_raise());
+        let mut has_it = ballot.confirmed(token);
         while Instant::now() < expires {
             let request = Request::raise(keys, claim, token, expires);
-            let to = holders.iter().map(|index| (*index, &self.nodes[*index]));
-            let mut raises = Answers::ask(to, &request, driver);
-            let (mut confirmed, mut higher) = (0, token);
-            for _ in holders {
+            let others = || holders.iter().filter(|index| !has_it.contains(index));
+            let mut raises = Answers::ask(others().map(|index| (*index, &self.nodes[*index])), &request, driver);
+            let (mut confirmed, mut above) = (has_it.len(), None);
+            for _ in others() {
                 // Not held up by one that has just fallen silent.
                 if confirmed >= majority(self.nodes.len()) {
                     break;
@@ -170,17 +173,15 @@ impl RedisBackend {
                 let (_, answer) = raises.next().await;
                 match answer.as_ref().map(|answered| numbers(&answered.value)).ok().flatten().as_deref() {
                     Some([1, _]) => confirmed += 1,
-                    Some([-1, above]) => higher = higher.max(u64::try_from(*above).unwrap_or(0)),
+                    Some([-1, counter]) => above = above.max(u64::try_from(*counter).ok()),
                     _ => {}
                 }
             }
             if confirmed >= majority(self.nodes.len()) {
                 return Some(token);
             }
-            if higher == token {
-                return None;
-            }
-            token = higher;
+            // None has this one yet.
+            (token, has_it) = (above?.max(token) + 1, Vec::new());
         }
         None
     }

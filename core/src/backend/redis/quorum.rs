@@ -14,9 +14,13 @@
 //!
 //! Each grant comes with the node's counter, already raised by the grant. If a majority shows one number, that is the
 //! token. Otherwise the token is the largest, and it is written back ([`Ballot::to_raise`]) where the lock is still
-//! ours and the counter not above; the nodes that confirm that must be a majority. Two successes share a node
-//! at which both confirmed their token while holding, and the later one's grant raised that node's counter: so
-//! tokens are unique and grow, whatever the clocks do.
+//! ours and the counter below; the nodes that confirm that, or granted with it, must be a majority.
+//!
+//! So a node confirms a token by raising its counter to it from below, for somebody who holds there. Counters do not fall: no
+//! node confirms a token twice, and what it confirms later is larger. Two successes share a node that confirmed both. So tokens
+//! are unique, and who asks when another's was granted has a larger one, whatever the clocks do. That two exclude each other is
+//! not needed for it: it holds as well for those who share, and for permits of different numbers. Of those whose attempts
+//! overlapped either may have the larger token.
 
 use std::time::Duration;
 
@@ -172,17 +176,25 @@ impl Ballot {
         self.granted().map(|(node, _)| node).collect()
     }
 
-    /// The nodes that granted another number than most, which is to be given back.
+    /// The nodes that granted another number than most, which is to be given back, also if they do not vote.
     pub(super) fn misfits(&self) -> Vec<usize> {
         let number = self.number();
-        self.grants().filter(|(_, grant)| grant.number != number).map(|(node, _)| node).collect()
+        let misfits = self.votes.iter().filter_map(|(node, vote, _)| match vote {
+            Vote::Granted(grant) if grant.number != number => Some(*node),
+            _ => None,
+        });
+        misfits.collect()
+    }
+
+    /// The nodes that granted with this token, and so have confirmed it.
+    pub(super) fn confirmed(&self, token: u64) -> Vec<usize> {
+        self.granted().filter(|(_, grant)| grant.counter == token).map(|(node, _)| node).collect()
     }
 
     /// The token that a majority shows already, if there is one.
     pub(super) fn agreed_token(&self) -> Option<u64> {
-        let counters: Vec<u64> = self.granted().map(|(_, grant)| grant.counter).collect();
-        let agreed = |token: &u64| counters.iter().filter(|other| *other == token).count() >= majority(self.nodes);
-        counters.iter().copied().find(agreed)
+        let agreed = |token: &u64| self.confirmed(*token).len() >= majority(self.nodes);
+        self.granted().map(|(_, grant)| grant.counter).find(agreed)
     }
 
     /// The token to write back, if the nodes do not agree.
@@ -207,12 +219,12 @@ impl Ballot {
     pub(super) fn refusal<'a>(self, name: impl Fn(usize) -> &'a str) -> Refusal {
         let (nodes, majority) = (self.nodes, majority(self.nodes));
         let (mut busy, mut foreign, mut frees) = (0, 0, Vec::new());
-        let (mut errors, holders) = (Vec::new(), self.holders());
-        let granted = holders.len();
+        let voting: Vec<usize> = self.grants().map(|(node, _)| node).collect();
+        let mut errors = Vec::new();
         for (node, vote, standing) in self.votes {
             match (vote, standing) {
                 (Vote::Granted(_), Standing::Full) => {}
-                (Vote::Granted(_), _) if holders.contains(&node) => {}
+                (Vote::Granted(_), _) if voting.contains(&node) => {}
                 (Vote::Granted(_), Standing::New { left, .. } | Standing::Restarted { left, .. }) => {
                     let (name, left) = (name(node), left.as_secs_f64());
                     let why = format!("{name}: restarted lately, and does not vote for {left:.3} s more");
@@ -240,7 +252,7 @@ impl Ballot {
             foreign: foreign > nodes - majority,
             // We had a part of it, and nobody is known to have the whole. With no part of ours in the way, those who
             // refused are somebody's, and the rest of his nodes did not answer.
-            contended: granted > 0 && busy < majority,
+            contended: !voting.is_empty() && busy < majority,
         }
     }
 }
@@ -370,6 +382,25 @@ mod tests {
         assert_eq!((ballot.agreed_token(), ballot.to_raise()), (None, 9));
         ballot.cast(2, granted(4, None), FULL);
         assert_eq!(ballot.agreed_token(), Some(4));
+    }
+
+    /// A clash, also where all are new and vote, and what a server gave that sits out is given back as well.
+    #[test]
+    fn different_numbers_are_a_clash() {
+        for standing in [FULL, NEW] {
+            let mut ballot = Ballot::new(3);
+            for (node, verdict) in [Verdict::Open, Verdict::Open, Verdict::Lost].into_iter().enumerate() {
+                assert_eq!(ballot.cast(node, granted(7, Some(node as u32)), standing), verdict);
+            }
+            assert!(ballot.leaves_residue() && ballot.is_split());
+            assert!(matches!(ballot.refusal(|_| "node"), Refusal::Busy { contended: true, .. }), "{standing:?}");
+        }
+        let mut ballot = Ballot::new(3);
+        ballot.cast(0, granted(7, Some(1)), RESTARTED);
+        ballot.cast(1, granted(9, Some(0)), FULL);
+        assert_eq!(ballot.cast(2, granted(8, Some(0)), FULL), Verdict::Won);
+        assert_eq!((ballot.number(), ballot.holders(), ballot.misfits()), (Some(0), vec![1, 2], vec![0]));
+        assert_eq!((ballot.to_raise(), ballot.confirmed(9)), (9, vec![1]));
     }
 
     #[test]

@@ -175,6 +175,20 @@ pub(super) struct Overtaken {
 }
 
 impl Overtaken {
+    /// The same where nobody looks again, as the claim goes on without that node: again and again until it is not there.
+    pub(super) fn give_back_for_certain(&self, index: usize, node: &Arc<dyn Server>) {
+        self.claim.progress.doubt(index);
+        self.give_back(index, node);
+        let keys = Keys::of(&self.prefix, &self.claim.resources);
+        let pursuit = Pursuit {
+            claim: self.claim.clone(),
+            request: Request::release(&keys, &self.claim, Instant::now().after(self.within)),
+            settles_within: self.within,
+            _underway: self.background.token(),
+        };
+        Arc::new(pursuit).begin(index, node, Freed::NotOurs);
+    }
+
     /// Releases it on that node at once, in the background. Whoever undoes the claim looks again as well, but
     /// only after a pause.
     pub(super) fn give_back(&self, index: usize, node: &Arc<dyn Server>) {

@@ -101,7 +101,7 @@ impl Memory {
             if !ours {
                 return Value::Array(vec![Value::Int(0), Value::Int(0)]);
             }
-            let above = *fence > number(1);
+            let above = *fence >= number(1);
             if !above {
                 *fence = number(1);
             }

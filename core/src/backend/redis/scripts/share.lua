@@ -10,7 +10,8 @@
 -- ARGV[9]  if permits are numbered: the number to give, or else the first after it that is free, from 0
 --
 -- {1, token, number}  granted, where permits are numbered
--- Else answers as in acquire.lua.
+-- Else answers as in acquire.lua. Asking again with the owner token that holds is granted with the same number, but with a
+-- later token: the counter may be another holder's by now.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now >= tonumber(ARGV[4]) then return {-2, now} end
@@ -58,7 +59,8 @@ local function number()
     if not taken[free] then return free end
   end
 end
-local permit = KEYS[4] and number()
+local full = limit > 0 and not ours and redis.call('ZCARD', KEYS[1]) >= limit
+local permit = KEYS[4] and not full and number()
 local function granted(token)
   if not permit then return token end
   redis.call('HSET', KEYS[4], permit, ARGV[1])
@@ -66,14 +68,13 @@ local function granted(token)
   return {1, token, tonumber(permit)}
 end
 
-if limit > 0 and not ours and redis.call('ZCARD', KEYS[1]) >= limit or KEYS[4] and not permit then
-  -- Full. (Without a number only if others name more permits than we do.)
+if full or KEYS[4] and not permit then
+  -- (Without a number only if others name more permits than we do.)
   redis.call('ZREM', KEYS[1], member)
   return {0, first[2] - now}
 end
-if ours and last > 0 then return granted(last) end
 -- Those who came after a waiting writer let it go first.
-local waits = limit == 0 and redis.call('PTTL', KEYS[3]) or 0
+local waits = limit == 0 and not ours and redis.call('PTTL', KEYS[3]) or 0
 if waits > 0 then return {0, waits} end
 
 local proposed = tonumber(ARGV[3])
