@@ -23,7 +23,8 @@ const RAISE: &str = include_str!("../../src/backend/redis/scripts/raise.lua");
 /// Puts a permit of this number away on one server, as somebody's who does not let go.
 fn occupy(server: &Server, name: &str, number: &str) {
     let owner = format!("somebody {number}");
-    let args = [&owner, "600000", "0000000000000001", "9999999999999999", "0000000000000001 x y", "600000", "permit:"];
+    let args =
+        [&owner, "600000", "0000000000000001", "9999999999999999", "0000000000000001 x y", "600000", "permit:"];
     let keys = ["fence", "writer", "permits"].map(|side| format!("polylock:{side}:{{{name}}}"));
     let command = [&["EVAL", SHARE, "4", name, &keys[0], &keys[1], &keys[2]], &args[..], &["2", number]].concat();
     let granted: Vec<i64> = server.ask(&command);
@@ -120,7 +121,8 @@ async fn those_who_hold_together_confirm_different_tokens() {
     ];
     for (keys, how) in ways {
         let ask = |owner: &str| -> (i64, Option<i64>) {
-            let args = [owner, "60000", "0000000000000007", "9999999999999999", "0000000000000007 owner record", "60000"];
+            let args =
+                [owner, "60000", "0000000000000007", "9999999999999999", "0000000000000007 owner record", "60000"];
             let answer: redis::Value = server.ask(&[&["EVAL", SHARE][..], keys, &args[..], how].concat());
             match answer {
                 redis::Value::Int(token) => (token, None),

@@ -3,12 +3,12 @@
 //! Random schedules of 5 servers and 4 clients: delays long enough for requests to come late, lost requests and lost
 //! answers, servers that are away for a while and then restarted (with their data, or without: a minority), clients that
 //! are paused past their ttl, cancelled acquisitions, dropped leases. At every event: no two leases may be
-//! acted on; over time: tokens strictly grow. `POLYLOCK_SEED=n` plays one seed again, `POLYLOCK_SEEDS=n` so many
+//! acted on, or of a semaphore no more than it has permits; over time: tokens strictly grow. `POLYLOCK_SEED=n` plays one seed again, `POLYLOCK_SEEDS=n` so many
 //! in each world (`make simulation`, which is a part of `make test`, plays 20,000 schedules in all).
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     future::Future,
     rc::Rc,
     sync::{
@@ -32,7 +32,7 @@ use super::{
     subscriber::Subscriptions,
 };
 use crate::{
-    Acquire, Lease, LockManager,
+    Acquire, Lease, LockManager, Target,
     clock::Instant,
     connect::Options,
     engine::{driver::Driver, timer},
@@ -51,6 +51,8 @@ const CLOCKS_DIFFER: u64 = 100;
 struct Memory {
     lock: HashMap<String, (String, Instant)>,
     fence: HashMap<String, u64>,
+    /// Of a semaphore: owners, with the number of each and when it expires.
+    permits: HashMap<String, HashMap<String, (u32, Instant)>>,
 }
 
 /// One server.
@@ -75,7 +77,11 @@ impl Memory {
         let number = |index: usize| args[index].parse::<u64>().unwrap();
         let lasts = |ttl: u64| now.after(Duration::from_millis(ttl).mul_f64(rate));
         let ints = |values: [i64; 2]| Value::Array(values.map(Value::Int).to_vec());
-        let (key, owner) = (&keys[0], &args[0]);
+        let (key, owner) = (&keys[0], args[0].trim_start_matches("permit:"));
+        if let Some(permits) = self.permits.get_mut(key) {
+            permits.retain(|_, (_, expires)| *expires > now);
+        }
+        let permit = self.permits.get(key).and_then(|permits| permits.get(owner)).map(|(number, _)| *number);
         let held = self.owner(key, now).cloned();
         let ours = held.as_ref().is_some_and(|(holder, _)| holder == owner);
         let left = held.as_ref().map_or(0, |(_, expires)| expires.since(now).as_millis() as u64);
@@ -94,12 +100,12 @@ impl Memory {
             }
             *fence = (*fence + 1).max(number(2));
             let fence = *fence;
-            self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
+            self.lock.insert(key.clone(), (owner.to_owned(), lasts(number(1))));
             Value::Int(fence as i64)
         } else if is(&script::RAISE) {
             let fence = self.fence.entry(keys[1].clone()).or_default();
-            if !ours {
-                return Value::Array(vec![Value::Int(0), Value::Int(0)]);
+            if !ours && permit.is_none() {
+                return ints([0, 0]);
             }
             let above = *fence >= number(1);
             if !above {
@@ -108,7 +114,7 @@ impl Memory {
             Value::Array(vec![Value::Int(if above { -1 } else { 1 }), Value::Int(*fence as i64)])
         } else if is(&script::EXTEND) {
             if ours {
-                self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
+                self.lock.insert(key.clone(), (owner.to_owned(), lasts(number(1))));
             }
             Value::Int(if ours { 1 } else { -i64::from(held.is_none()) })
         } else if is(&script::REPAIR) {
@@ -118,7 +124,7 @@ impl Memory {
             if !ours {
                 let fence = self.fence.entry(keys[1].clone()).or_default();
                 *fence = (*fence).max(number(2));
-                self.lock.insert(key.clone(), (owner.clone(), lasts(number(1))));
+                self.lock.insert(key.clone(), (owner.to_owned(), lasts(number(1))));
             }
             Value::Int(1)
         } else if is(&script::RELEASE) {
@@ -126,6 +132,35 @@ impl Memory {
                 self.lock.remove(key);
             }
             Value::Int(if ours { 1 } else { -i64::from(held.is_none()) })
+        } else if is(&script::SHARE) {
+            let fence = self.fence.entry(keys[1].clone()).or_default();
+            let permits = self.permits.entry(key.clone()).or_default();
+            let (clock, limit, wanted) = (now.since_boot().as_millis() as u64, number(7) as u32, number(8) as u32);
+            if clock >= number(3) {
+                return ints([-2, clock as i64]);
+            }
+            let is_free = |permit: &u32| permits.values().all(|(number, _)| number != permit);
+            let free = || (0..limit).map(|more| (wanted + more) % limit).find(is_free);
+            let Some(permit) = permit.or_else(free) else {
+                let first = permits.values().map(|(_, expires)| expires.since(now).as_millis()).min();
+                return ints([0, first.unwrap_or(0) as i64]);
+            };
+            *fence = (*fence + 1).max(number(2));
+            let fence = *fence;
+            permits.insert(owner.to_owned(), (permit, lasts(number(1))));
+            Value::Array([1, fence as i64, permit.into()].map(Value::Int).to_vec())
+        } else if is(&script::SHARE_EXTEND) {
+            let permits = self.permits.entry(key.clone()).or_default();
+            let stays = permit.is_some_and(|permit| u64::from(permit) == number(3));
+            if let (true, Some(permit)) = (stays, permit) {
+                permits.insert(owner.to_owned(), (permit, lasts(number(1))));
+            } else {
+                permits.remove(owner);
+            }
+            Value::Int(if stays { 1 } else { -1 })
+        } else if is(&script::SHARE_RELEASE) {
+            let removed = self.permits.entry(key.clone()).or_default().remove(owner);
+            Value::Int(if removed.is_some() { 1 } else { -1 })
         } else {
             panic!("a script that is not simulated");
         }
@@ -257,15 +292,24 @@ impl Server for Remote {
 #[derive(Default)]
 struct History {
     leases: RefCell<Vec<Rc<Lease>>>,
-    last_token: Cell<u64>,
+    /// So many may hold at one time.
+    permits: usize,
+    tokens: RefCell<BTreeSet<u64>>,
     grants: Cell<u32>,
 }
 
 impl History {
-    fn granted(&self, lease: Lease) -> Rc<Lease> {
+    fn last_token(&self) -> u64 {
+        self.tokens.borrow().last().copied().unwrap_or(0)
+    }
+
+    /// It was asked for when `last_token` was the largest that had been granted.
+    fn granted(&self, lease: Lease, last_token: u64) -> Rc<Lease> {
         assert!(lease.is_held(), "granted when it was over");
-        assert!(lease.fencing_token() > self.last_token.get(), "a token that does not grow");
-        self.last_token.set(lease.fencing_token());
+        // Those who hold together may be told in another order than they got in.
+        let last_token = if self.permits > 1 { last_token } else { self.last_token() };
+        assert!(lease.fencing_token() > last_token, "a token that does not grow");
+        assert!(self.tokens.borrow_mut().insert(lease.fencing_token()), "a token twice");
         self.grants.set(self.grants.get() + 1);
         let lease = Rc::new(lease);
         self.leases.borrow_mut().push(Rc::clone(&lease));
@@ -278,7 +322,7 @@ impl History {
 
     fn check(&self) {
         let held = self.leases.borrow().iter().filter(|lease| lease.is_held()).count();
-        assert!(held <= 1, "{held} leases at one time");
+        assert!(held <= self.permits, "{held} leases at one time");
     }
 }
 
@@ -289,10 +333,12 @@ async fn client(locks: LockManager, history: Rc<History>, world: World, mut rng:
     let within = |rng: &mut Rng, longest: u64| Instant::now().after(Duration::from_millis(rng.u64(0..longest)));
     while Instant::now() < ends {
         let options = Acquire::ttl(world.ttl).wait(Duration::from_millis(2500)).auto_extend(rng.f64() < 0.7);
-        let acquiring = locks.acquire_by("r", options, &engine);
+        let target = if world.permits > 1 { Target::permit("r", world.permits as u32) } else { "r".into() };
+        let asked = history.last_token();
+        let acquiring = locks.acquire_by(target, options, &engine);
         let patience = if rng.f64() < 0.2 { within(&mut rng, 20).min(ends) } else { ends };
         if let Some(Ok(lease)) = timer::until(Some(patience), acquiring).await {
-            let lease = history.granted(lease);
+            let lease = history.granted(lease, asked);
             let hold = if rng.f64() < 0.2 { 1500 } else { 100 };
             timer::sleep_until(within(&mut rng, hold).min(ends)).await;
             if rng.f64() < 0.2 {
@@ -323,6 +369,8 @@ struct World {
     forgetful: usize,
     /// For how long they do not vote afterwards.
     longest_ttl: Duration,
+    /// How many may hold at one time: with more than one it is a semaphore.
+    permits: usize,
 }
 
 const WORLD: World = World {
@@ -332,6 +380,7 @@ const WORLD: World = World {
     pauses: true,
     forgetful: 0,
     longest_ttl: TTL,
+    permits: 1,
 };
 
 async fn troubles(machines: Machines, world: World, mut rng: Rng) {
@@ -410,7 +459,7 @@ fn play_on(mut rng: Rng, world: World, look: impl Fn(&History)) -> u32 {
     let loss = if rng.bool() { 0.0 } else { rng.f64() * 0.1 };
     // Within what the drift allows between two clocks.
     let machines = machines(|| 1.0 + (rng.f64() - 0.5) * 0.008);
-    let history = Rc::new(History::default());
+    let history = Rc::new(History { permits: world.permits, ..History::default() });
     let calm = Arc::new(AtomicBool::new(false));
     for process in 1..=CLIENTS {
         // Their wall clocks, which fencing tokens are proposed by, need not agree.
@@ -430,6 +479,8 @@ fn play_on(mut rng: Rng, world: World, look: impl Fn(&History)) -> u32 {
             let machine = machine.lock().unwrap();
             let left = machine.memory.owner("r", Instant::now());
             assert!(left.is_none(), "something is left on a server: {left:?}");
+            let left: Vec<_> = machine.memory.permits.values().filter(|permits| !permits.is_empty()).collect();
+            assert!(left.is_empty(), "something is left on a server: {left:?}");
         }
     }
     // What is still held goes with the world.
@@ -477,6 +528,12 @@ fn never_two_leases_while_a_minority_forgets() {
 }
 
 #[test]
+fn never_more_than_permits_whatever_fails() {
+    play_many(50, World { permits: 2, ..WORLD }, History::check);
+    play_many(25, World { permits: 3, forgetful: 2, ..WORLD }, History::check);
+}
+
+#[test]
 fn tokens_grow_even_when_servers_that_forgot_vote_at_once() {
     // Exclusion may then end for a moment; the tokens say who is later.
     play_many(25, World { forgetful: 2, longest_ttl: Duration::ZERO, ..WORLD }, |_| {});
@@ -486,7 +543,9 @@ fn tokens_grow_even_when_servers_that_forgot_vote_at_once() {
 #[test]
 fn nothing_is_left_when_all_is_over() {
     let (ttl, length, afterwards) = (Duration::from_secs(20), Duration::from_secs(4), Duration::from_secs(5));
-    play_many(25, World { ttl, length, afterwards, pauses: false, ..WORLD }, History::check);
+    let world = World { ttl, length, afterwards, pauses: false, ..WORLD };
+    play_many(25, world, History::check);
+    play_many(25, World { permits: 2, ..world }, History::check);
 }
 
 /// A small world without chance: one client, and what is done to the servers.
