@@ -95,6 +95,7 @@ impl Reply {
         result.map_or_else(Self::Failed, Self::Number)
     }
 }
+
 /// Outcomes of operations as JavaScript gets them: one after the other, four values each.
 pub(crate) fn values(
     env: Env,

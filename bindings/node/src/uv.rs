@@ -1,7 +1,7 @@
 //! The boundary to libuv: watches one descriptor on the loop of a Node environment.
 //!
-//! All `unsafe` of the addon that is not generated is in this file. Everything here happens on the thread of
-//! the environment: [`Watcher`] holds raw pointers and is neither `Send` nor `Sync`.
+//! Everything here happens on the thread of the environment: [`Watcher`] holds raw pointers and is neither `Send` nor
+//! `Sync`.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},

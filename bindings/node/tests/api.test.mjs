@@ -84,6 +84,19 @@ for (const { name, url } of backends) {
     await locks.close()
   })
 
+  test(`an extension that comes too late says why the lease was lost on ${name}`, async () => {
+    const locks = connect(shared(url))
+    const lease = await locks.acquire(unique('late'), { ttl: 50, autoExtend: false })
+    await keepAlive(once(lease.signal, 'abort'))
+    await assert.rejects(lease.extend(), { name: 'LockLostError', reason: 'expired' })
+    assert.equal(await lease.release(), 'not_held')
+    await assert.rejects(lease.extend(), { name: 'LockLostError', reason: 'expired' })
+    const released = await locks.acquire(unique('late'))
+    await released.release()
+    await assert.rejects(released.extend(), { name: 'LockLostError', reason: undefined })
+    await locks.close()
+  })
+
   test(`a body that waits for its signal alone is not collected on ${name}`, { timeout: 20_000 }, async () => {
     const locks = connect(shared(url))
     const collecting = setInterval(() => globalThis.gc(), 5)

@@ -115,6 +115,8 @@ export class Lease {
       return Promise.reject(error as Error)
     }
     return run(native.extend(this.#id, ttl), (reply) => {
+      // The engine's error does not say why: the lease knows.
+      if (reply[1] === Kind.Failed && reply[2].code === 'Lost') throw this.lostError()
       check(reply, this.resource)
     })
   }
