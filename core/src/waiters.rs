@@ -223,11 +223,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut lines = self.waiters.lines();
         let Some(line) = lines.of.get_mut(&self.resource) else { return };
-        let was_first = line.front().is_some_and(|first| self.is_of(first));
-        line.retain(|waiter| !self.is_of(waiter));
+        // At once for the first, which leaves most often, however long the line is.
+        let Some(at) = line.iter().position(|waiter| self.is_of(waiter)) else { return };
+        line.remove(at);
         if line.is_empty() {
             lines.of.remove(&self.resource);
-        } else if was_first {
+        } else if at == 0 {
             // If all stand still, the first of them to look is first.
             line.rotate_left(line.iter().position(|waiter| !waiter.stands_still()).unwrap_or(0));
             line[0].bell.notify_one();
