@@ -220,9 +220,8 @@ impl Waiting<'_> {
         let Some((since, failures)) = self.outage else { return false };
         let lasts = Instant::now().since(since);
         match (self.manager.patience, wait) {
-            (Some(Patience { retries, pause, .. }), Wait::No) => failures > retries && lasts >= pause,
-            (Some(Patience { retries_waiting, pause, .. }), _) => failures > retries_waiting && lasts >= pause,
-            (None, Wait::No) => true,
+            (_, Wait::No) => true,
+            (Some(Patience { retries, pause }), _) => failures > retries && lasts >= pause,
             (None, Wait::For(_)) => false,
             (None, Wait::Forever) => lasts >= LONGEST_OUTAGE,
         }
@@ -449,7 +448,7 @@ mod tests {
     /// Else each of many waiters would begin to wait for the backend when the one before it has given up.
     #[test]
     fn all_in_line_give_up_together() {
-        let locks = crate::connect("redis://127.0.0.1:1").patience(0, 5, Duration::ZERO).lazy().unwrap();
+        let locks = crate::connect("redis://127.0.0.1:1").patience(5, Duration::ZERO).lazy().unwrap();
         let driver = Driver::engine();
         let all = (0..20).map(|_| locks.acquire_by("r", Acquire::default(), &driver));
         for acquired in crate::blocking::wait(|_| futures_util::future::join_all(all)) {

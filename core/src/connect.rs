@@ -90,11 +90,11 @@ impl Connect {
         self
     }
 
-    /// Has acquiring fail as soon as the backend has been out of reach for `pause` and for `retries` more tries, of who
-    /// waits for the lock `retries_waiting`, whatever the wait. For the drop-in for redis-py's lock, whose clients say so.
+    /// Has who waits for a lock fail as soon as the backend has been out of reach for `pause` and for `retries` more tries,
+    /// whatever the wait. For the drop-in for redis-py's lock, whose clients say so.
     #[doc(hidden)]
-    pub fn patience(mut self, retries: u32, retries_waiting: u32, pause: Duration) -> Self {
-        self.options.patience = Some(Patience { retries, retries_waiting, pause });
+    pub fn patience(mut self, retries: u32, pause: Duration) -> Self {
+        self.options.patience = Some(Patience { retries, pause });
         self
     }
 

@@ -36,13 +36,11 @@ pub(crate) enum Wait {
     Forever,
 }
 
-/// How often, and for how long, a backend that is out of reach is tried again before acquiring fails.
+/// How often, and for how long, who waits for a lock tries a backend that is out of reach again before it fails.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// At least so many times by who does not wait for the lock.
+    /// At least so many times.
     pub(crate) retries: u32,
-    /// And by who does.
-    pub(crate) retries_waiting: u32,
     /// And for at least so long after the first failure.
     pub(crate) pause: Duration,
 }

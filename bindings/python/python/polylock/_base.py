@@ -422,12 +422,12 @@ def native_manager(
     prefix: str = "",
     drift_factor: float = 0.01,
     node_timeout: float | None = None,
-    patience: tuple[int, int, float] | None = None,
+    patience: tuple[int, float] | None = None,
 ) -> _native.Manager:
     """The native manager for the arguments of `connect`.
 
-    With `patience` acquiring fails, whatever its wait, when a server has been out of reach for so many more tries,
-    or for the second number of them if it waits for the lock, and for so many seconds.
+    With `patience` who waits for a lock fails, whatever the wait, when the server has been out of reach for so many
+    more tries and for so many seconds.
     """
     _process.enroll_child()
     urls = list(url) if isinstance(url, (list, tuple)) else [url]

@@ -111,7 +111,7 @@ class Manager:
         prefix: str,
         drift_factor: float,
         node_timeout: float | None,
-        patience: tuple[int, int, float] | None,
+        patience: tuple[int, float] | None,
     ) -> Manager: ...
     def acquire(
         self,
