@@ -1,6 +1,6 @@
 //! Servers of a quorum that are restarted without their memory, and lists that name one twice.
 
-use polylock::{Acquire, ErrorKind, LockManager, Release};
+use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
 
 use super::{
     NODE_TIMEOUT, eventually, fresh, long, ms,
@@ -27,9 +27,18 @@ async fn until_old(server: &Server) {
     eventually(ms(1000 * LONGEST_TTL) * 10, "it has been up for long", old).await;
 }
 
-/// The holder has two of three; one of them forgets it, and the third never knew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_forgot_gives_nothing_away() {
+    one_forgets(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_forgot_gives_no_permit_away() {
+    one_forgets(2).await;
+}
+
+/// So many may hold, and do. Each has two of three; one of these forgets them, and the third never knew.
+async fn one_forgets(of: usize) {
     let servers = Server::several(3);
     for server in &servers {
         until_old(server).await;
@@ -37,20 +46,25 @@ async fn a_server_that_forgot_gives_nothing_away() {
     let third = Proxy::before(servers[2].port).await;
     third.door(Door::Slam);
     let name = fresh("r");
+    let target = || if of == 1 { Target::from(&*name) } else { Target::permit(&name, of as u32) };
     let holder = manager([servers[0].url(), servers[1].url(), third.url()]);
     let ttl = ms(1000 * LONGEST_TTL);
-    let lease = holder.acquire(&name, Acquire::ttl(ttl).auto_extend(false)).await.unwrap();
+    let mut leases = Vec::new();
+    for _ in 0..of {
+        leases.push(holder.acquire(target(), Acquire::ttl(ttl).auto_extend(false)).await.unwrap());
+    }
+    let all_held = || leases.iter().all(|lease| lease.is_held());
 
     // Who comes later and has never met it before, and who has.
     let (stranger, witness) = (manager(urls(&servers)), manager(urls(&servers)));
-    assert!(witness.try_acquire(&name, Acquire::ttl(ttl)).await.unwrap().is_none());
+    assert!(witness.try_acquire(target(), Acquire::ttl(ttl)).await.unwrap().is_none());
     servers[1].kill();
     servers[1].restart();
     for other in [&stranger, &witness] {
-        while lease.is_held() {
-            match other.try_acquire(&name, Acquire::ttl(ttl)).await {
+        while all_held() {
+            match other.try_acquire(target(), Acquire::ttl(ttl)).await {
                 Ok(None) => {}
-                Ok(Some(_)) => assert!(!lease.is_held(), "two hold it"),
+                Ok(Some(_)) => assert!(!all_held(), "one too many holds it"),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
             }
             if std::ptr::eq(other, &stranger) {
@@ -61,7 +75,7 @@ async fn a_server_that_forgot_gives_nothing_away() {
     }
     // Afterwards it votes again: without the first there is no majority but with it.
     servers[0].kill();
-    let lease = stranger.acquire(&name, Acquire::ttl(ttl).wait(ms(20_000))).await.expect("it never votes again");
+    let lease = stranger.acquire(target(), Acquire::ttl(ttl).wait(ms(20_000))).await.expect("it never votes again");
     assert_eq!(lease.release().await.unwrap(), Release::Released);
 }
 
