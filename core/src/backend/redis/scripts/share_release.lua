@@ -8,6 +8,6 @@ local removed = redis.pcall('ZREM', KEYS[1], ARGV[2] .. ARGV[1])
 if type(removed) == 'table' and string.sub(removed.err, 1, 9) ~= 'WRONGTYPE' then return removed end
 if removed ~= 1 then return -1 end
 -- After the last one nothing is left. A number of one before is found to be free.
-if KEYS[2] and redis.call('EXISTS', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
+if KEYS[2] and redis.pcall('EXISTS', KEYS[1]) == 0 then redis.pcall('DEL', KEYS[2]) end
 redis.pcall('PUBLISH', ARGV[3], '')
 return 1
