@@ -398,6 +398,9 @@ const unused = new FinalizationRegistry<number>((id) => native.forgetManager(id)
  * | `memory:`, `memory:NAME` | in this process; NAME shares a store among managers |
  * | `file:///var/lock/app` | in files of that directory: among the processes of this host |
  * | `redis://[user:password@]host[:port][/database]`, `rediss://…`, `redis+unix:///path` | in one Redis or Valkey |
+ * | `redis+sentinel://h1,h2/primary-name`, `redis+cluster://h1,h2` | in a Redis that is kept by sentinels, in a cluster |
+ * | `postgres://user:password@host/database`, with `?mode=session` for advisory locks | in PostgreSQL |
+ * | `zookeeper://h1,h2,h3/path` | in ZooKeeper |
  *
  * Throws `InvalidArgumentError` naming `url` or the option, `UnsupportedError`.
  */
