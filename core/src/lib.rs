@@ -69,7 +69,7 @@ pub mod host {
     pub use crate::completion::{CompletionQueue, OperationId, Started};
     pub use crate::engine::driver::Driver;
     pub use crate::engine::process::{Made, PerProcess, generation, has_mark, inherited_fds, keep_mark};
-    pub use crate::engine::runtime::try_spawn;
+    pub use crate::engine::runtime::{end, try_spawn};
     pub use crate::options::duration;
 }
 

@@ -36,12 +36,12 @@ mod _native {
         queue::Queue,
     };
 
-    /// Releases every lease of this process and stops the engine; returns within about `timeout` seconds.
+    /// Releases every lease of this process, which ends, and stops the engine; returns within about `timeout` seconds.
     #[pyfunction]
     fn shutdown(py: Python<'_>, timeout: &Bound<'_, PyAny>) -> PyResult<()> {
         let timeout = arguments::seconds("timeout", timeout)?;
         waiting::process_ends();
-        py.detach(|| boundary::guard(|| polylock::shutdown(timeout)))?;
+        py.detach(|| boundary::guard(|| polylock::host::end(timeout)))?;
         Ok(())
     }
 

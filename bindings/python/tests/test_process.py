@@ -61,6 +61,13 @@ def work():
 threading.Thread(target=work, daemon=True).start()
 time.sleep(0.05)
 """,
+    "a daemon thread that is about to acquire for the first time": """
+locks = polylock.connect(url)
+def work():
+    while True:
+        with locks.lock(name, ttl=60): pass
+threading.Thread(target=work, daemon=True).start()
+""",
     "a loop in a daemon thread with an acquire pending": """
 locks, held = polylock.asyncio.connect(url), threading.Event()
 async def main():

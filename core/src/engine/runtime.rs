@@ -6,7 +6,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering, fence},
+    },
     time::Duration,
 };
 
@@ -130,6 +133,11 @@ impl Engine {
         if !managers.iter().any(|other| other.ptr_eq(&manager)) {
             managers.push(manager);
         }
+        // Asked after it was entered: the end of the process either finds it there, or is seen here.
+        fence(Ordering::SeqCst);
+        if ENDS.load(Ordering::SeqCst) == process::generation() {
+            return Err(Error::new(ErrorKind::Closed, "the process ends"));
+        }
         Ok(())
     }
 
@@ -137,6 +145,18 @@ impl Engine {
     pub(crate) fn managers(&self) -> Vec<Arc<Manager>> {
         self.lock_managers().iter().flatten().filter_map(Weak::upgrade).collect()
     }
+}
+
+/// The process that ends.
+static ENDS: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// As [`shutdown`], at the very end of a process: who would start a new engine from now on is refused with `Closed`. Else a thread
+/// that goes on until the last moment might take a lock that nobody releases.
+#[doc(hidden)]
+pub fn end(timeout: Duration) {
+    ENDS.store(process::generation(), Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    shutdown(timeout);
 }
 
 /// Releases every lease of this process and stops the engine's threads; returns within about `timeout`.
