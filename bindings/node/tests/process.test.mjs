@@ -174,10 +174,14 @@ for (const { name, url } of backends) {
       const keep = async () => (await locks.acquire(resource + '-kept')).signal
       await drop()
       const signal = await keep()
+      // (Before Node 20.3 there is none.)
+      const either = async () => AbortSignal.any?.([(await locks.acquire(resource + '-any')).signal])
+      const any = await either()
       for (let tries = 0; warnings.length === 0 && tries < 500; tries++) { gc(); await sleep(5) }
       await (await locks.acquire(resource, { wait: 10000 })).release()
       for (let tries = 0; tries < 5; tries++) { gc(); await sleep(5) }
       if (signal.aborted || (await locks.tryAcquire(resource + '-kept')) !== null) throw new Error('lost with its signal in use')
+      if (any && (any.aborted || (await locks.tryAcquire(resource + '-any')) !== null)) throw new Error('lost with one of any in use')
       console.log(warnings.length, warnings[0].code, warnings[0].message.includes(JSON.stringify(resource)))`
     const run = { args: [shared(url), unique('gc')], flags: ['--expose-gc'] }
     const { status, output, errors } = await runNode(source, run)

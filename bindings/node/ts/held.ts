@@ -7,6 +7,7 @@
  */
 
 import { getEventListeners } from 'node:events'
+import { types } from 'node:util'
 
 import type { LossReason } from './errors.js'
 import { Kind, native, once, type Reply } from './native.js'
@@ -71,9 +72,15 @@ export const held = once('held', () => new Leases())
 /** Whether anybody would hear of this signal: a listener, or a signal of `AbortSignal.any`. */
 export function isListenedTo(signal: AbortSignal): boolean {
   if (getEventListeners(signal, 'abort').length > 0) return true
-  // Where Node keeps those signals, which know this one weakly. An undocumented place: where it is another, nothing is lost
-  // but that such a signal keeps no lease.
+  // Where Node keeps those signals, which know this one weakly. An undocumented place, and a set of its own kind: where it is
+  // another, nothing is lost but that such a signal keeps no lease.
   const place = Object.getOwnPropertySymbols(signal).find(({ description }) => description === 'kDependantSignals')
   const dependants = place && (signal as unknown as Record<symbol, unknown>)[place]
-  return dependants instanceof Set && dependants.size > 0
+  let listened = false
+  if (types.isSet(dependants)) {
+    Set.prototype.forEach.call(dependants, (dependant: Partial<WeakRef<AbortSignal>>) => {
+      listened ||= dependant.deref?.() !== undefined
+    })
+  }
+  return listened
 }
