@@ -2,9 +2,10 @@
 //!
 //! Random schedules of 5 servers and 4 clients: delays long enough for requests to come late, lost requests and lost
 //! answers, servers that are away for a while and then restarted (with their data, or without: a minority), clients that
-//! are paused past their ttl, cancelled acquisitions, dropped leases. At every event: no two leases may be
-//! acted on, or of a semaphore no more than it has permits; over time: tokens strictly grow. `POLYLOCK_SEED=n` plays one seed again, `POLYLOCK_SEEDS=n` so many
-//! in each world (`make simulation`, which is a part of `make test`, plays 20,000 schedules in all).
+//! are paused past their ttl, cancelled acquisitions, dropped leases. At every event: no two leases may be acted on, or
+//! of a semaphore no more than it has permits; over time: tokens strictly grow. `POLYLOCK_SEED=n` plays one seed again,
+//! `POLYLOCK_SEEDS=n` so many in each world (`make simulation`, which is a part of `make test`, plays 21,000 schedules in
+//! all).
 
 use std::{
     cell::{Cell, RefCell},
