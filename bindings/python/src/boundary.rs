@@ -1,4 +1,8 @@
 //! What crosses from Rust to Python when something fails: errors, and panics as errors. And who may cross at all.
+//!
+//! Where it can be helped no code of Python's is called from here. Up to CPython 3.13 a daemon thread that asks for the GIL when the
+//! interpreter ends is taken down then and there, wherever it is: if that is in Python below one of our functions, it unwinds
+//! through ours and the process crashes.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -8,8 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -52,36 +50,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < limit, "it does not come to that"
         time.sleep(0.005)
-
-
-def interrupted_at(point: int, call: Callable[..., object], *arguments: object) -> bool:
-    """Whether Ctrl-C ended `call` at that call or line, counted from 0, of polylock's code that it comes to."""
-    left, raised = point, False
-
-    def step(frame: FrameType, event: str, _argument: object) -> Any:
-        nonlocal left, raised
-        if "polylock" not in frame.f_globals["__name__"]:
-            return None
-        # What enters ends by `return lease`, before which no signal is looked for.
-        entered = frame.f_code.co_name in ("__enter__", "__aenter__")
-        returns = entered and frame.f_lineno == max(line for *_, line in frame.f_code.co_lines() if line)
-        if event in ("call", "line") and not returns:
-            left -= 1
-            if left == -1:
-                raised = True
-                raise KeyboardInterrupt
-        return step
-
-    before = sys.gettrace()
-    sys.settrace(step)
-    try:
-        call(*arguments)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    assert not raised, "the interrupt was swallowed"
-    return False
 
 
 def assert_free(url: str, name: str) -> None:

@@ -20,7 +20,7 @@ from redis_server import RedisServer
 
 import polylock
 import polylock.asyncio
-from conftest import assert_free, interrupted_at, wait_until
+from conftest import assert_free, wait_until
 from polylock.asyncio._bridge import Bridge, bridge
 
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -71,34 +71,6 @@ def test_with_gives_the_lease_and_releases_it(url: str, name: str, run: Run) -> 
 
     run(main())
     assert_free(url, name)
-
-
-@pytest.mark.parametrize("kept", [False, True])
-def test_an_interrupt_at_any_line_of_leaving_leaves_nothing(memory: str, run: Run, kept: bool) -> None:
-    """Also not where the lock, and so what it knows of its leases, is there for as long as the program."""
-
-    def leave(ends: Any) -> None:
-        # Of memory nothing is waited for, so all of it is one step.
-        with pytest.raises(StopIteration):
-            ends.__aexit__(None, None, None).send(None)
-
-    async def main() -> None:
-        locks = polylock.asyncio.connect(memory)
-        shared = locks.lock("r", wait=20)
-        for by_lock in (True, False):
-            points, interrupted = 0, True
-            while interrupted:
-                lease = await (shared.__aenter__() if by_lock else locks.acquire("r", wait=20))
-                ends = shared if by_lock else lease
-                if not kept:
-                    del lease  # its end is a part of the end of the `with`
-                interrupted = interrupted_at(points, leave, ends)
-                del ends
-                assert_free(memory, "r")
-                points += 1
-            assert points > 3
-
-    run(main())
 
 
 def test_the_error_of_the_body_is_never_masked(url: str, name: str, run: Run) -> None:

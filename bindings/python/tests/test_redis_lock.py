@@ -335,7 +335,7 @@ def test_subclasses_may_override_the_steps(client: Any) -> None:
 
 def test_a_dead_server_is_a_connection_error_as_soon_as_the_client_has_enough() -> None:
     """Not after the 30 s that the engine would give it."""
-    options: Any = {"port": free_port(), "retry": Retry(ConstantBackoff(0.01), 3)}
+    options: Any = {"port": free_port(), "socket_timeout": 1, "retry": Retry(ConstantBackoff(0.01), 3)}
     began = time.monotonic()
     for lock_class in (polylock.redis.Lock, polylock.redis.RenewedLock):
         for blocking in (False, True):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 from . import _native, _process
 from ._errors import LockLost
 from ._metrics import Metric, metrics_of
-from ._native import LeaseEnd, LockEnd
 from ._values import Capabilities, Guarantee, LossReason, Mode, Released
 
 if TYPE_CHECKING:
@@ -35,14 +34,15 @@ def publish(names: dict[str, Any], module: str) -> None:
 _RELEASED = {outcome.value: outcome for outcome in Released} | {"ended_before": Released.NOT_HELD}
 
 
-class LeaseBase(LeaseEnd):
+class LeaseBase:
     """A held lock, apart from what waits."""
 
-    __slots__ = ("__weakref__", "_listeners", "_native")
+    __slots__ = ("__weakref__", "_listeners", "_native", "_over")
 
     def __init__(self, native: _native.Lease) -> None:
         self._listeners: list[tuple[Listeners, int]] | None = None
-        self._native = native  # last: an interrupt may come before it
+        self._native = native
+        self._over = False  # last: an interrupt may come before it
 
     @property
     def resource(self) -> str:
@@ -146,11 +146,12 @@ class LeaseBase(LeaseEnd):
     def __reduce__(self) -> NoReturn:
         cannot_be_pickled(self)
 
-    __del__ = LeaseEnd._collected
-
-    def _left_behind(self) -> None:
-        """It is collected without having been lost or released."""
+    def __del__(self) -> None:
+        if getattr(self, "_over", True):
+            return
         native = self._native
+        if native.loss is not None:
+            return  # its listeners are still to be called
         self._forget_listeners()
         if native.is_held:
             message = f"unreleased {self!r}"
@@ -164,6 +165,7 @@ class LeaseBase(LeaseEnd):
             callbacks.pop(number, None)
 
     def _released(self, outcome: str) -> Released:
+        self._over = True
         released = _RELEASED[outcome]
         if self._listeners is not None and (released is not Released.NOT_HELD or self._native.loss is None):
             self._forget_listeners()
@@ -186,7 +188,7 @@ class LeaseBase(LeaseEnd):
 AnyLease = TypeVar("AnyLease", bound=LeaseBase)
 
 
-class LockBase(Generic[AnyLease], LockEnd):
+class LockBase(Generic[AnyLease]):
     """What to acquire, and how, and what was acquired by it."""
 
     __slots__ = (
@@ -243,6 +245,27 @@ class LockBase(Generic[AnyLease], LockEnd):
                 if not entered:
                     self._held.pop(key, None)
                 return lease
+        return None
+
+    def _enter(self, user: Hashable, lease: AnyLease) -> AnyLease:
+        self._held[id(lease)] = user, lease, True
+        return lease
+
+    def _leave(self, user: Hashable, error: BaseException | None) -> AnyLease | None:
+        """The lease of the `with` that ends, by `error` if it does so by one.
+
+        A generator may be entered by one thread or task and left by another, as dependencies and fixtures of
+        frameworks are: then it is the only one there is.
+        """
+        entered = {key: owner for key, (owner, _, by_with) in list(self._held.items()) if by_with}
+        keys = [key for key, owner in entered.items() if owner == user]
+        if not keys and len(entered) == 1:
+            keys = list(entered)
+        held = self._held.pop(keys[-1], None) if keys else None
+        if held is not None:
+            return held[1]
+        if error is None:
+            raise RuntimeError(f"{self!r} was not entered by this thread or task, and not by one other alone")
         return None
 
     def __repr__(self) -> str:

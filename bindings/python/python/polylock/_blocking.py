@@ -11,13 +11,13 @@ from ._greenlets import cooperative
 from ._listeners import listeners
 from ._metrics import Event, Subscription, log_to
 from ._naming import check_callback, check_name, kind_of, namer
-from ._native import LeaseEnd, LockEnd
 from ._values import Holder, LossReason, Released
 
 if TYPE_CHECKING:
     import builtins
     import logging
     from collections.abc import Callable
+    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,10 +103,9 @@ class Lease(LeaseBase):
     def __enter__(self) -> Lease:
         return self
 
-    __exit__ = LeaseEnd._end
-
-    def _leave(self, error: BaseException | None) -> None:
-        """Ends a `with`, by `error` if it does so by one."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         loss = self.loss
         try:
             outcome = self._native.release()
@@ -178,11 +177,14 @@ class Lock(LockBase[Lease]):
         return Released.NOT_HELD if lease is None else lease.release()
 
     def __enter__(self) -> Lease:
-        lease = self._acquired()
-        self._held[id(lease)] = _user.itself, lease, True  # the last step: after it no signal is looked for
-        return lease
+        return self._enter(_user.itself, self._acquired())
 
-    __exit__ = LockEnd._end_in_thread
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lease = self._leave(_user.itself, error)
+        if lease is not None:
+            lease.__exit__(kind, error, traceback)
 
 
 class LockManager(ManagerBase[Lock]):

@@ -1,16 +1,11 @@
 """The native module: private, may change at any time."""
 
 import builtins
-from types import CoroutineType, TracebackType
-from typing import Any, Literal, final
-
-from typing_extensions import Self
+from typing import Literal, final
 
 __all__ = [
     "Events",
     "Lease",
-    "LeaseEnd",
-    "LockEnd",
     "Manager",
     "Queue",
     "SIGNAL_TICK",
@@ -25,7 +20,6 @@ __all__ = [
 __version__: str
 SIGNAL_TICK: float
 
-_Kind = type[BaseException] | None
 _Mode = Literal["exclusive", "shared", "permit"]
 _Loss = Literal["expired", "taken", "max_hold"]
 _HolderFields = tuple[
@@ -90,18 +84,6 @@ class Lease:
     def release_start(self, queue: Queue) -> int | _Released: ...
     def release_soon(self) -> None: ...
     def leave(self) -> None: ...
-
-class LeaseEnd:
-    def __new__(cls, *_arguments: object) -> Self: ...
-    def _end(self, _kind: _Kind, error: BaseException | None, _traceback: TracebackType | None) -> Any: ...
-    def _collected(self) -> None: ...
-
-class LockEnd:
-    def __new__(cls, *_arguments: object) -> Self: ...
-    def _end_in_thread(self, _kind: _Kind, error: BaseException | None, _traceback: TracebackType | None) -> None: ...
-    def _end_in_task(
-        self, _kind: _Kind, error: BaseException | None, _traceback: TracebackType | None
-    ) -> CoroutineType[Any, Any, None]: ...
 
 @final
 class Manager:

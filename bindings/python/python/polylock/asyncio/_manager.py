@@ -11,14 +11,14 @@ from .._base import LeaseBase, LockBase, ManagerBase, native_manager
 from .._errors import Error, Forked
 from .._metrics import Event, Subscription, log_to
 from .._naming import check_callback, check_name, kind_of, namer
-from .._native import LeaseEnd, LockEnd
 from .._values import Holder, LossReason, Released
-from ._bridge import Bridge, bridge
+from ._bridge import bridge
 
 if TYPE_CHECKING:
     import builtins
     import logging
     from collections.abc import Callable, Coroutine, Hashable
+    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,22 +117,13 @@ class Lease(LeaseBase):
     async def __aenter__(self) -> Lease:
         return self
 
-    __aexit__ = LeaseEnd._end
-
-    def _leave(self, error: BaseException | None) -> Coroutine[Any, Any, None]:
-        """Begins the release at the end of a `with`, which may be by `error`. Waiting for it can be interrupted."""
-        loss, on = self.loss, bridge()
-        outcome: int | str | Error
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        loss = self.loss
         try:
+            on = bridge()
             outcome = self._native.release_start(on.queue)
-        except Error as failure:
-            outcome = failure
-        return self._left(on, outcome, loss, error)
-
-    async def _left(self, on: Bridge, outcome: Any, loss: LossReason | None, error: BaseException | None) -> None:
-        try:
-            if isinstance(outcome, Error):
-                raise outcome
             if isinstance(outcome, int):
                 outcome = await on.finish(outcome)
         except Forked:
@@ -230,13 +221,14 @@ class Lock(LockBase[Lease]):
 
     async def __aenter__(self) -> Lease:
         lease = await self._acquired()
-        self._held[id(lease)] = _user(), lease, True  # the last step: after it no signal is looked for
-        return lease
+        return self._enter(_user(), lease)
 
-    __aexit__ = LockEnd._end_in_task
-
-    async def _nothing(self) -> None:
-        """The end of a `with` that was not entered, by an error that says more."""
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lease = self._leave(_user(), error)
+        if lease is not None:
+            await lease.__aexit__(kind, error, traceback)
 
 
 class LockManager(ManagerBase[Lock]):
