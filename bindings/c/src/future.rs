@@ -217,7 +217,7 @@ where
     let place = future.required("future")?;
     let queue = find_or_none::<Arc<Queue>>(queue)?.map(|found| Arc::clone(&found));
     let driver = queue.as_ref().map_or_else(Driver::engine, |queue| queue.driver());
-    // An acquisition is some kilobytes: made on the stack once, and moved in a box from here on.
+    // An acquisition is a kilobyte: made on the stack once, and moved in a box from here on.
     let operation = Box::pin(operation(driver));
     let shared = Shared::new();
     let handle = keep(Future { shared: Arc::clone(&shared), place: OnceLock::new() })?;

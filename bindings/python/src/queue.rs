@@ -125,7 +125,7 @@ impl Queue {
     where
         F: Future<Output = polylock::Result<Outcome>> + Send + 'static,
     {
-        // In a box from here on: it is some kilobytes, which each call would move.
+        // In a box from here on: it is a kilobyte, which each call would move.
         let operation = Box::pin(outcome::of(operation(self.operations.driver())));
         let started = boundary::guard(|| {
             if self.gathering.load(Ordering::Relaxed) {

@@ -28,6 +28,14 @@ def run(url: str, name: str, code: str, *, status: int = 0, stderr: str = "") ->
     return done.stdout
 
 
+NEVER_STOPS = """
+locks = polylock.connect(url)
+def work():
+    while True:
+        with locks.lock(name, ttl=60): pass
+threading.Thread(target=work, daemon=True).start()
+"""
+
 ENDINGS = {
     "held": """
 lease = polylock.connect(url).acquire(name, ttl=60)
@@ -53,21 +61,8 @@ for _ in range(12):
     threading.Thread(target=locks.acquire, args=(name,), daemon=True).start()
 while locks.waiting(name) != 12: time.sleep(0.001)
 """,
-    "a daemon thread that never stops acquiring": """
-locks = polylock.connect(url)
-def work():
-    while True:
-        with locks.lock(name, ttl=60): pass
-threading.Thread(target=work, daemon=True).start()
-time.sleep(0.05)
-""",
-    "a daemon thread that is about to acquire for the first time": """
-locks = polylock.connect(url)
-def work():
-    while True:
-        with locks.lock(name, ttl=60): pass
-threading.Thread(target=work, daemon=True).start()
-""",
+    "a daemon thread that never stops acquiring": f"{NEVER_STOPS}time.sleep(0.05)",
+    "a daemon thread that is about to acquire for the first time": NEVER_STOPS,
     "a loop in a daemon thread with an acquire pending": """
 locks, held = polylock.asyncio.connect(url), threading.Event()
 async def main():

@@ -105,7 +105,9 @@ impl RedisBackend {
                 clock_was_set.push((index, now));
             }
             let verdict = ballot.cast(index, vote(self.nodes[index].name(), answer), standing);
-            if let (Verdict::Won, Some(number)) = (verdict, ballot.number()) {
+            if verdict == Verdict::Won
+                && let Some(number) = ballot.number()
+            {
                 let _ = claim.progress.permit.set(number);
             }
             Some(verdict).filter(|verdict| *verdict != Verdict::Open)

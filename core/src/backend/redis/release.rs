@@ -164,7 +164,8 @@ impl Pursuit {
     }
 }
 
-/// A claim that was given up or released, of which a grant came only then: the release may have been there before it.
+/// A claim that was given up or released, of which a grant came only then: the release may have been there before it. Or one
+/// that goes on without what a node granted.
 pub(super) struct Overtaken {
     pub(super) claim: Claim,
     pub(super) prefix: String,
@@ -175,28 +176,31 @@ pub(super) struct Overtaken {
 }
 
 impl Overtaken {
+    /// Releases it on that node at once, in the background. Whoever undoes the claim looks again as well, but
+    /// only after a pause.
+    pub(super) fn give_back(&self, index: usize, node: &Arc<dyn Server>) {
+        let (request, progress) = (self.request(), Arc::clone(&self.claim.progress));
+        let node = Arc::clone(node);
+        runtime::spawn(self.background.track_future(async move {
+            Freed::of(&progress, index, node.run(request.to(index), Driver::engine()).await);
+        }));
+    }
+
     /// The same where nobody looks again, as the claim goes on without that node: again and again until it is not there.
     pub(super) fn give_back_for_certain(&self, index: usize, node: &Arc<dyn Server>) {
         self.claim.progress.doubt(index);
         self.give_back(index, node);
-        let keys = Keys::of(&self.prefix, &self.claim.resources);
         let pursuit = Pursuit {
             claim: self.claim.clone(),
-            request: Request::release(&keys, &self.claim, Instant::now().after(self.within)),
+            request: self.request(),
             settles_within: self.within,
             _underway: self.background.token(),
         };
         Arc::new(pursuit).begin(index, node, Freed::NotOurs);
     }
 
-    /// Releases it on that node at once, in the background. Whoever undoes the claim looks again as well, but
-    /// only after a pause.
-    pub(super) fn give_back(&self, index: usize, node: &Arc<dyn Server>) {
+    fn request(&self) -> Arc<Request> {
         let keys = Keys::of(&self.prefix, &self.claim.resources);
-        let request = Request::release(&keys, &self.claim, Instant::now().after(self.within));
-        let (progress, node) = (Arc::clone(&self.claim.progress), Arc::clone(node));
-        runtime::spawn(self.background.track_future(async move {
-            Freed::of(&progress, index, node.run(request.to(index), Driver::engine()).await);
-        }));
+        Request::release(&keys, &self.claim, Instant::now().after(self.within))
     }
 }
