@@ -4,7 +4,8 @@
 //! or get it yet: the request may still be on its way. So one release is not enough: "not held" is final
 //! only after the last moment at which the request could take effect, or when the backend knows what became of all that
 //! it sent. Until then, and while the backend does not answer, the release is sent again, up to the time at which the
-//! lease must have expired. Where the backend knows that it had sent nothing, there is nothing to release.
+//! lease must have expired; where none does by itself, until it is certain, or the manager is closed and the session ends with it.
+//! Where the backend knows that it had sent nothing, there is nothing to release.
 //! The owner token is of this attempt alone, so that a late release cannot free anybody else.
 //!
 //! Nor need its caller go away: who is not polled any more (its event loop stands still) does not learn of a grant, and there is
@@ -181,7 +182,7 @@ async fn undo(manager: Arc<Manager>, claim: Claim, settles: Instant, wakes: bool
             // A part of it may be on its way yet, to one of several servers.
             Release::Released if !claim.progress.has_doubts() || asked >= settles => break,
             Release::NotHeld if claim.progress.is_certain() || asked >= settles => break,
-            _ if asked >= expired => break,
+            _ if asked >= expired && (manager.is_closed() || !manager.backend.outlasts_ttl()) => break,
             // No need to look twice before it is settled, once the pauses reach that far.
             _ => timer::sleep_until(asked.after(pause)).await,
         }

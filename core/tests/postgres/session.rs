@@ -371,3 +371,19 @@ async fn breaking_what_was_released_does_not_hit_who_is_taking_it() {
     assert!(!breaking.await.unwrap().unwrap());
     assert!(taking.await.unwrap().unwrap().is_held() && beside.is_held());
 }
+
+/// Its lock does not end with its ttl, so it is given back for as long as that takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_is_given_back_however_long_its_server_stands_still() {
+    const TTL: Duration = Duration::from_millis(300);
+    let mut server = Server::start(&[]);
+    let one = polylock::connect(session(&server)).node_timeout(50 * MS).lazy().unwrap();
+    let held = one.acquire("r", Acquire::ttl(TTL).auto_extend(false)).await.unwrap();
+    tokio::task::block_in_place(|| server.order("pause"));
+    assert!(tokio::time::timeout(LIMIT, held.lost()).await.unwrap().is_some());
+    // Elsewhere it would have ended by itself by then. The session lives: its heartbeat has longer.
+    tokio::time::sleep(3 * TTL).await;
+    tokio::task::block_in_place(|| server.order("resume"));
+    let two = manager(&session(&server));
+    two.acquire("r", long().wait(LIMIT)).await.expect("it is left");
+}
