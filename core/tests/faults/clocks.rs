@@ -156,6 +156,34 @@ async fn the_clocks_of_a_quorum_disagree() {
     assert_eq!(lease.release().await.unwrap(), Release::Released);
 }
 
+/// A server tells by its wall clock how long it has been up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_does_not_end_the_sitting_out() {
+    let directory = Directory::new();
+    let servers: Vec<Bent> = ["a", "b", "c"].map(|name| Bent::start(&directory.0, name)).into();
+    let urls: Vec<_> = servers.iter().map(|bent| bent.server.url() + "?longest_ttl=3600").collect();
+    let locks = manager(&urls);
+    // All are new, and vote. It has met each of them when none of the others would do.
+    for bent in &servers {
+        bent.server.stop();
+        soon(&locks, &fresh("r")).await.release().await.unwrap();
+        bent.server.resume();
+    }
+    let [forgot, gone, _] = &servers[..] else { panic!("not three") };
+    forgot.server.kill();
+    forgot.server.restart();
+    gone.server.kill();
+    for seconds in [0, 7200, -7200, 0] {
+        forgot.set(seconds);
+        forgot.server.cut_clients(); // so that it is asked again
+        for _ in 0..2 {
+            let error = locks.try_acquire(fresh("r"), long()).await.expect_err("who has forgotten votes");
+            let says = format!("127.0.0.1:{}: restarted lately, and does not vote for ", forgot.server.port);
+            assert!(error.causes().iter().any(|cause| cause.starts_with(&says)), "at {seconds}: {error:?}");
+        }
+    }
+}
+
 /// The wall clock of the holder's own machine. The shim is for a whole process, so it is another one that holds.
 #[test]
 fn the_clock_of_a_holder_is_set() {

@@ -8,6 +8,10 @@
 //! A server that is new, and not restarted, looks the same to whoever meets it first. If a majority started no earlier than
 //! it did, and this manager has seen no earlier run of it, that is taken for a new deployment and it votes at once:
 //! had a majority lost its memory at one time, no majority could tell who holds, anyway.
+//!
+//! How long a server has been up it tells by its wall clock, which may be set. So a run is as old as it was when it was first met,
+//! whatever it says later; and one that says that it began before an earlier run was met at the same place, is not that server
+//! restarted, or its clock was set: it is taken to begin when it is met. Who has met none cannot tell.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +30,8 @@ pub(super) struct Run {
     pub(super) id: u128,
     /// It began at this time at the latest.
     pub(super) began: Instant,
+    /// When it was met last.
+    pub(super) met: Instant,
     /// This manager has known an earlier run of this server.
     pub(super) follows: bool,
 }
@@ -41,15 +47,17 @@ impl Run {
         let field =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end);
         let id = u128::from_str_radix(field("run_id")?.get(..32)?, 16).ok()? ^ u128::from(database.unsigned_abs());
-        // A difference of whole seconds: up to one more than has passed.
-        let up = Duration::from_secs(field("uptime_in_seconds")?.parse::<u64>().ok()?.saturating_sub(1));
-        Some(Self { id, began: Instant::now().before(up), follows: false })
+        // A difference of whole seconds: up to one more than has passed. Below zero where the clock was set back.
+        let up = field("uptime_in_seconds")?.parse::<i64>().ok()?.saturating_sub(1).max(0);
+        let met = Instant::now();
+        Some(Self { id, began: met.before(Duration::from_secs(up.unsigned_abs())), met, follows: false })
     }
 
     /// This run, met after `earlier`.
     pub(super) fn after(self, earlier: Option<Self>) -> Self {
         match earlier {
-            Some(earlier) if earlier.id == self.id => Self { follows: earlier.follows, ..self },
+            Some(earlier) if earlier.id == self.id => Self { met: self.met, ..earlier },
+            Some(earlier) if self.began <= earlier.met => Self { began: self.met, follows: true, ..self },
             Some(_) => Self { follows: true, ..self },
             None => self,
         }
@@ -134,7 +142,7 @@ mod tests {
     const SITS_OUT: Duration = Duration::from_secs(60);
 
     fn run(id: u128, age: u64, follows: bool) -> Option<Run> {
-        Some(Run { id, began: now().before(Duration::from_secs(age)), follows })
+        Some(Run { id, began: now().before(Duration::from_secs(age)), met: now(), follows })
     }
 
     fn now() -> Instant {
@@ -153,6 +161,9 @@ mod tests {
         assert_eq!(run.id, 0x0123456789abcdef0123456789abcdef);
         // A second less than it says: it may have been up for no more than that.
         assert_eq!(Instant::now().since(run.began).as_secs(), 99);
+        let set_back = info.replace(":100", ":-100");
+        let began = Run::read(&Value::BulkString(set_back.into()), 0).unwrap().began;
+        assert!(Instant::now().since(began) < Duration::from_secs(60));
         for other in ["", "run_id:1\r\n", "run_id:é\r\nuptime_in_seconds:1"] {
             assert_eq!(Run::read(&Value::BulkString(other.into()), 0), None);
         }
@@ -184,6 +195,18 @@ mod tests {
         assert!(second.after(first).follows && !second.after(None).follows);
         // Met again on another connection.
         assert!(second.after(Some(second.after(first))).follows);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ends_nothing() {
+        let young = run(1, 5, false).unwrap();
+        for age in [0, 100] {
+            assert_eq!(run(1, age, false).unwrap().after(Some(young)), young);
+        }
+        // It, or its clock, was not there when the other was met.
+        let other = Run { met: now().before(Duration::from_secs(50)), ..run(1, 100, false).unwrap() };
+        let of_late = |age| run(2, age, false).unwrap().after(Some(other)).began;
+        assert_eq!((of_late(49), of_late(51)), (now().before(Duration::from_secs(49)), now()));
     }
 
     #[test]

@@ -203,8 +203,8 @@ impl Remote {
             timer::sleep_until(expires).await;
             return None;
         };
-        let mut known = self.known_run.lock().unwrap();
-        *known = Some(Run { id, began: Instant::now().before(up), follows: false }.after(*known));
+        let (mut known, met) = (self.known_run.lock().unwrap(), Instant::now());
+        *known = Some(Run { id, began: met.before(up), met, follows: false }.after(*known));
         *self.connected.lock().unwrap() = Some(id);
         Some(id)
     }
