@@ -93,8 +93,8 @@ async fn another_number_is_given_back_for_certain() {
     proxy.rule({
         let lost = Arc::clone(&lost);
         move |request| {
-            // Two keys, and the owner token, its kind and a channel.
-            let gives_back = is_script(request) && request[2] == b"2" && request.len() == 3 + 2 + 3;
+            // Two keys, and the owner token, its kind, its number and a channel.
+            let gives_back = is_script(request) && request[2] == b"2" && request.len() == 3 + 2 + 4;
             if gives_back && !lost.swap(true, Ordering::SeqCst) { Fate::Swallow } else { Fate::Pass }
         }
     });
@@ -107,6 +107,8 @@ async fn another_number_is_given_back_for_certain() {
     assert_eq!(servers[0].ask::<i64>(&["ZCARD", &name]), 2);
     assert_eq!(lease.release().await.unwrap(), Release::Released);
     eventually(SLACK, "it is free", || servers[0].ask::<i64>(&["ZCARD", &name]) == 1).await;
+    let numbers = format!("polylock:permits:{{{name}}}");
+    eventually(SLACK, "so is its number", || servers[0].ask::<i64>(&["HLEN", &numbers]) == 1).await;
 }
 
 /// Those who hold together at one server never have one token there: not when one asks again, nor when both raise the counter

@@ -273,9 +273,10 @@ impl Request {
         };
         let sides = if matches!(claim.mode, Mode::Permit { .. }) { &[Side::Permits][..] } else { &[] };
         let request = Self::new(script, *keys, sides, &claim.progress, expires).word(claim.owner.as_str());
-        let request = match kind {
-            None => request,
-            Some(kind) => request.word(kind),
+        let request = match (kind, claim.progress.permit.get()) {
+            (None, _) => request,
+            (Some(kind), None) => request.word(kind).word(""),
+            (Some(kind), Some(number)) => request.word(kind).number((*number).into()),
         };
         Arc::new(request.channels(keys))
     }

@@ -42,21 +42,16 @@ end
 local ours = redis.call('ZSCORE', KEYS[1], member)
 local limit = tonumber(ARGV[8])
 
--- The number that is ours, or else one that nobody has, if there is any.
+-- The number that is ours, or else the first from the wanted one on that nobody has: one look while few hold.
 local function number()
-  local owners, taken = redis.call('HGETALL', KEYS[4]), {}
+  local owners = ours and redis.call('HGETALL', KEYS[4]) or {}
   for i = 1, #owners, 2 do
-    if not redis.call('ZSCORE', KEYS[1], 'permit:' .. owners[i + 1]) then
-      redis.call('HDEL', KEYS[4], owners[i])
-    elseif owners[i + 1] == ARGV[1] then
-      return owners[i]
-    else
-      taken[tonumber(owners[i])] = true
-    end
+    if owners[i + 1] == ARGV[1] then return owners[i] end
   end
   for i = 0, limit - 1 do
-    local free = (ARGV[9] + i) % limit
-    if not taken[free] then return free end
+    local wanted = (ARGV[9] + i) % limit
+    local owner = redis.call('HGET', KEYS[4], wanted)
+    if not owner or not redis.call('ZSCORE', KEYS[1], 'permit:' .. owner) then return wanted end
   end
 end
 local full = limit > 0 and not ours and redis.call('ZCARD', KEYS[1]) >= limit
