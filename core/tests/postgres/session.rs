@@ -230,22 +230,46 @@ async fn limits_of_the_server_end_no_session() {
     }
 }
 
+/// Also through another manager, where only the session of the holder can free it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn breaking_ends_the_session_of_the_holder() {
+async fn who_is_broken_is_told_before_it_is_free_and_keeps_its_other_locks() {
     let server = Server::start(&[]);
     let (one, two) = (manager(&session(&server)), manager(&session(&server)));
     let sql = server.sql().await;
-    let (held, beside) = (one.acquire("r", long()).await.unwrap(), one.acquire("s", long()).await.unwrap());
-    assert!(two.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
-    assert_eq!(count(&sql, OURS).await, 0);
-    assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
-    assert_eq!(beside.lost().await, Some(polylock::LossReason::Taken));
-    // Of one manager, only that lock is freed.
-    let (held, beside) = (one.acquire("r", long()).await.unwrap(), one.acquire("s", long()).await.unwrap());
-    assert!(one.break_lock("r", polylock::Seen::FencingToken(held.fencing_token())).await.unwrap());
-    assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+    let beside = one.acquire("s", long()).await.unwrap();
+    for (target, locks) in [(Target::from("r"), &two), (Target::shared("r"), &two), ("r".into(), &one)] {
+        let held = Arc::new(one.acquire(target, long()).await.unwrap());
+        let (next, broken) = (manager(&session(&server)), Arc::clone(&held));
+        assert!(next.try_acquire("r", long()).await.unwrap().is_none());
+        let next = tokio::spawn(async move { (next.acquire("r", long()).await.unwrap(), broken.loss()) });
+        assert!(locks.break_lock("r", owner_of(&held)).await.unwrap());
+        assert_eq!(held.lost().await, Some(polylock::LossReason::Taken));
+        let (next, known) = tokio::time::timeout(LIMIT, next).await.unwrap().unwrap();
+        assert_eq!(known, Some(polylock::LossReason::Taken), "the next one came before it was told");
+        assert!(!locks.break_lock("r", owner_of(&held)).await.unwrap());
+        assert_eq!(next.release().await.unwrap(), Release::Released);
+    }
     assert!(beside.is_held());
+    // Of the wishes nothing is left.
     assert_eq!(count(&sql, OURS).await, 1);
+}
+
+/// Of one that stands still, as of a program that is no polylock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn breaking_ends_a_session_that_does_not_answer() {
+    let server = Server::start(&[]);
+    let locks = manager(&session(&server));
+    let held = locks.acquire("r", long()).await.unwrap();
+    let (owner, id) = (held.owner_token().to_string(), "SELECT lock_id FROM polylock_session WHERE key = 'r'");
+    held.release().await.unwrap();
+    let (still, connection) = tokio_postgres::connect(&server.url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    still.query_one(&format!("SELECT pg_advisory_lock(({id}))"), &[]).await.unwrap();
+    still.execute("UPDATE polylock_session SET backend = pg_backend_pid()", &[]).await.unwrap();
+    assert!(!locks.break_lock("r", Seen::Owner("0".repeat(40))).await.unwrap());
+    assert!(locks.break_lock("r", Seen::Owner(owner)).await.unwrap());
+    assert!(locks.try_acquire("r", long()).await.unwrap().is_some());
+    assert!(still.query_one("SELECT 1", &[]).await.is_err());
 }
 
 /// Its release in the background comes before what it asks for afterwards.
@@ -386,4 +410,30 @@ async fn a_lock_is_given_back_however_long_its_server_stands_still() {
     tokio::task::block_in_place(|| server.order("resume"));
     let two = manager(&session(&server));
     two.acquire("r", long().wait(LIMIT)).await.expect("it is left");
+}
+
+/// The heartbeat stands in line behind those who wait for the table: the leases are lost for it, and nobody gets in before their
+/// holders know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_locks_the_table_costs_leases_and_no_exclusion() {
+    let server = Server::start(&[]);
+    let locks = manager(&session(&server));
+    let (sql, locking) = (server.sql().await, server.sql().await);
+    let held = locks.acquire("r", long()).await.unwrap();
+    let id: i64 = sql.query_one("SELECT lock_id FROM polylock_session", &[]).await.unwrap().get(0);
+    locking.batch_execute("BEGIN; LOCK TABLE polylock_session").await.unwrap();
+    let tries = (0..12).map(|number| {
+        let locks = locks.clone();
+        tokio::spawn(async move { locks.try_acquire(&format!("s{number}"), long()).await })
+    });
+    for one in tries.collect::<Vec<_>>() {
+        assert_eq!(one.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    let free = format!("SELECT pg_try_advisory_lock({id})");
+    let began = Instant::now();
+    while !sql.query_one(&free, &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(began.elapsed() < LIMIT, "it is left");
+        tokio::time::sleep(MS).await;
+    }
+    assert_eq!(held.loss(), Some(polylock::LossReason::Expired));
 }

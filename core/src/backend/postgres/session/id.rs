@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result, backend::postgres::config::Keys};
+use crate::{Error, OwnerToken, Result, backend::postgres::config::Keys};
 
 /// The id of the advisory lock for `name`.
 ///
@@ -42,6 +42,11 @@ pub(in crate::backend::postgres) fn id_of_name(name: &str) -> i64 {
 pub(super) fn slot_id(name: &str, slot: u32) -> i64 {
     // No name has a zero byte in it.
     hashed(&[name, "\0", &slot.to_string()])
+}
+
+/// The id of the wish that `owner` gives up what it holds.
+pub(super) fn wish_id(owner: OwnerToken) -> i64 {
+    hashed(&["\0wish", owner.as_str()])
 }
 
 fn hashed(parts: &[&str]) -> i64 {

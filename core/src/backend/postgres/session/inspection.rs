@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tokio_postgres::{Row, types::ToSql};
 
-use super::{SessionBackend, id::lock_id, sessions::Session};
+use super::{
+    SessionBackend,
+    id::{lock_id, wish_id},
+    sessions::{HEARTBEAT, Session},
+};
 use crate::{
     Error, OwnerToken, Resource, Result,
     backend::{
@@ -68,13 +72,13 @@ impl SessionBackend {
         answer.map_err(Failure::into_error)
     }
 
-    /// Ends the session of the holder, and with it whatever else that holds: only a session can free its lock. What is
-    /// held through this manager is unlocked instead.
+    /// Only a session can free its lock: so the holder's is asked to, and its lease is told before. One that does not answer is
+    /// ended, and with it whatever else it holds. What is held through this manager is unlocked here.
     pub(super) async fn break_lease(&self, resource: &Resource, owner: &str, driver: &Driver) -> Result<bool> {
         let Some(token) = OwnerToken::parse(owner) else { return Ok(false) };
         let key = self.key(resource);
         let id = lock_id(&key, self.config.keys)?;
-        let Some(sent) = self.sessions.sent(token) else { return self.end_holder(&key, id, owner, driver).await };
+        let Some(sent) = self.sessions.sent(token) else { return self.take_from(token, &key, id, driver).await };
         if !sent.keys.contains(&key) {
             return Ok(false);
         }
@@ -87,28 +91,21 @@ impl SessionBackend {
         }
     }
 
-    async fn end_holder(&self, key: &str, id: i64, owner: &str, driver: &Driver) -> Result<bool> {
-        /// How long the server may take to end a session.
-        const LONGEST: Duration = Duration::from_secs(10);
-        const PAUSE: Duration = Duration::from_millis(10);
+    /// Takes it from another session. Whoever goes away meanwhile leaves the wish, until this session ends.
+    async fn take_from(&self, owner: OwnerToken, key: &str, id: i64, driver: &Driver) -> Result<bool> {
         let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
-        let (began, numbers) = (Instant::now(), self.numbers());
-        let mut ended = false;
-        loop {
-            let rows =
-                self.look(&session, &self.statements.break_lock, &[&key, &owner, &id, &numbers], driver).await?;
-            let there = rows.first().and_then(|row| row.try_get("ended").ok()).unwrap_or(false);
-            ended |= there;
-            if !there {
-                break;
+        let (wish, mut holder) = (wish_id(owner), None);
+        let taken = self.until_taken(&session, owner, (key, id, wish), &mut holder, driver).await;
+        if let Some(pid) = holder {
+            let unwish = format!(
+                "SELECT pg_advisory_unlock_shared({wish}); SELECT pg_advisory_unlock_shared(1886350457, {pid})"
+            );
+            if let Err(failure) = session.connection.execute(&unwish, Instant::now().after(self.patience())).await {
+                tracing::debug!(error = %failure.into_error(), "a wish is left until this session ends");
             }
-            if began.after(LONGEST) < Instant::now() {
-                return Err(Error::unavailable("the session of the holder does not end"));
-            }
-            timer::sleep_until(Instant::now().after(PAUSE)).await;
         }
-        if ended {
-            // It says nothing any more to those who wait.
+        if matches!(taken, Ok(true)) {
+            // A session that was ended says nothing any more to those who wait.
             let told = "SELECT pg_notify('polylock', $1)";
             let typed: [(&(dyn ToSql + Sync), tokio_postgres::types::Type); 1] =
                 [(&key, tokio_postgres::types::Type::TEXT)];
@@ -116,6 +113,42 @@ impl SessionBackend {
                 tracing::debug!(%error, "waiters are not told");
             }
         }
-        Ok(ended)
+        taken
+    }
+
+    /// Has it given up, or the session ended, of whose process `holder` is told if that is wished.
+    async fn until_taken(
+        &self,
+        session: &Session,
+        owner: OwnerToken,
+        (key, id, wish): (&str, i64, i64),
+        holder: &mut Option<i32>,
+        driver: &Driver,
+    ) -> Result<bool> {
+        /// For so long it is only wished.
+        const ASKED: Duration = HEARTBEAT.saturating_add(Duration::from_secs(1));
+        /// How long the server may take to end a session.
+        const LONGEST: Duration = Duration::from_secs(10);
+        const PAUSE: Duration = Duration::from_millis(10);
+        let (began, owner, numbers) = (Instant::now(), owner.as_str(), self.numbers());
+        let mut there = false;
+        loop {
+            let what = match (Instant::now().since(began), &holder) {
+                (so_far, _) if so_far > ASKED + LONGEST => {
+                    return Err(Error::unavailable("the session of the holder does not end"));
+                }
+                (so_far, _) if so_far > ASKED => "end",
+                (_, None) => "wish",
+                (_, Some(_)) => "wait",
+            };
+            let params: [&(dyn ToSql + Sync); 6] = [&key, &owner, &id, &numbers, &wish, &what];
+            let rows = self.look(session, &self.statements.break_lock, &params, driver).await?;
+            let Some(row) = rows.first() else { return Ok(there) };
+            there = true;
+            if row.try_get("wished").unwrap_or(false) {
+                *holder = row.try_get("pid").ok();
+            }
+            timer::sleep_until(Instant::now().after(PAUSE)).await;
+        }
     }
 }

@@ -290,6 +290,19 @@ impl Locks {
         table.ended
     }
 
+    /// Whose leases are told.
+    pub(super) fn owners(&self) -> Vec<OwnerToken> {
+        self.table().leases.keys().copied().collect()
+    }
+
+    /// Tells the lease of `owner` that it is broken: it then gives back what it has.
+    pub(super) fn break_lease(&self, owner: OwnerToken) {
+        let lease = self.table().leases.remove(&owner);
+        if let Some(lease) = lease.and_then(|lease| lease.upgrade()) {
+            lease.gone(LossReason::Taken);
+        }
+    }
+
     /// The session is over: tells the leases. The first reason counts.
     pub(super) fn end(&self, why: LossReason) {
         let leases = {

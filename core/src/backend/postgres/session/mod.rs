@@ -20,6 +20,8 @@
 //!   lost. The server gives up on its side after some 11 s, so the holder knows before the next one holds.
 //! * *The process is stopped* (SIGSTOP): its session lives on and holds; nobody else gets in. When it goes on, it learns from
 //!   its clock that the lease has expired, and the lock is freed.
+//! * *Somebody breaks a lock of ours*: the heartbeat finds the wish, the lease is told, and then the lock is freed. Who stands still
+//!   finds nothing: then the session is ended, and its leases are told by the end of the connection.
 //! * *A waiter's wish to be told comes too late*: the wish is written, and then it tries once more.
 
 mod acquire;

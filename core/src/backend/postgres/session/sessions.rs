@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_postgres::types::Type;
 
-use super::locks::Locks;
+use super::{id::wish_id, locks::Locks};
 use crate::{
     Error, ErrorKind, LossReason, Mode, OwnerToken, Result,
     backend::postgres::{
@@ -22,9 +22,12 @@ use crate::{
 };
 
 /// How often an idle session that holds something is asked whether it lives.
-const HEARTBEAT: Duration = Duration::from_secs(2);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How long it may take to answer. With [`HEARTBEAT`] less than the server's own limit.
 pub(super) const ANSWER: Duration = Duration::from_secs(4);
+
+/// Asks for life, and whether anybody wants something broken that this session has: see break.sql.
+const IS_NOTHING_WISHED: &str = "SELECT pg_try_advisory_xact_lock(1886350457, pg_backend_pid())";
 
 /// One session of the server.
 pub(super) struct Session {
@@ -90,6 +93,18 @@ impl Session {
         Ok(session)
     }
 
+    /// Gives up what others want to be broken. What cannot be asked now is asked again with the next heartbeat.
+    async fn grant_wishes(&self) {
+        let owners: HashMap<_, _> = self.locks.owners().into_iter().map(|owner| (wish_id(owner), owner)).collect();
+        let ids = owners.keys().map(i64::to_string).collect::<Vec<_>>().join(",");
+        let which =
+            format!("SELECT id FROM unnest('{{{ids}}}'::bigint[]) AS id WHERE NOT pg_try_advisory_xact_lock(id)");
+        let wished = self.connection.texts(&which, Instant::now().after(ANSWER)).await.unwrap_or_default();
+        for owner in wished.iter().filter_map(|id| owners.get(&id.parse().ok()?)) {
+            self.locks.break_lease(*owner);
+        }
+    }
+
     fn is_alive(&self) -> bool {
         !self.locks.is_ended() && !self.connection.client.is_closed()
     }
@@ -106,9 +121,14 @@ async fn keep_alive(session: Weak<Session>) {
         if session.locks.is_empty() {
             continue;
         }
-        if let Err(failure) = session.connection.execute("", Instant::now().after(ANSWER)).await {
-            tracing::warn!(error = %failure.into_error(), "the session does not answer: its leases are lost");
-            return session.locks.end(LossReason::Expired);
+        // That it is refused is a sign of life as well.
+        match session.connection.texts(IS_NOTHING_WISHED, Instant::now().after(ANSWER)).await {
+            Ok(answer) if answer == ["f"] => session.grant_wishes().await,
+            Ok(_) | Err(Failure::Refused { .. }) => {}
+            Err(failure) => {
+                tracing::warn!(error = %failure.into_error(), "the session does not answer: its leases are lost");
+                return session.locks.end(LossReason::Expired);
+            }
         }
     }
 }

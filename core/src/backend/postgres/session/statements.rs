@@ -44,7 +44,11 @@ impl Statements {
             release: statement(1, include_str!("../sql/session/release.sql"), &[TEXT, INT8]),
             inspect: statement(2, include_str!("../sql/session/holders.sql"), &[TEXT, INT8, INT4]),
             list: statement(9, include_str!("../sql/session/list.sql"), &[TEXT, INT4, INT8]),
-            break_lock: statement(10, include_str!("../sql/session/break.sql"), &[TEXT, TEXT, INT8, INT4]),
+            break_lock: statement(
+                10,
+                include_str!("../sql/session/break.sql"),
+                &[TEXT, TEXT, INT8, INT4, INT8, TEXT],
+            ),
             extend: statement(3, include_str!("../sql/session/extend.sql"), &[texts.clone(), TEXT, INT8]),
             acquire_all: statement(4, include_str!("../sql/session/acquire_all.sql"), &acquire(texts.clone(), ids)),
             raise_tokens: statement(5, include_str!("../sql/session/raise_tokens.sql"), &[texts, TEXT, INT8]),
