@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polylock::{Acquire, ErrorKind, LockManager, Release};
+use polylock::{Acquire, ErrorKind, LockManager, LossReason, Release};
 
 use super::{LONG, acquire, connect, contenders, name, proxy::proxy, until, url};
 
@@ -113,6 +113,26 @@ async fn whoever_gives_up_at_any_point_leaves_no_contender() {
     until("a contender is left", || contenders(&free).is_empty() && contenders(&held).len() == 1).await;
     holder.extend(None).await.expect("it was never anybody else's");
     assert_eq!(holder.release().await.unwrap(), Release::Released);
+}
+
+/// A contender does not end with its ttl: it is deleted for as long as that takes, while the session lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silence_longer_than_the_ttl_leaves_no_contender() {
+    let short = || Acquire::ttl(Duration::from_millis(200)).auto_extend(false);
+    let (through, rules) = proxy();
+    let locks = connect(&format!("{through}?session_timeout=4"));
+    let (kept, lapsed, released) = (name(), name(), name());
+    let session = acquire(&locks, &kept).await;
+    let lapses = locks.acquire(&lapsed, short()).await.unwrap();
+    let releases = locks.acquire(&released, short()).await.unwrap();
+    rules.silent.store(true, Ordering::SeqCst);
+    assert_eq!(releases.release().await.unwrap(), Release::Unknown);
+    assert_eq!(lapses.lost().await, Some(LossReason::Expired));
+    // Which takes half of the session's timeout.
+    until("the connection is not given up", || rules.ended.load(Ordering::SeqCst) > 0).await;
+    rules.silent.store(false, Ordering::SeqCst);
+    until("a contender is left", || contenders(&lapsed).is_empty() && contenders(&released).is_empty()).await;
+    assert!(session.is_held() && contenders(&kept).len() == 1, "the session has ended, and showed nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

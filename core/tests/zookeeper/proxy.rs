@@ -21,6 +21,8 @@ pub struct Rules {
     /// At that one: whether it is passed on before.
     pub passes_on: AtomicBool,
     pub cuts: AtomicU64,
+    /// Connections that a client gave up, or that were cut.
+    pub ended: AtomicU64,
     /// Nothing is passed on, nothing is closed.
     pub silent: AtomicBool,
     /// What the server said when it opened or took up a session: id and secret.
@@ -51,6 +53,7 @@ pub fn proxy_at(address: &str) -> (String, Arc<Rules>) {
             let (from_client, to_server) = both();
             std::thread::spawn(move || {
                 let _ = pass_requests(&forth, &from_client, &to_server);
+                forth.ended.fetch_add(1, Ordering::SeqCst);
                 let _ = to_server.shutdown(Shutdown::Write);
             });
             let (to_client, from_server) = both();

@@ -43,11 +43,12 @@ impl Ensemble {
         }
     }
 
-    /// Deletes again and again, until the session that made them must be gone too.
+    /// Deletes again and again, until the session that made them must be gone too: it may live, though nothing is answered for
+    /// longer than its timeout.
     pub(super) async fn delete_surely(&self, place: &Place) {
         const PAUSE: Duration = Duration::from_millis(200);
         let expires = Instant::now().after(place.session.timeout() * 2);
-        while !self.is_closed() && Instant::now() < expires {
+        while !self.is_closed() && (Instant::now() < expires || !place.session.is_over()) {
             match self.delete(place).await {
                 Ok(_) => return,
                 Err(error) => tracing::debug!(?place, %error, "not deleted yet"),
@@ -116,9 +117,15 @@ impl Ensemble {
                 if found == 0 {
                     let (ensemble, claim) = (Arc::downgrade(self), claim.clone());
                     runtime::spawn(async move {
-                        timer::sleep_until(Instant::now().after(LATER)).await;
-                        if let Some(ensemble) = ensemble.upgrade() {
-                            drop(ensemble.sweep_once(&claim).await);
+                        loop {
+                            timer::sleep_until(Instant::now().after(LATER)).await;
+                            let Some(ensemble) = ensemble.upgrade().filter(|ensemble| !ensemble.is_closed()) else {
+                                return;
+                            };
+                            // The connection may break just then.
+                            if ensemble.sweep_once(&claim).await.is_ok() {
+                                return;
+                            }
                         }
                     });
                 }
