@@ -9,7 +9,10 @@ use polylock::{Error, ErrorKind, Holder, LockManager, Result, Seen};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::arguments::{Break, Ls, Show, Watch};
+use crate::{
+    arguments::{Break, Ls, Show, Watch},
+    tell,
+};
 
 pub(crate) async fn ls(locks: &LockManager, ls: &Ls) -> Result<u8> {
     let holders = locks.list(&ls.pattern, ls.limit).await?;
@@ -19,7 +22,7 @@ pub(crate) async fn ls(locks: &LockManager, ls: &Ls) -> Result<u8> {
         print_lines(table(&holders));
     }
     if holders.len() == ls.limit {
-        eprintln!("polylock: there may be more; see --limit");
+        tell("polylock: there may be more; see --limit");
     }
     Ok(0)
 }
@@ -51,7 +54,7 @@ pub(crate) async fn break_lock(locks: &LockManager, named: &Break) -> Result<u8>
         print_lines([format!("{}: broken", printable(&named.lock))]);
         return Ok(0);
     }
-    eprintln!("polylock: {:?} is not held by that one (any more); nothing was done", named.lock);
+    tell(format_args!("polylock: {:?} is not held by that one (any more); nothing was done", named.lock));
     Ok(1)
 }
 
@@ -76,21 +79,18 @@ pub(crate) async fn watch(locks: &LockManager, watch: &Watch) -> Result<u8> {
         } else if round > 0 {
             lines.insert(0, String::new());
         }
-        print_lines(lines);
+        if !print_lines(lines) {
+            break;
+        }
         round += 1;
     }
     Ok(0)
 }
 
-/// Whoever reads may have gone: then there is nobody to tell.
-fn print_lines(lines: impl IntoIterator<Item = String>) {
+/// Whoever reads may have gone: then there is nobody to tell. Says whether there is.
+fn print_lines(lines: impl IntoIterator<Item = String>) -> bool {
     let mut out = std::io::stdout().lock();
-    for line in lines {
-        if writeln!(out, "{line}").is_err() {
-            return;
-        }
-    }
-    let _ = out.flush();
+    lines.into_iter().all(|line| writeln!(out, "{line}").is_ok()) && out.flush().is_ok()
 }
 
 /// The pattern that is this name alone.

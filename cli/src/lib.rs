@@ -1,5 +1,8 @@
 //! `polylock`, the command line, as a function: so that the packages of other languages bring it along.
 
+// They panic when nobody reads any more: see `say` and `tell`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod arguments;
 mod bench;
 mod doctor;
@@ -7,7 +10,7 @@ mod holders;
 mod processes;
 mod run;
 
-use std::{ffi::OsString, io::Write};
+use std::{ffi::OsString, fmt::Display, io::Write};
 
 use clap::{CommandFactory, Parser, error::ErrorKind as Usage};
 use polylock::{Error, ErrorKind, LockManager};
@@ -35,16 +38,21 @@ pub fn command_line(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments = match Arguments::try_parse_from(arguments).and_then(with_url) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Where help and version go to standard output, errors do not; there is nobody to tell of a broken pipe.
-            let _ = error.print();
-            return if error.use_stderr() { exit::USAGE } else { 0 };
+            let text = error.render().to_string();
+            // Where help and version go to standard output, errors do not.
+            if !error.use_stderr() {
+                say(text.trim_end());
+                return 0;
+            }
+            tell(without_urls(text.trim_end()));
+            return exit::USAGE;
         }
     };
     // One thread: a child's death signal comes when the thread that made it ends.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("polylock: {error}");
+            tell(format_args!("polylock: {error}"));
             return exit::INTERNAL;
         }
     };
@@ -78,14 +86,25 @@ async fn dispatch(arguments: Arguments) -> u8 {
         },
     };
     ended.unwrap_or_else(|error| {
-        eprintln!("polylock: {error}");
+        tell(format_args!("polylock: {error}"));
         code_of(&error)
     })
 }
 
 /// A line on standard output. Nobody may read it any more: that is no error.
-pub(crate) fn say(line: impl std::fmt::Display) {
+pub(crate) fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A line on standard error. Nobody may read it any more, and what has to be done is done all the same: `eprintln` would panic.
+pub(crate) fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// What was given in a wrong place may be a URL, with a password.
+fn without_urls(text: &str) -> String {
+    let hidden = |line: &str| line.split_once("://").map(|(scheme, _)| format!("{scheme}://…"));
+    text.lines().map(|line| hidden(line).unwrap_or_else(|| line.to_owned())).collect::<Vec<_>>().join("\n")
 }
 
 fn connect(urls: &[String]) -> polylock::Result<LockManager> {

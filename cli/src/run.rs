@@ -28,6 +28,7 @@ use crate::{
     arguments::Run,
     exit,
     processes::{self, Started},
+    tell,
 };
 
 /// What is passed on.
@@ -41,13 +42,13 @@ pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
     // Before anything can be acquired: from here on no signal ends this process by itself.
     let mut signals = Signals::listen().map_err(internal)?;
     if !locks.capabilities().across_processes {
-        eprintln!(
+        tell(format_args!(
             "polylock: these locks are this process's alone and keep nobody out; file:///directory is for one host"
-        );
+        ));
     }
     let acquiring = locks.acquire(target(&run), options(&run));
     if run.verbose {
-        eprintln!("polylock: waiting for {:?}", run.lock);
+        tell(format_args!("polylock: waiting for {:?}", run.lock));
     }
     let acquired = tokio::select! {
         acquired = acquiring => acquired,
@@ -57,19 +58,19 @@ pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
         Ok(lease) => lease,
         Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Conflict) => {
             if run.verbose || error.kind() == ErrorKind::Conflict {
-                eprintln!("polylock: {error}");
+                tell(format_args!("polylock: {error}"));
             }
             return Ok(run.conflict_exit_code);
         }
         Err(error) => return Err(error),
     };
     if run.verbose {
-        eprintln!("polylock: acquired {:?}, fencing token {}", run.lock, lease.fencing_token());
+        tell(format_args!("polylock: acquired {:?}, fencing token {}", run.lock, lease.fencing_token()));
     }
     let mut child = match start(&run, &lease) {
         Ok(child) => child,
         Err(error) => {
-            eprintln!("polylock: {}: {error}", run.command[0].display());
+            tell(format_args!("polylock: {}: {error}", run.command[0].display()));
             release(&run, &lease).await;
             let missing = error.kind() == std::io::ErrorKind::NotFound;
             return Ok(if missing { exit::NOT_FOUND } else { exit::CANNOT_EXECUTE });
@@ -87,9 +88,10 @@ pub(crate) async fn run(locks: &LockManager, run: Run) -> Result<u8> {
     match ended {
         Ended::Itself(status) => Ok(finish(&run, &lease, status).await),
         Ended::Lost(reason) => {
-            eprintln!("polylock: {:?}: {}; stopping the command", run.lock, why(reason));
-            stop(&mut child, run.kill_after).await.map_err(internal)?;
-            Ok(exit::LOST)
+            let stopped = stop(&mut child, run.kill_after).await;
+            // Only now, as whoever reads this may be slow.
+            tell(format_args!("polylock: {:?}: {}; the command was stopped", run.lock, why(reason)));
+            stopped.map(|()| exit::LOST).map_err(internal)
         }
     }
 }
@@ -162,7 +164,7 @@ async fn finish(run: &Run, lease: &Lease, status: ExitStatus) -> u8 {
     if held && !lost {
         return code;
     }
-    eprintln!("polylock: {:?}: the lease was lost before the command ended", run.lock);
+    tell(format_args!("polylock: {:?}: the lease was lost before the command ended", run.lock));
     // A failure of the command's own says more.
     if code == 0 { exit::LOST } else { code }
 }
@@ -172,9 +174,11 @@ async fn release(run: &Run, lease: &Lease) -> bool {
     let lock = &run.lock;
     match lease.release().await {
         Ok(Release::NotHeld) => return false,
-        Ok(Release::Unknown) => eprintln!("polylock: {lock:?}: not released for certain; it expires by its ttl"),
-        Err(error) => eprintln!("polylock: {lock:?}: not released, it expires by its ttl: {error}"),
-        Ok(_) if run.verbose => eprintln!("polylock: released {lock:?}"),
+        Ok(Release::Unknown) => {
+            tell(format_args!("polylock: {lock:?}: not released for certain; it expires by its ttl"))
+        }
+        Err(error) => tell(format_args!("polylock: {lock:?}: not released, it expires by its ttl: {error}")),
+        Ok(_) if run.verbose => tell(format_args!("polylock: released {lock:?}")),
         Ok(_) => {}
     }
     true
@@ -199,7 +203,7 @@ async fn stop(child: &mut Started, kill_after: Duration) -> std::io::Result<()> 
     }
     let living = child.living()?.len();
     if living > 0 {
-        eprintln!("polylock: {living} process(es) of the command cannot be stopped");
+        tell(format_args!("polylock: {living} process(es) of the command cannot be stopped"));
     }
     Ok(())
 }

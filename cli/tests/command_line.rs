@@ -184,6 +184,11 @@ fn refuses_what_it_does_not_understand() {
     // A password in the environment is not in the help.
     let help = place.command(&["--help"]).env("POLYLOCK_URL", "redis://:s3cret@h").output().unwrap();
     assert!(!text(&help.stdout).contains("s3cret"));
+    // Nor one that was given in a wrong place.
+    for arguments in [&["redis://:s3cret@h", "ls"][..], &["ls", "--limit", "redis://:s3cret@h"]] {
+        let said = place.output(arguments);
+        assert_eq!((code(&said), text(&said.stderr).contains("s3cret")), (64, false), "{}", text(&said.stderr));
+    }
 }
 
 #[test]
@@ -320,6 +325,28 @@ fn nobody_has_to_read_what_it_says() {
         assert_eq!(text(&output.stderr), "", "{arguments:?}");
         assert_eq!(code(&output), i32::from(arguments[0] == "show"), "{arguments:?}");
     }
+}
+
+#[test]
+fn who_watches_for_nobody_ends() {
+    let place = Place::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let watching = Running(place.command(&["watch", "--interval", "10ms"]).stdout(writer).spawn().unwrap());
+    drop(reader);
+    assert_eq!(watching.ended(), (0, String::new()));
+}
+
+/// Nor does a command outlive the lock because nobody reads that it is lost.
+#[test]
+fn what_nobody_reads_is_done_all_the_same() {
+    let place = Place::new();
+    let options = ["--lock", "a", "--ttl", "300ms", "--max-hold", "300ms", "--kill-after", "100ms", "--verbose"];
+    let script = "trap '' TERM; echo $$ > child; while :; do sleep 0.02; done";
+    let mut command = place.command(&[&["run"], &options[..], &["--", "sh", "-c", script]].concat());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(code(&command.stderr(writer).output().unwrap()), 75);
+    assert!(is_gone(place.pid("child")));
 }
 
 #[test]
