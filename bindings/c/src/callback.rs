@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use engine::{Event, LossReason};
+use engine::{Event, LossReason, host};
 
 use crate::{
     abi::{
@@ -20,10 +20,12 @@ use crate::{
     observe::EventText,
 };
 
-/// C's own pointer. Its finalizer is called once, when the last user is done with it.
+/// C's own pointer. Its finalizer is called once, when the last user is done with it: in the process that gave it, not
+/// in the child of a fork.
 pub(crate) struct Userdata {
     pointer: *mut c_void,
     finalizer: polylock_finalizer,
+    generation: u32,
 }
 
 // SAFETY: the library never follows the pointer; C is told that it gets it back on another thread.
@@ -33,13 +35,13 @@ unsafe impl Sync for Userdata {}
 
 impl Userdata {
     pub(crate) fn new(pointer: *mut c_void, finalizer: polylock_finalizer) -> Self {
-        Self { pointer, finalizer }
+        Self { pointer, finalizer, generation: host::generation() }
     }
 }
 
 impl Drop for Userdata {
     fn drop(&mut self) {
-        let Some(finalizer) = self.finalizer else { return };
+        let Some(finalizer) = self.finalizer.filter(|_| self.generation == host::generation()) else { return };
         // Perhaps inside the engine, under a lock that the finalizer may want: so not here.
         let finalize = Finalize { pointer: self.pointer, finalizer };
         dispatcher::run(move || drop(finalize));

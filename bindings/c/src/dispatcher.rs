@@ -4,6 +4,9 @@
 //! made them due, where the caller may hold a lock of its own. The thread starts with the first callback
 //! that is registered, and ends with polylock_shutdown once it has done what was due; what becomes due later (the end of
 //! userdata) starts one that ends by itself. There are never two.
+//!
+//! A callback may fork. Should it return in the child, too, that thread, the only one there, ends, and the process with it: what else
+//! is due is the parent's.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +18,7 @@ use std::{
 
 use engine::{
     Error, ErrorKind, Result,
-    host::{Made, PerProcess},
+    host::{self, Made, PerProcess},
 };
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -88,8 +91,8 @@ impl Dispatcher {
         if state.runs {
             return Ok(());
         }
-        let this = Arc::clone(this);
-        let thread = thread::Builder::new().name("polylock-callbk".into()).spawn(move || this.work());
+        let (this, generation) = (Arc::clone(this), host::generation());
+        let thread = thread::Builder::new().name("polylock-callbk".into()).spawn(move || this.work(generation));
         let thread =
             thread.map_err(|error| Error::new(ErrorKind::Internal, format!("no thread for callbacks: {error}")))?;
         state.thread = Some(thread);
@@ -97,7 +100,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn work(&self) {
+    fn work(&self, generation: u32) {
         let mut state = self.state();
         loop {
             match state.jobs.pop_front() {
@@ -105,6 +108,9 @@ impl Dispatcher {
                     drop(state);
                     // It says so by itself; the next ones are not to suffer for it.
                     let _ = catch_unwind(AssertUnwindSafe(job));
+                    if generation != host::generation() {
+                        return;
+                    }
                     state = self.state();
                 }
                 None if state.stays => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),

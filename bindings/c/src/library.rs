@@ -3,7 +3,7 @@
 use std::{
     ffi::{CStr, CString, c_char, c_int},
     sync::LazyLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -100,8 +100,9 @@ pub extern "C" fn polylock_mode_name(mode: c_int) -> *const c_char {
 pub extern "C" fn polylock_shutdown(timeout_ms: f64) -> polylock_status {
     boundary::bare_status(|| {
         let timeout = wait::timeout(timeout_ms)?.unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60));
+        let began = Instant::now();
         engine::shutdown(timeout);
-        dispatcher::stop(timeout);
+        dispatcher::stop(timeout.saturating_sub(began.elapsed()));
         Ok(())
     })
 }

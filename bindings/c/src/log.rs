@@ -54,10 +54,7 @@ fn sink() -> Option<Arc<Sink>> {
 
 /// Replaces who hears the log.
 fn put(sink: Option<Sink>) {
-    let before = SINK.swap(sink.map(Arc::new));
-    if before.as_ref().is_some_and(|before| before.generation != host::generation()) {
-        std::mem::forget(before); // the parent's: its finalizer is not for this process
-    }
+    drop(SINK.swap(sink.map(Arc::new)));
     // The level is noted in every place that logs. Who notes last must have looked at the last sink.
     loop {
         let noted = SINK.load_full();

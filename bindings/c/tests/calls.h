@@ -40,6 +40,7 @@ static void free_any(uint64_t handle)
     polylock_future_free(handle);
     polylock_queue_free(handle);
     polylock_error_free(handle);
+    polylock_subscription_free(handle);
 }
 
 /* Keeps a handle for later, and frees the one that was in its place. */
@@ -99,6 +100,19 @@ static void hear(polylock_log_level level, const char *message, void *userdata)
     CHECK(message[0]);
 }
 
+static void happens(polylock_event event, const char *const *resources, size_t count, uint64_t fencing_token,
+                    double duration_ms, polylock_loss reason, const char *error, void *userdata)
+{
+    (void)event, (void)fencing_token, (void)duration_ms, (void)reason, (void)userdata;
+    CHECK(count && resources[count - 1][0] && (!error || error[0]));
+}
+
+static int take_all(uint64_t fencing_token, void *userdata)
+{
+    (void)userdata;
+    return !fencing_token;
+}
+
 static void finalize(void *userdata)
 {
     free(userdata);
@@ -112,13 +126,15 @@ static void one_call(struct chooser *state)
     polylock_error failure = 0, *err = next(state) % 4 ? &failure : NULL;
     polylock_outcome outcome;
     polylock_loss reason;
-    size_t count = 0, i;
+    size_t count = 0, found = 0, i;
     char buffer[48];
     uint64_t *place = next(state) % 16 ? &out : NULL;
     polylock_options brief;
+    polylock_holder holders[4];
+    bool broken;
     const char *names[3];
     names[0] = text, names[1] = "b", names[2] = "a";
-    switch (next(state) % 50) {
+    switch (next(state) % 64) {
     case 0: polylock_connect(text, next(state) % 2 ? a : 0, place, err); break;
     case 1: polylock_connect("memory:shared", 0, place, err); break;
     case 2: polylock_connect_n(text, text ? strlen(text) : 0, 0, place, err); break;
@@ -173,6 +189,24 @@ static void one_call(struct chooser *state)
     case 46: polylock_close_start(a, c, place, err); break;
     case 47: polylock_connect_options_set_node_timeout_ms(a, some_time(state), err); break;
     case 48: polylock_lease_mode(a), polylock_lease_resource_count(a), polylock_holder_owner(a); break;
+    case 49: polylock_on_event(a, next(state) % 8 ? happens : NULL, malloc(8), finalize, place, err); break;
+    case 50: polylock_break(a, text, polylock_lease_fencing_token(b), next(state) % 8 ? &broken : NULL, err); break;
+    case 51: polylock_break_owner(a, text, polylock_holder_owner(0), &broken, err); break;
+    case 52:
+        found = 0;
+        polylock_list(a, next(state) % 4 ? "*" : text, holders, next(state) % 5, next(state) % 8 ? &found : NULL, err);
+        for (i = 0; i < found; i++)
+            keep(state, holders[i]);
+        break;
+    case 53: polylock_metrics_text(a, buffer, next(state) % sizeof buffer, next(state) % 8 ? &found : NULL, err); break;
+    case 54: polylock_options_set_fair(a, next(state) % 2, err); break;
+    case 55: polylock_options_set_exclusive(a, err); break;
+    case 56: polylock_options_set_no_wait(a, err); break;
+    case 57: polylock_inspect_n(a, text, text ? strlen(text) : 0, place, err); break;
+    case 58: polylock_extend_start(a, next(state) % 2 ? c : 0, place, err); break;
+    case 59: if (next(state) % 32 == 0) polylock_shutdown(short_time(state)); break;
+    case 60: polylock_fork_child(); break;
+    case 61: if (next(state) % 64 == 0) polylock_check_refuses_zombies(a, text, take_all, NULL, NULL); break;
     default: free_any(a); break;
     }
     for (i = 0; i < count && i < 4; i++)

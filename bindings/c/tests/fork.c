@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/wait.h>
 #ifdef __linux__
@@ -128,6 +129,63 @@ static void a_finalizer_is_not_called_in_the_child(void)
     CHECK(read(finalized[0], &byte, 1) == 1 && byte == 'f');
     close(finalized[0]);
     close(finalized[1]);
+    CHECK_OK(polylock_manager_free(locks));
+}
+
+/* What a forking callback has to know, and what it found out. */
+struct forking {
+    sem_t begins;
+    pid_t parent, child;
+    int calls[2];
+};
+
+static void fork_and_return(polylock_future future, void *userdata)
+{
+    struct forking *forking = userdata;
+    (void)future;
+    sem_wait(&forking->begins);
+    forking->child = fork();
+    if (forking->child == 0)
+        alarm(OWN_WORK_S);
+}
+
+static void say_who(void *userdata)
+{
+    struct forking *forking = userdata;
+    CHECK(write(forking->calls[1], getpid() == forking->parent ? "p" : "c", 1) == 1);
+}
+
+static void say_who_is_ready(polylock_future future, void *userdata)
+{
+    (void)future;
+    say_who(userdata);
+}
+
+/* It returns twice. In the child nothing of the parent's is called, and nothing waits for ever. */
+static void a_callback_may_fork(void)
+{
+    polylock_manager locks = check_connect("memory:");
+    polylock_future one = 0, two = 0;
+    struct forking forking = {.parent = getpid()};
+    char said[4];
+    ssize_t length = 0, more;
+    CHECK(!pipe(forking.calls) && !sem_init(&forking.begins, 0, 0));
+    CHECK_OK(polylock_inspect_start(locks, "r", 0, &one, NULL));
+    CHECK_OK(polylock_inspect_start(locks, "r", 0, &two, NULL));
+    CHECK_OK(polylock_future_on_ready(one, fork_and_return, &forking, say_who, NULL));
+    CHECK_OK(polylock_future_take_holder(two, &(polylock_holder){0}, NULL));
+    CHECK_OK(polylock_future_on_ready(two, say_who_is_ready, &forking, NULL, NULL));
+    sem_post(&forking.begins);
+    CHECK_OK(polylock_shutdown(60000));
+    check_child(forking.child);
+    close(forking.calls[1]);
+    while ((more = read(forking.calls[0], said + length, sizeof said - (size_t)length)) > 0)
+        length += more;
+    CHECK(length == 2 && !memcmp(said, "pp", 2));
+    close(forking.calls[0]);
+    sem_destroy(&forking.begins);
+    CHECK_OK(polylock_future_free(one));
+    CHECK_OK(polylock_future_free(two));
     CHECK_OK(polylock_manager_free(locks));
 }
 
@@ -294,6 +352,7 @@ int main(int argc, char **argv)
         CASE(a_raw_clone_is_a_fork),
         CASE(a_fork_leaves_everything_to_the_parent),
         CASE(a_finalizer_is_not_called_in_the_child),
+        CASE(a_callback_may_fork),
         CASE(a_process_id_may_come_again),
         CASE(a_child_waits_for_no_thread_of_its_parent),
     };
