@@ -45,6 +45,8 @@
  * here, and should be quick: others wait behind them. userdata has to stay valid until its finalizer is called,
  * which happens once. A callback may be under way when the object it is about is freed; its finalizer says
  * when it is over. polylock_shutdown waits for callbacks. The log callback (polylock_set_log) is one of them.
+ * A callback has to return: neither an exception, longjmp nor pthread_exit may leave it. One that forks may return in the
+ * child, too: that ends the child.
  *
  * Options. A lock is exclusive, waits for as long as it takes and is renewed in the background unless the options say
  * otherwise: polylock_options_set_shared, polylock_options_set_permit (a semaphore), _set_ttl_ms, _set_wait_ms … They
