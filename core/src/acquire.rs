@@ -25,13 +25,14 @@ use crate::{
         driver::Driver,
         timer::{sleep_until, until},
     },
+    error::Trouble,
     events::{Event, EventKind},
     lease::{Grant, state::LeaseState},
     line::InLine,
     manager::Manager,
     metrics::{Acquired, Acquiring, Said},
     mutant::mutant,
-    options::{Patience, Wait},
+    options::Wait,
     target::Names,
     undo::Pending,
     waiters::{Outage, Place},
@@ -220,8 +221,19 @@ impl Waiting<'_> {
         let Some((since, failures)) = self.outage else { return false };
         let lasts = Instant::now().since(since);
         match (self.manager.patience, wait) {
-            (_, Wait::No) => true,
-            (Some(Patience { retries, pause }), _) => failures > retries && lasts >= pause,
+            (Some(patience), _) => {
+                let trouble = match &self.refusal {
+                    Some(Refusal::Unreachable(error)) => error.trouble(),
+                    _ => None,
+                };
+                let retries = match trouble {
+                    Some(Trouble::Said { passes: false, .. }) => return true,
+                    None if wait != Wait::No => patience.silences,
+                    _ => patience.retries,
+                };
+                failures > retries && lasts >= patience.pause
+            }
+            (None, Wait::No) => true,
             (None, Wait::For(_)) => false,
             (None, Wait::Forever) => lasts >= LONGEST_OUTAGE,
         }
@@ -448,7 +460,7 @@ mod tests {
     /// Else each of many waiters would begin to wait for the backend when the one before it has given up.
     #[test]
     fn all_in_line_give_up_together() {
-        let locks = crate::connect("redis://127.0.0.1:1").patience(5, Duration::ZERO).lazy().unwrap();
+        let locks = crate::connect("redis://127.0.0.1:1").patience(5, 5, Duration::ZERO).lazy().unwrap();
         let driver = Driver::engine();
         let all = (0..20).map(|_| locks.acquire_by("r", Acquire::default(), &driver));
         for acquired in crate::blocking::wait(|_| futures_util::future::join_all(all)) {

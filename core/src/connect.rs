@@ -90,11 +90,12 @@ impl Connect {
         self
     }
 
-    /// Has who waits for a lock fail as soon as the backend has been out of reach for `pause` and for `retries` more tries,
-    /// whatever the wait. For the drop-in for redis-py's lock, whose clients say so.
+    /// Has acquiring fail as soon as the backend has been out of reach for `pause` and for `retries` more tries, whatever the
+    /// wait; for `silences` more of them if it says nothing and the lock is waited for, and for none if it answers by an
+    /// error that will not be over by itself. For the drop-in for redis-py's lock, whose clients say so.
     #[doc(hidden)]
-    pub fn patience(mut self, retries: u32, pause: Duration) -> Self {
-        self.options.patience = Some(Patience { retries, pause });
+    pub fn patience(mut self, retries: u32, silences: u32, pause: Duration) -> Self {
+        self.options.patience = Some(Patience { retries, silences, pause });
         self
     }
 

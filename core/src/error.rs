@@ -86,12 +86,35 @@ struct Details {
     argument: Option<&'static str>,
     resource: Option<String>,
     causes: Vec<String>,
+    trouble: Option<Trouble>,
+}
+
+/// How a server was out of reach, where that is known. For the drop-in for redis-py's lock, which has an error for each.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// There is no way to it: the connection was refused, or its name is not known.
+    NoConnection,
+    /// It answered, by this error.
+    Said {
+        /// Its words.
+        reply: String,
+        /// It will be over by itself, or is to be asked elsewhere.
+        passes: bool,
+    },
 }
 
 impl Error {
     /// An error of `kind`; `message` is a sentence without the resource's name.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Details { kind, message: message.into(), argument: None, resource: None, causes: Vec::new() }))
+        Self(Box::new(Details {
+            kind,
+            message: message.into(),
+            argument: None,
+            resource: None,
+            causes: Vec::new(),
+            trouble: None,
+        }))
     }
 
     /// [`ErrorKind::InvalidArgument`] for `argument`; the message starts with its name.
@@ -130,11 +153,25 @@ impl Error {
     /// Adds the causes of another failure; that failure itself if it has none.
     #[must_use]
     pub(crate) fn with_causes_of(mut self, other: &Self) -> Self {
+        self.0.trouble.clone_from(&other.0.trouble);
         if other.0.causes.is_empty() {
             return self.caused_by(other);
         }
         self.0.causes.extend_from_slice(&other.0.causes);
         self
+    }
+
+    /// Says how the server was out of reach.
+    #[must_use]
+    pub(crate) fn in_trouble(mut self, trouble: Trouble) -> Self {
+        self.0.trouble = Some(trouble);
+        self
+    }
+
+    /// How the server was out of reach, if it was one and that is known.
+    #[doc(hidden)]
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.0.trouble.as_ref()
     }
 
     /// What kind of failure this is.

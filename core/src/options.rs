@@ -36,11 +36,13 @@ pub(crate) enum Wait {
     Forever,
 }
 
-/// How often, and for how long, who waits for a lock tries a backend that is out of reach again before it fails.
+/// How often, and for how long, a backend that is out of reach is tried again before acquiring fails.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     /// At least so many times.
     pub(crate) retries: u32,
+    /// The same, where it says nothing and the lock is waited for.
+    pub(crate) silences: u32,
     /// And for at least so long after the first failure.
     pub(crate) pause: Duration,
 }

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicI64, Ordering},
 };
 
-use polylock::{Error, ErrorKind};
+use polylock::{Error, ErrorKind, host::Trouble};
 use pyo3::{exceptions::PyImportError, ffi, prelude::*, sync::PyOnceLock};
 
 /// Refuses a second interpreter in this process: what is kept here (types, the errors' classes) is of the first.
@@ -62,8 +62,12 @@ pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyResult<Py<PyAny>> {
     static FROM_NATIVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let from_native = FROM_NATIVE
         .get_or_try_init(py, || PyResult::Ok(py.import("polylock._errors")?.getattr("from_native")?.unbind()))?;
-    from_native.call1(
-        py,
-        (error.kind().name(), error.to_string(), error.resource(), error.argument(), error.causes().to_vec()),
-    )
+    let (no_connection, reply) = match error.trouble() {
+        Some(Trouble::NoConnection) => (true, None),
+        Some(Trouble::Said { reply, .. }) => (false, Some(reply.as_str())),
+        None => (false, None),
+    };
+    let (kind, causes) = (error.kind().name(), error.causes().to_vec());
+    let arguments = (kind, error.to_string(), error.resource(), error.argument(), causes, no_connection, reply);
+    from_native.call1(py, arguments)
 }

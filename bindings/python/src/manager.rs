@@ -35,7 +35,7 @@ impl Manager {
         prefix: &Bound<'_, PyAny>,
         drift_factor: &Bound<'_, PyAny>,
         node_timeout: &Bound<'_, PyAny>,
-        patience: Option<(u32, f64)>,
+        patience: Option<(u32, u32, f64)>,
     ) -> PyResult<Self> {
         let urls = urls.iter().map(|url| arguments::text("url", url)).collect::<PyResult<Vec<_>>>()?;
         let schemes: Vec<_> = urls.iter().filter_map(|url| url.split_once(':')).map(|(scheme, _)| scheme).collect();
@@ -46,9 +46,9 @@ impl Manager {
         if let Some(timeout) = arguments::optional_seconds("node_timeout", node_timeout)? {
             connect = connect.node_timeout(timeout);
         }
-        if let Some((retries, pause)) = patience {
+        if let Some((retries, silences, pause)) = patience {
             let pause = polylock::host::duration("patience", pause, Duration::from_secs(1)).map_err(to_python)?;
-            connect = connect.patience(retries, pause);
+            connect = connect.patience(retries, silences, pause);
         }
         polylock_fork_mark::give();
         let locks = boundary::guard(|| connect.lazy())?.map_err(to_python)?;

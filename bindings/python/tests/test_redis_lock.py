@@ -189,7 +189,7 @@ def test_a_user_who_may_only_what_redis_pys_lock_needs(client: Any, rule: str) -
                 with lock:
                     assert lock.owned()
                     assert not limited.lock(name, lock_class=polylock.redis.Lock).acquire(blocking=False)
-            with pytest.raises(redis.exceptions.AuthenticationError):
+            with pytest.raises(redis.exceptions.ResponseError):
                 limited.lock(name, lock_class=polylock.redis.RenewedLock).acquire()
     finally:
         client.execute_command("ACL", "DELUSER", name)
@@ -353,7 +353,8 @@ def test_a_dead_server_is_a_connection_error_as_soon_as_the_client_has_enough() 
     assert time.monotonic() - began < 20
 
 
-def test_a_server_that_comes_back_in_time_was_never_away() -> None:
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_server_that_comes_back_in_time_was_never_away(blocking: bool) -> None:
     """The client is one that tries for ever."""
     with RedisServer() as server, redis.Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.01), -1)) as client:
         lock: Any = client.lock("r", timeout=10, lock_class=polylock.redis.Lock)
@@ -362,16 +363,67 @@ def test_a_server_that_comes_back_in_time_was_never_away() -> None:
         server.kill()
         started = threading.Timer(0.3, server.start)
         started.start()
-        assert lock.acquire()
+        assert lock.acquire(blocking=blocking)
+        assert lock.fencing_token is not None
         started.join()
+
+
+def out_of_memory(client: Any) -> None:
+    client.config_set("maxmemory", 1)
+
+
+def a_replica(client: Any) -> None:
+    client.replicaof("127.0.0.1", 1)
+
+
+def without_replicas(client: Any) -> None:
+    client.config_set("min-replicas-to-write", 1)
+
+
+def unable_to_save(client: Any) -> None:
+    # A directory stands where it would save to.
+    Path(client.config_get("dir")["dir"], client.config_get("dbfilename")["dbfilename"], "x").mkdir(parents=True)
+    client.config_set("save", "1 1")
+    client.set("changed", 1)
+    client.bgsave()
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 20)
+
+
+@pytest.mark.parametrize("trouble", [out_of_memory, a_replica, without_replicas, unable_to_save])
+def test_what_the_server_says_is_the_error_that_redis_py_makes_of_it(trouble: Any) -> None:
+    """And no reason to wait."""
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        trouble(client)
+
+        def failure(lock_class: Any, blocking: bool) -> tuple[type, str]:
+            with pytest.raises(redis.exceptions.RedisError) as caught:
+                client.lock("r", timeout=10, lock_class=lock_class).acquire(blocking=blocking)
+            return type(caught.value), str(caught.value).rstrip(".").partition(" script: ")[0]
+
+        theirs = failure(None, False)
+        for lock_class in (polylock.redis.Lock, polylock.redis.RenewedLock):
+            for blocking in (False, True):
+                ours = failure(lock_class, blocking)
+                assert ours[0] is theirs[0]
+                assert ours[1].rstrip(".") == theirs[1]
+
+
+def test_a_server_that_says_nothing_is_either_of_redis_pys_errors() -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url, socket_timeout=0.1) as client:
+        lock = client.lock("r", timeout=10, lock_class=polylock.redis.Lock)
+        server.pause()
+        for expected in (redis.exceptions.TimeoutError, redis.exceptions.ConnectionError):
+            with pytest.raises(expected):
+                lock.acquire()
+        server.resume()
 
 
 def test_how_long_a_client_tries() -> None:
     retry: Any = Retry(ConstantBackoff(2), 3)
-    assert patience_of(redis.Redis(retry=retry, socket_timeout=1)) == (3, 6.0)
-    assert patience_of(redis.asyncio.Redis(retry=retry, socket_timeout=1)) == (3, 6.0)
-    assert patience_of(redis.Redis(retry=retry, socket_timeout=None)) == (15, 6.0)
-    assert patience_of(redis.Redis(connection_pool=redis.ConnectionPool(socket_timeout=1))) == (0, 0.0)
+    assert patience_of(redis.Redis(retry=retry, socket_timeout=1)) == (3, 3, 6.0)
+    assert patience_of(redis.asyncio.Redis(retry=retry, socket_timeout=1)) == (3, 3, 6.0)
+    assert patience_of(redis.Redis(retry=retry, socket_timeout=None)) == (3, 15, 6.0)
+    assert patience_of(redis.Redis(connection_pool=redis.ConnectionPool(socket_timeout=1))) == (0, 0, 0.0)
 
 
 class Connection(redis.Connection):

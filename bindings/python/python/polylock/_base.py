@@ -445,12 +445,13 @@ def native_manager(
     prefix: str = "",
     drift_factor: float = 0.01,
     node_timeout: float | None = None,
-    patience: tuple[int, float] | None = None,
+    patience: tuple[int, int, float] | None = None,
 ) -> _native.Manager:
     """The native manager for the arguments of `connect`.
 
-    With `patience` who waits for a lock fails, whatever the wait, when the server has been out of reach for so many
-    more tries and for so many seconds.
+    With `patience` acquiring fails, whatever the wait, when the server has been out of reach for so many more tries,
+    or for the second number of them if it says nothing and the lock is waited for, and for so many seconds; at once
+    when it answers by an error that will not be over by itself.
     """
     _process.enroll_child()
     urls = list(url) if isinstance(url, (list, tuple)) else [url]

@@ -422,8 +422,10 @@ def connect(
 
     Args:
         url: ``memory:`` or ``memory:NAME`` (this process), ``file:///directory`` (the processes of this host),
-            ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+unix:///path``, a list
-            of the Redis URLs of independent servers (Redlock), ``postgres://user:password@host[:port]/database``.
+            ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+unix:///path``,
+            ``redis+sentinel://host,host/master``, ``redis+cluster://host,host``, a list of the Redis URLs of
+            independent servers (Redlock), ``postgres://user:password@host[:port]/database``,
+            ``zookeeper://host,host/path``.
         prefix: Put before each name to make the Redis key. Without one, other libraries' locks on the same name
             exclude ours and are excluded by ours.
         drift_factor: How far clocks may run apart, as a part of the ttl: 0 to 0.5.

@@ -23,6 +23,10 @@ class Error(Exception):
     kind: str = "Internal"
     code: int = 11
 
+    # For `polylock.redis`: there was no way to the server, or it answered by this error.
+    _no_connection: bool = False
+    _reply: str | None = None
+
     def __init__(
         self,
         message: str = "",
@@ -203,7 +207,17 @@ _BY_KIND: dict[str, type[Error]] = {
 }
 
 
-def from_native(kind: str, message: str, resource: str | None, argument: str | None, causes: list[str]) -> Error:
+def from_native(
+    kind: str,
+    message: str,
+    resource: str | None,
+    argument: str | None,
+    causes: list[str],
+    no_connection: bool,
+    reply: str | None,
+) -> Error:
     """The exception for an error of the engine. Called by the native module."""
-    error = _BY_KIND.get(kind, InternalError)
-    return error(message, resource=resource, argument=argument, causes=tuple(causes))
+    error = _BY_KIND.get(kind, InternalError)(message, resource=resource, argument=argument, causes=tuple(causes))
+    if no_connection or reply is not None:
+        error._no_connection, error._reply = no_connection, reply
+    return error

@@ -93,7 +93,7 @@ class Manager:
         prefix: str,
         drift_factor: float,
         node_timeout: float | None,
-        patience: tuple[int, float] | None,
+        patience: tuple[int, int, float] | None,
     ) -> Manager: ...
     def acquire(
         self,

@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, error::Trouble};
 
 /// The answer to one request.
 pub(super) type Reply = Result<Value, CallError>;
@@ -86,9 +86,12 @@ impl CallError {
             "ERR" if detail.to_ascii_lowercase().contains("password") => ErrorKind::Auth,
             _ => ErrorKind::Unavailable,
         };
-        let error = Error::new(kind, format!("{peer}: {code} {detail}"));
+        let elsewhere = Elsewhere::read(code, detail);
+        let passes = elsewhere.is_some() || code == "LOADING" || says("max number of clients");
+        let reply = format!("{code} {detail}");
+        let error = Error::new(kind, format!("{peer}: {reply}")).in_trouble(Trouble::Said { reply, passes });
         // A script that may not write has written nothing.
-        if let Some(elsewhere) = Elsewhere::read(code, detail) {
+        if let Some(elsewhere) = elsewhere {
             return Self::Elsewhere(elsewhere, error);
         }
         // Every server names the line that failed, after this word.

@@ -15,7 +15,7 @@ use super::{
     connection::{Connection, OnPush},
     restart::Run,
 };
-use crate::{Error, ErrorKind, clock::Instant, engine::driver::Driver};
+use crate::{Error, ErrorKind, clock::Instant, engine::driver::Driver, error::Trouble};
 
 /// How long opening may take in all.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,7 +30,10 @@ pub(super) async fn open(
     let expires = Instant::now().after(OPEN_TIMEOUT);
     let socket = match tokio::time::timeout(OPEN_TIMEOUT, connect(&config.address)).await {
         Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return Err(CallError::not_sent(&config.name, error)),
+        Ok(Err(error)) => {
+            let error = Error::unavailable(format!("{}: {error}", config.name)).in_trouble(Trouble::NoConnection);
+            return Err(CallError::NotSent(error));
+        }
         Err(_) => return Err(CallError::not_sent(&config.name, "no connection in time")),
     };
     let tls = match (&config.address, &config.tls) {

@@ -29,13 +29,13 @@ from .. import _blocking
 from .._errors import Error
 from .._greenlets import is_replaced
 from .._values import Released
-from ._base import LockBase, mod_time
+from ._base import LockBase, NoAnswer, mod_time
 from ._settings import Managers
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError"]
+__all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError", "NoAnswer"]
 
 logger = logging.getLogger(__name__)
 _managers = Managers(_blocking.LockManager)

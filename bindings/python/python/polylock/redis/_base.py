@@ -9,11 +9,13 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from redis._parsers.base import BaseParser
 from redis.exceptions import (
-    AuthenticationError,
     ConnectionError,  # noqa: A004 - redis-py's, which its users catch
     LockError,
     LockNotOwnedError,
+    RedisError,
+    TimeoutError,  # noqa: A004 - as above
 )
 
 from .._errors import AcquireTimeout, AuthError, Conflict, Error, InvalidArgument, Unavailable, Unsupported
@@ -22,6 +24,20 @@ logger = logging.getLogger("polylock.redis")
 
 AUTO_TTL = 30.0
 """Seconds for which a renewed lock without timeout stays taken after its process has died."""
+
+
+class NoAnswer(ConnectionError, TimeoutError):
+    """The server says nothing: with redis-py a `ConnectionError` or a `TimeoutError`, by what it waits for."""
+
+    __module__ = "polylock.redis"
+
+
+def _as_redis_pys(error: Error) -> RedisError:
+    """What redis-py would have raised."""
+    if error._reply is not None:
+        said: RedisError = BaseParser.parse_error(error._reply)  # type: ignore[no-untyped-call]
+        return said
+    return ConnectionError(str(error)) if error._no_connection else NoAnswer(str(error))
 
 
 class LockBase:
@@ -214,10 +230,8 @@ class LockBase:
         """
         if isinstance(error, AcquireTimeout) or (isinstance(error, Conflict) and self.auto_extend):
             return True
-        if isinstance(error, Unavailable):
-            raise ConnectionError(str(error)) from error
-        if self.auto_extend and isinstance(error, AuthError):
-            raise AuthenticationError(str(error)) from error
+        if isinstance(error, Unavailable) or (self.auto_extend and isinstance(error, AuthError)):
+            raise _as_redis_pys(error) from error
         if self.auto_extend or not isinstance(error, (AuthError, Conflict, InvalidArgument)):
             raise error
         logger.info("%r is acquired without the engine, so without a fencing token: %s", self.name, error)

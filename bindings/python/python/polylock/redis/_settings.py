@@ -119,8 +119,8 @@ def node_timeout_of(client: Any) -> float | None:
     return float(timeout) if timeout else None
 
 
-def patience_of(client: Any) -> tuple[int, float]:
-    """How often who waits for a lock tries again to reach the server, and for how many seconds."""
+def patience_of(client: Any) -> tuple[int, int, float]:
+    """How often the server is tried again, how often by who waits if it says nothing, and for how many seconds."""
     settings = _connection_settings(client)
     retry: Any = getattr(client, "retry", None) or settings.get("retry")
     if retry is None:
@@ -132,7 +132,7 @@ def patience_of(client: Any) -> tuple[int, float]:
         backoff.reset()
         pause = sum(max(backoff.compute(failures), 0.0) for failures in range(1, retries + 1))
     # Without a timeout the client waits for an answer for as long as the server is silent.
-    return retries if settings.get("socket_timeout") else max(retries, SILENCE), pause
+    return retries, retries if settings.get("socket_timeout") else max(retries, SILENCE), pause
 
 
 def _connection_settings(client: Any) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from redis.exceptions import ConnectionError, LockError, LockNotOwnedError  # no
 from .._errors import Error
 from .._values import Released
 from ..asyncio import _manager
-from ._base import LockBase
+from ._base import LockBase, NoAnswer
 from ._settings import Managers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
     from types import TracebackType
 
-__all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError"]
+__all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError", "NoAnswer"]
 
 _sleep = asyncio.sleep  # what replaces it decides how time passes: see `polylock.redis`
 logger = logging.getLogger(__name__)
