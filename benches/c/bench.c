@@ -44,17 +44,22 @@ static void call(const char *request, size_t size, char reply[4096])
         die(reply);
 }
 
-static void load(const char *directory, const char *name, char sha[41])
+/* A script is one file, or two of which the second stands behind the first. */
+static void load(const char *directory, const char *const names[2], char sha[41])
 {
     static char path[4096], script[8192], request[16384], reply[4096];
-    size_t used;
-    FILE *file;
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    file = fopen(path, "rb");
-    if (!file)
-        die(path);
-    script[fread(script, 1, sizeof script - 1, file)] = 0;
-    fclose(file);
+    size_t used, length = 0;
+    int i;
+    for (i = 0; i < 2 && names[i]; i++) {
+        FILE *file;
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        file = fopen(path, "rb");
+        if (!file)
+            die(path);
+        length += fread(script + length, 1, sizeof script - 1 - length, file);
+        fclose(file);
+    }
+    script[length] = 0;
     used = (size_t)sprintf(request, "*3\r\n");
     used = add(request, add(request, add(request, used, "SCRIPT"), "LOAD"), script);
     call(request, used, reply);
@@ -133,8 +138,8 @@ int main(int argc, char **argv)
         connect(server, (struct sockaddr *)&address, sizeof address) != 0)
         die("cannot connect");
     setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    load(argv[3], "acquire.lua", acquire_sha);
-    load(argv[3], "release.lua", release_sha);
+    load(argv[3], (const char *const[]){"acquire.lua", "acquire_one.lua"}, acquire_sha);
+    load(argv[3], (const char *const[]){"release.lua", NULL}, release_sha);
     snprintf(url, sizeof url, "redis://%s:%s", argv[1], argv[2]);
     if (polylock_connect(url, 0, &locks, &err) != POLYLOCK_OK)
         die(polylock_error_message(err));

@@ -21,7 +21,7 @@ export class Floor {
     floor.#socket = connect(Number(port), hostname).setNoDelay(true)
     // The replies are small: they come in one piece.
     floor.#socket.on('data', (reply) => floor.#answered(reply))
-    floor.#acquire = await floor.#load('acquire.lua')
+    floor.#acquire = await floor.#load('acquire.lua', 'acquire_one.lua')
     floor.#release = await floor.#load('release.lua')
     return floor
   }
@@ -46,8 +46,9 @@ export class Floor {
     this.#socket.destroy()
   }
 
-  async #load(script) {
-    const reply = await this.#call('SCRIPT', 'LOAD', readFileSync(new URL(script, scripts), 'utf8'))
+  async #load(...parts) {
+    const script = parts.map((part) => readFileSync(new URL(part, scripts), 'utf8')).join('')
+    const reply = await this.#call('SCRIPT', 'LOAD', script)
     return reply.toString().split('\r\n')[1]
   }
 

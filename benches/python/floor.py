@@ -20,7 +20,7 @@ class Floor:
         self._socket = socket.create_connection((where.hostname, where.port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._name = name
-        self._acquire, self._release = (self._load(script) for script in ("acquire.lua", "release.lua"))
+        self._acquire, self._release = self._load("acquire.lua", "acquire_one.lua"), self._load("release.lua")
         self._pairs = 0
 
     def pair(self) -> None:
@@ -32,8 +32,8 @@ class Floor:
         self._call("EVALSHA", self._acquire, *keys, owner, TTL_MS, int(now * 1e6), limit, record, FENCE_TTL_MS)
         self._call("EVALSHA", self._release, 1, self._name, owner, f"polylock:wake:{{{self._name}}}")
 
-    def _load(self, script: str) -> str:
-        reply = self._call("SCRIPT", "LOAD", (SCRIPTS / script).read_text())
+    def _load(self, *parts: str) -> str:
+        reply = self._call("SCRIPT", "LOAD", "".join((SCRIPTS / part).read_text() for part in parts))
         return reply.split(b"\r\n")[1].decode()
 
     def _call(self, *words: object) -> bytes:

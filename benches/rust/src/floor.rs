@@ -67,7 +67,10 @@ impl Floor {
         let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         let mut floor = Self { socket, name: name.to_owned(), scripts: Scripts::default(), pairs: 0 };
-        let acquire = floor.load(include_str!("../../../core/src/backend/redis/scripts/acquire.lua"))?;
+        let acquire = floor.load(concat!(
+            include_str!("../../../core/src/backend/redis/scripts/acquire.lua"),
+            include_str!("../../../core/src/backend/redis/scripts/acquire_one.lua")
+        ))?;
         let release = floor.load(include_str!("../../../core/src/backend/redis/scripts/release.lua"))?;
         floor.scripts = Scripts { acquire, release };
         Ok(floor)

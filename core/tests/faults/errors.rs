@@ -378,7 +378,10 @@ async fn the_fence_of_a_minority_is_something_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asking_again_is_granted_again() {
     let server = Server::start();
-    let acquire = include_str!("../../src/backend/redis/scripts/acquire.lua");
+    let acquire = concat!(
+        include_str!("../../src/backend/redis/scripts/acquire.lua"),
+        include_str!("../../src/backend/redis/scripts/acquire_one.lua")
+    );
     let acquire_all = include_str!("../../src/backend/redis/scripts/acquire_all.lua");
     let share = include_str!("../../src/backend/redis/scripts/share.lua");
     let (first, second) = ("0000000000000007", "0000000000000009");

@@ -22,6 +22,7 @@ mod restart;
 mod rights;
 mod server;
 mod storms;
+mod together;
 mod transport;
 
 use std::{

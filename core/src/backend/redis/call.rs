@@ -20,6 +20,8 @@ pub(super) enum CallError {
     BrokenOff(Error),
     /// The server does not know the script.
     NoScript,
+    /// It was refused together with others: nothing was done, and alone it may be.
+    NotTogether,
     /// Another server is to be asked, or this one again later: nothing was done.
     Elsewhere(Elsewhere, Error),
 }
@@ -116,6 +118,7 @@ impl CallError {
             Self::NotSent(error) | Self::Unanswered(error) | Self::Refused(error) | Self::BrokenOff(error) => error,
             Self::Elsewhere(_, error) => error,
             Self::NoScript => Error::unavailable("the server forgot a script twice in a row"),
+            Self::NotTogether => Error::unavailable("there was no time left to ask again"),
         }
     }
 }

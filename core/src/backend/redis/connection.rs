@@ -32,8 +32,9 @@ use tokio::{
 use super::{
     call::{CallError, Reply},
     link::{Link, Received, To},
-    request::{Errand, Name},
+    request::Errand,
     round::Ticket,
+    script::Name,
     wire,
 };
 use crate::{
@@ -174,7 +175,7 @@ impl Connection {
                 let word = |output: &mut Vec<u8>| output.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
                 state.link.request(word, To::Caller(nobody), expires);
             }
-            self.send(state, encode, To::Caller(caller), expires);
+            self.send(state, |link| link.request(encode, To::Caller(caller), expires), expires);
         }
         match answer.await {
             Ok(reply) => reply,
@@ -195,22 +196,16 @@ impl Connection {
         }
         let request = ticket.errand();
         let server_time = self.server_time(request.expires);
-        let encode = |output: &mut Vec<u8>| request.encode(Name::Sha, server_time, output);
-        self.send(state, encode, To::Round(ticket), request.expires);
+        self.send(state, |link| link.ticket(ticket, &request, server_time), request.expires);
         Ok(())
     }
 
-    fn send(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        encode: impl FnOnce(&mut Vec<u8>),
-        to: To,
-        expires: Instant,
-    ) {
-        let idle = state.link.is_idle();
-        state.link.request(encode, to, expires);
+    /// Has the link `queue` something, and sees to its being written.
+    fn send(self: &Arc<Self>, mut state: MutexGuard<'_, State>, queue: impl FnOnce(&mut Link), expires: Instant) {
+        let alone = state.link.is_idle() && !state.crowded;
+        queue(&mut state.link);
         self.watch_for(&mut state, expires);
-        let now = (idle && !state.crowded) || state.link.output().len() >= CHUNK;
+        let now = alone || state.link.queued() >= CHUNK;
         self.write_soon(state, now);
     }
 
@@ -291,7 +286,7 @@ impl Connection {
         let outcome = state.read(&mut received);
         state.last_used = Instant::now();
         if !received.is_empty() {
-            state.crowded = received.len() > 1;
+            state.crowded = received.iter().map(Received::answers).sum::<usize>() > 1;
         }
         match outcome {
             Ok(()) if state.link.is_idle() && state.tls.is_none() => drop(state),
@@ -300,7 +295,7 @@ impl Connection {
         }
         for message in received {
             match message {
-                Received::Reply(to, value) => to.reply(CallError::check(&self.peer, value)),
+                Received::Reply(to, value) => to.reply(&self.peer, CallError::check(&self.peer, value)),
                 Received::Push(value) => match &self.on_push {
                     Some(on_push) => on_push(value),
                     None => tracing::debug!(peer = self.peer, "an unexpected message"),
@@ -331,7 +326,7 @@ impl Connection {
             notify.notify_one(); // it holds the socket, too
         }
         for to in failed {
-            to.reply(Err(CallError::unanswered(&self.peer, why)));
+            to.reply(&self.peer, Err(CallError::unanswered(&self.peer, why)));
         }
     }
 
@@ -415,6 +410,11 @@ impl Connection {
         }
     }
 
+    /// It leads to one server, which can be asked for several things at once.
+    pub(super) fn is_to_one_server(&self) {
+        self.state().link.is_to_one_server();
+    }
+
     /// Notes the server's clock, now that its answer is here: it showed `server_ms` at some point before.
     pub(super) fn set_server_clock(&self, server_ms: i64) {
         // Counted from the answer, the estimate is never ahead of the server, however slow the answer was: a request
@@ -443,6 +443,7 @@ impl State {
 
     fn write(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
+        self.link.close_batches();
         match &mut self.tls {
             Some(tls) => wire::write_tls(tls, socket, &mut self.link),
             None => wire::write(socket, &mut self.link),

@@ -33,6 +33,7 @@
 //!   what it forgot must have expired (see [`restart`]).
 
 mod attempt;
+mod batch;
 mod call;
 mod cluster;
 mod config;

@@ -21,9 +21,10 @@ use super::{
     config::{Address, NodeConfig},
     connection::Connection,
     open,
-    request::{Answer, Answered, Errand, Name, Server, counted},
+    request::{Answer, Answered, Errand, Server, counted},
     restart::Run,
     round::Ticket,
+    script::Name,
 };
 use crate::{
     clock::Instant,
@@ -158,6 +159,7 @@ impl Node {
         let mut pause = Duration::ZERO;
         let (mut unanswered, mut name) = match so_far {
             Some(CallError::NoScript) => (None, Name::Text),
+            Some(CallError::NotTogether) => (None, Name::Sha),
             so_far => (so_far, Name::Sha),
         };
         loop {

@@ -13,7 +13,7 @@ use super::{
     call::{CallError, Elsewhere, Reply},
     config::{self, Address, NodeConfig},
     connection::{Connection, OnPush},
-    restart::Run,
+    restart::{self, Run},
 };
 use crate::{Error, ErrorKind, clock::Instant, engine::driver::Driver, error::Trouble};
 
@@ -104,7 +104,12 @@ async fn log_in(
         return Err(CallError::Elsewhere(Elsewhere::Primary, error));
     }
     match info {
-        Some(Ok(info)) => Ok(Run::read(&info, config.database)),
+        Some(Ok(info)) => {
+            if restart::field(&info, "redis_mode") == Some("standalone") {
+                connection.is_to_one_server();
+            }
+            Ok(Run::read(&info, config.database))
+        }
         // A user who may not ask: then restarts go unnoticed.
         Some(Err(CallError::Refused(error))) => {
             tracing::debug!(%error, "whether the server was restarted is not known");

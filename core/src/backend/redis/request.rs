@@ -16,7 +16,7 @@ use super::{
     keys::{Keys, Side},
     restart::Run,
     round::Ticket,
-    script::{self, Script, Words},
+    script::{self, Name, Script, Words},
 };
 use crate::{
     Mode, Resource,
@@ -104,12 +104,17 @@ pub(super) fn count(stats: &NodeStats, sample: Sample, answer: &Answer) {
 }
 
 /// A script to run, encoded once for all servers.
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) script: &'static Script,
-    /// Number of keys, keys and arguments.
+    /// Keys and arguments.
     words: Words,
+    /// How many of them are keys.
+    keys: usize,
     /// Where in `words` the first key stands.
     first_key: Range<usize>,
+    /// Where in `words` the arguments begin.
+    args_at: usize,
     /// Where in `words` the time stands, in digits, at which the request expires by the server's clock, in ms.
     not_after: Option<usize>,
     /// No answer is waited for after this.
@@ -149,7 +154,6 @@ fn sharing(mode: Mode) -> Option<(&'static str, u32)> {
 impl Request {
     fn new(script: &'static Script, keys: Keys, sides: &[Side], progress: &Arc<Progress>, expires: Instant) -> Self {
         let mut words = Words { bytes: Vec::with_capacity(512), count: 0 };
-        words.number((keys.len() * (1 + sides.len())) as u64);
         let mut first_key = 0..0;
         for key in keys.each() {
             words.push(&[key.lock()]);
@@ -163,7 +167,8 @@ impl Request {
                 words.push(&key.parts(*side));
             }
         }
-        Self { script, words, first_key, not_after: None, expires, progress: Arc::clone(progress) }
+        let (keys, args_at) = (words.count, words.bytes.len());
+        Self { script, words, keys, first_key, args_at, not_after: None, expires, progress: Arc::clone(progress) }
     }
 
     fn word(mut self, word: &str) -> Self {
@@ -344,14 +349,7 @@ impl Request {
 
     /// The same with more time.
     pub(super) fn until(&self, expires: Instant) -> Arc<Self> {
-        Arc::new(Self {
-            script: self.script,
-            words: self.words.clone(),
-            first_key: self.first_key.clone(),
-            not_after: self.not_after,
-            expires,
-            progress: Arc::clone(&self.progress),
-        })
+        Arc::new(Self { expires, ..self.clone() })
     }
 
     /// The claim's, if this may grant it.
@@ -369,21 +367,37 @@ impl Errand {
     /// Appends it to `output` for a server whose clock shows `server_time` when it expires. A claim that is over must
     /// not be granted anywhere any more: its time is up.
     ///
-    /// This is the one place where it becomes bytes, and `output` is what a connection that is open has to write. What waits
-    /// for a connection is the errand. So it counts as sent from here on, whatever comes of the bytes, and certainly was not
-    /// sent before; see [`Progress::sends`].
+    /// Here it becomes bytes, or by the two below among others, and `output` is what a connection that is open has to write. What
+    /// waits for a connection, or for its turn, is the errand. So it counts as sent from here on, whatever comes of the bytes, and
+    /// certainly was not sent before; see [`Progress::sends`].
     pub(super) fn encode(&self, name: Name, server_time: i64, output: &mut Vec<u8>) {
-        output.push(b'*');
-        script::push_number(output, Script::HEAD + self.words.count);
-        output.extend_from_slice(b"\r\n");
-        match name {
-            Name::Sha => output.extend_from_slice(self.script.by_name()),
-            Name::Text => output.extend_from_slice(&self.script.by_text()),
-        }
+        let (keys, args) = self.shape();
+        self.script.begin(name, keys, args, output);
+        self.encode_keys(output);
+        self.encode_args(server_time, output);
+    }
+
+    /// How many keys and arguments it has.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.keys, self.words.count - self.keys)
+    }
+
+    /// How many bytes these are.
+    pub(super) fn len(&self) -> usize {
+        self.words.bytes.len()
+    }
+
+    /// The keys alone, as words.
+    pub(super) fn encode_keys(&self, output: &mut Vec<u8>) {
+        output.extend_from_slice(&self.words.bytes[..self.args_at]);
+    }
+
+    /// The arguments alone, as words.
+    pub(super) fn encode_args(&self, server_time: i64, output: &mut Vec<u8>) {
         let start = output.len();
-        output.extend_from_slice(&self.words.bytes);
+        output.extend_from_slice(&self.words.bytes[self.args_at..]);
         if let Some(at) = self.not_after
-            && let Some(place) = output[start + at..].first_chunk_mut()
+            && let Some(place) = output[start + at - self.args_at..].first_chunk_mut()
         {
             let not_after = match self.progress.sends(self.server) {
                 _ if mutant!("D15") => i64::MAX,
@@ -392,6 +406,11 @@ impl Errand {
             };
             digits(place, u64::try_from(not_after).unwrap_or(0));
         }
+    }
+
+    /// Whether both are of one claim.
+    pub(super) fn is_of_the_claim_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.progress, &other.progress)
     }
 
     /// Keys and arguments, for a server that is simulated.
@@ -411,14 +430,6 @@ impl Errand {
         let args = words.split_off(3 + keys);
         (words.split_off(3), args)
     }
-}
-
-/// How a script is called.
-#[derive(Clone, Copy)]
-pub(super) enum Name {
-    Sha,
-    /// By its text, for a server that does not know it.
-    Text,
 }
 
 /// Writes `number` with leading zeros; what does not fit becomes the largest that does.

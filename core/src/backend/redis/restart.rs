@@ -39,13 +39,7 @@ pub(super) struct Run {
 impl Run {
     /// Reads the answer of `INFO server`; `None` if it does not tell. Databases of one server count as servers.
     pub(super) fn read(info: &Value, database: i64) -> Option<Self> {
-        let text = match info {
-            Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?,
-            Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
-            _ => return None,
-        };
-        let field =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end);
+        let field = |name| field(info, name);
         let id = u128::from_str_radix(field("run_id")?.get(..32)?, 16).ok()? ^ u128::from(database.unsigned_abs());
         // A difference of whole seconds: up to one more than has passed. Below zero where the clock was set back.
         let up = field("uptime_in_seconds")?.parse::<i64>().ok()?.saturating_sub(1).max(0);
@@ -72,6 +66,16 @@ impl Run {
             (false, true) => Standing::Restarted { began, left },
         }
     }
+}
+
+/// What the answer of `INFO` says of `name`.
+pub(super) fn field<'a>(info: &'a Value, name: &str) -> Option<&'a str> {
+    let text = match info {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?,
+        Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
+        _ => return None,
+    };
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
 }
 
 /// What the vote of a server in this run is worth. One that does not tell is trusted.

@@ -91,13 +91,13 @@ impl Answers {
     }
 
     /// Those of a request that nobody was sent yet.
-    fn none(request: &Arc<Request>, driver: &Driver) -> Self {
+    pub(super) fn none(request: &Arc<Request>, driver: &Driver) -> Self {
         let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
         let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
         Self { round, missing: 0, work: Vec::new(), generation: 0 }
     }
 
-    fn ticket(&mut self, index: usize) -> Ticket {
+    pub(super) fn ticket(&mut self, index: usize) -> Ticket {
         self.missing += 1;
         Ticket { round: Arc::clone(&self.round), index, answered: false, through: None }
     }
@@ -234,9 +234,10 @@ impl Ticket {
     /// Hands in what came of it on a connection. What another try may mend goes on in the background.
     pub(super) fn reply(self, reply: Reply) {
         match (reply, &self.through) {
-            (Err(so_far @ (CallError::NoScript | CallError::Unanswered(_))), Some((node, _)))
-                if Instant::now() < self.round.request.expires && !self.is_void() =>
-            {
+            (
+                Err(so_far @ (CallError::NoScript | CallError::NotTogether | CallError::Unanswered(_))),
+                Some((node, _)),
+            ) if Instant::now() < self.round.request.expires && !self.is_void() => {
                 runtime::spawn(Arc::clone(node).finish(self, Some(so_far)));
             }
             (reply, _) => self.answer(reply.map(|value| Answered { value, repeated: false })),

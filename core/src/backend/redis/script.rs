@@ -1,4 +1,4 @@
-//! The Lua scripts: one file each, with its arguments and results on top; and how they are called.
+//! The Lua scripts, with the arguments and results of each on top of its file; and how they are called.
 
 use once_cell::race::OnceBox;
 
@@ -9,22 +9,15 @@ pub(super) struct Script {
 }
 
 macro_rules! script {
-    ($name:ident, $file:literal) => {
-        pub(super) static $name: Script = Script { source: include_str!($file), by_name: OnceBox::new() };
+    ($name:ident, $($file:literal),+) => {
+        pub(super) static $name: Script = Script { source: concat!($(include_str!($file)),+), by_name: OnceBox::new() };
     };
 }
 
-script!(ACQUIRE, "scripts/acquire.lua");
-/// [`ACQUIRE`], in the order in which waiters came.
-pub(super) static ACQUIRE_IN_TURN: Script = Script {
-    source: concat!(
-        "local function take()\n",
-        include_str!("scripts/acquire.lua"),
-        "end\n",
-        include_str!("scripts/queue.lua")
-    ),
-    by_name: OnceBox::new(),
-};
+script!(ACQUIRE, "scripts/acquire.lua", "scripts/acquire_one.lua");
+script!(ACQUIRE_MANY, "scripts/acquire.lua", "scripts/acquire_many.lua");
+// As ACQUIRE, in the order in which waiters came.
+script!(ACQUIRE_IN_TURN, "scripts/acquire.lua", "scripts/queue.lua");
 script!(LEAVE, "scripts/leave.lua");
 script!(ACQUIRE_ALL, "scripts/acquire_all.lua");
 script!(SHARE, "scripts/share.lua");
@@ -34,12 +27,13 @@ script!(RAISE, "scripts/raise.lua");
 script!(EXTEND, "scripts/extend.lua");
 script!(REPAIR, "scripts/repair.lua");
 script!(RELEASE, "scripts/release.lua");
+script!(RELEASE_MANY, "scripts/release_many.lua");
 script!(INSPECT, "scripts/inspect.lua");
 script!(BREAK, "scripts/break.lua");
 
 impl Script {
     /// The first words of a request that runs it by its name.
-    pub(super) fn by_name(&self) -> &[u8] {
+    fn by_name(&self) -> &[u8] {
         let head = || {
             let sha = sha1_smol::Sha1::from(self.source).digest().to_string();
             Box::new(Self::head("EVALSHA", &sha))
@@ -48,12 +42,9 @@ impl Script {
     }
 
     /// The first words of a request that runs it by its text, after which the server knows its name.
-    pub(super) fn by_text(&self) -> Vec<u8> {
+    fn by_text(&self) -> Vec<u8> {
         Self::head("EVAL", self.source)
     }
-
-    /// How many words these are.
-    pub(super) const HEAD: usize = 2;
 
     fn head(command: &str, script: &str) -> Vec<u8> {
         let mut head = Words::default();
@@ -61,6 +52,28 @@ impl Script {
         head.push(&[script]);
         head.bytes
     }
+
+    /// Appends what stands before the keys and arguments of a request: the script, and how many keys there are.
+    pub(super) fn begin(&self, name: Name, keys: usize, args: usize, output: &mut Vec<u8>) {
+        /// Command, script and number of keys.
+        const HEAD: usize = 3;
+        output.push(b'*');
+        push_number(output, HEAD + keys + args);
+        output.extend_from_slice(b"\r\n");
+        match name {
+            Name::Sha => output.extend_from_slice(self.by_name()),
+            Name::Text => output.extend_from_slice(&self.by_text()),
+        }
+        push_word(output, &[itoa::Buffer::new().format(keys)]);
+    }
+}
+
+/// How a script is called.
+#[derive(Clone, Copy)]
+pub(super) enum Name {
+    Sha,
+    /// By its text, for a server that does not know it.
+    Text,
 }
 
 /// Words as they go over the wire, without their number in front.
@@ -73,13 +86,7 @@ pub(super) struct Words {
 impl Words {
     /// Appends a word that is in parts.
     pub(super) fn push(&mut self, parts: &[&str]) {
-        self.bytes.push(b'$');
-        push_number(&mut self.bytes, parts.iter().map(|part| part.len()).sum());
-        self.bytes.extend_from_slice(b"\r\n");
-        for part in parts {
-            self.bytes.extend_from_slice(part.as_bytes());
-        }
-        self.bytes.extend_from_slice(b"\r\n");
+        push_word(&mut self.bytes, parts);
         self.count += 1;
     }
 
@@ -89,7 +96,17 @@ impl Words {
     }
 }
 
+fn push_word(bytes: &mut Vec<u8>, parts: &[&str]) {
+    bytes.push(b'$');
+    push_number(bytes, parts.iter().map(|part| part.len()).sum());
+    bytes.extend_from_slice(b"\r\n");
+    for part in parts {
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+}
+
 /// Appends the digits of `number`.
-pub(super) fn push_number(bytes: &mut Vec<u8>, number: usize) {
+fn push_number(bytes: &mut Vec<u8>, number: usize) {
     bytes.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }

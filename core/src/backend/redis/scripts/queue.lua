@@ -1,9 +1,9 @@
--- First come, first served: stands behind acquire.lua, which is the function `take` here.
+-- First come, first served: stands behind acquire.lua.
 --
--- KEYS[1..3] as there
+-- KEYS[1..3] as in acquire_one.lua
 -- KEYS[4]    those who wait, a sorted set: by when they came, in us of this server's time
 -- KEYS[5]    the same, by when they are forgotten unless they ask again, in ms
--- ARGV[1..6] as there
+-- ARGV[1..6] as in acquire_one.lua
 -- ARGV[7]    who asks: the same for all attempts of a waiter
 -- ARGV[8]    how long it has waited, in us
 -- ARGV[9]    how long to remember it, in ms; 0 if it does not wait
@@ -36,7 +36,7 @@ local came = time[1] * 1000000 + time[2] - ARGV[8]
 local turn = not first[1] or first[1] == ARGV[7] or came < tonumber(first[2]) or ARGV[10] == '1'
 local answer
 if turn or redis.call('EXISTS', KEYS[1]) == 1 then
-  answer = take()
+  answer = acquire(time, KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 else
   answer = {0, stays - now}
 end
