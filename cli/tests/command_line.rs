@@ -314,6 +314,21 @@ fn it_ends_with_the_command_though_that_signal_is_blocked() {
     assert_eq!(running.ended().0, 5);
 }
 
+/// The kernel keeps from process 1 what it has no handler for, as it does in a container.
+#[test]
+fn it_may_be_process_1() {
+    let namespace = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
+    if !Command::new("unshare").args(namespace).arg("true").output().is_ok_and(|output| output.status.success()) {
+        return eprintln!("skip: no namespaces are to be had here");
+    }
+    let place = Place::new();
+    let script = "trap 'exit 9' TERM; [ $PPID = 1 ] && kill -TERM 1; while :; do sleep 0.02; done";
+    let mut contained = Command::new("unshare");
+    contained.args(namespace).args([env!("CARGO_BIN_EXE_polylock"), "run", "--lock", "a", "sh", "-c", script]);
+    let running = Running(contained.env("POLYLOCK_URL", &place.url).stderr(Stdio::piped()).spawn().unwrap());
+    assert_eq!(running.ended().0, 9);
+}
+
 #[test]
 fn nobody_has_to_read_what_it_says() {
     let place = Place::new();
