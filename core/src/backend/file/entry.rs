@@ -80,15 +80,19 @@ impl Entry {
         }
         // A lease of this process that expired is taken over: the file is locked still, by this very descriptor.
         state.held = None;
-        match self.lock(&mut state, directory) {
-            Ok(true) => {}
-            Ok(false) => return Attempt::held_for(None),
-            Err(error) => {
-                state.give_up();
-                return Attempt::Refused(error);
+        let entered = loop {
+            match self.lock(&mut state, directory) {
+                Ok(true) => {}
+                Ok(false) => return Attempt::held_for(None),
+                Err(error) => break Err(error),
             }
-        }
-        match self.enter(&mut state, resource, claim, least, since) {
+            match self.enter(&mut state, resource, claim, least, since) {
+                Ok(None) => {}
+                Ok(Some(held)) => break Ok(held),
+                Err(error) => break Err(error),
+            }
+        };
+        match entered {
             Ok(held) => {
                 let fencing_token = held.record.fencing_token;
                 state.held = Some(held);
@@ -144,7 +148,8 @@ impl Entry {
         }
     }
 
-    /// Writes the new holder into the locked file.
+    /// Writes the new holder into the locked file. `None` if the file was replaced meanwhile, and is unlocked: who breaks a lock may
+    /// have seen the holder before, who is dead, in a file that we had locked already.
     fn enter(
         &self,
         state: &mut State,
@@ -152,7 +157,7 @@ impl Entry {
         claim: &Claim,
         least: u64,
         since: Instant,
-    ) -> Result<Held> {
+    ) -> Result<Option<Held>> {
         let at_path = |error| error_at(&self.path, error);
         let Some(file) = &mut state.file else { unreachable!("locked by the caller") };
         let contents = file.read().map_err(at_path)?;
@@ -182,7 +187,12 @@ impl Entry {
         slot.write(file.file(), &record).map_err(at_path)?;
         file.slot = slot;
         secure(file, fencing_token, now).map_err(at_path)?;
-        Ok(Held { owner: claim.owner, expires: since.after(claim.ttl), record })
+        if !file.is_at(&self.path).map_err(at_path)? {
+            file.unlock();
+            state.file = None;
+            return Ok(None);
+        }
+        Ok(Some(Held { owner: claim.owner, expires: since.after(claim.ttl), record }))
     }
 
     /// Raises the held record's token, which another resource of the same claim has got.
@@ -417,6 +427,23 @@ mod tests {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(self.directory.path());
         }
+    }
+
+    /// The record of who died is there until the next holder has written its own, whose file may be replaced for it.
+    #[test]
+    fn what_is_broken_as_it_is_taken_is_taken_again() {
+        let fixture = Fixture::new("broken");
+        let (dead, next) = (fixture.claim(), fixture.claim());
+        fixture.take(&dead);
+        let mut state = fixture.entry.state();
+        state.give_up();
+        assert!(fixture.entry.lock(&mut state, &fixture.directory).unwrap());
+        assert!(breaking::break_lock(&fixture.entry.path, &dead.owner).unwrap());
+        let entered = fixture.entry.enter(&mut state, &fixture.resource, &next, 0, Instant::now()).unwrap();
+        assert!(entered.is_none());
+        drop(state);
+        fixture.take(&next);
+        assert!(matches!(fixture.entry.extend(&next, next.ttl), Extension::Extended { .. }));
     }
 
     #[test]
