@@ -362,7 +362,7 @@ impl Held {
                     self.note_extension(Renewed::Failed, remaining, now, Some(&error));
                     return Err(error);
                 }
-                Extension::Lost => (inner.state.taken(), remaining),
+                Extension::Lost => (inner.state.taken(now), remaining),
             }
         };
         self.note_extension(Renewed::Lost, remaining, now, Some(&not_held()));

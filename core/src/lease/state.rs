@@ -240,9 +240,9 @@ impl LeaseState {
         true
     }
 
-    /// The backend said that the lease is not ours.
-    pub(crate) fn taken(&mut self) -> Step {
-        self.gone(LossReason::Taken)
+    /// The backend said that the lease is not ours: because its time was over, if it was.
+    pub(crate) fn taken(&mut self, now: Instant) -> Step {
+        self.gone(if now < self.deadline { LossReason::Taken } else { self.why_expired() })
     }
 
     /// It is not ours any more, for this reason.
@@ -362,7 +362,7 @@ mod tests {
         let mut lease = LeaseState::granted(t, TTL, DRIFT, true, None);
         lease.begin_release();
         assert_eq!(lease.at(t.after(ms(2000))), Step::Rest);
-        assert_eq!(lease.taken(), Step::Rest);
+        assert_eq!(lease.taken(t), Step::Rest);
         assert_eq!(lease.lost(t.after(ms(2000))), None);
         assert!(!lease.extended(t, t, TTL));
         lease.released();
@@ -388,8 +388,15 @@ mod tests {
     fn a_lease_that_was_taken_is_lost_at_once() {
         let t = start();
         let mut lease = LeaseState::granted(t, TTL, DRIFT, true, None);
-        assert_eq!(lease.taken(), Step::Lose(LossReason::Taken));
+        assert_eq!(lease.taken(t), Step::Lose(LossReason::Taken));
         assert_eq!(lease.lost(t), Some(LossReason::Taken));
         assert!(!lease.begin_extension(t));
+    }
+
+    #[test]
+    fn what_the_backend_does_not_have_after_the_deadline_has_expired() {
+        let t = start();
+        let mut lease = LeaseState::granted(t, TTL, DRIFT, true, None);
+        assert_eq!(lease.taken(t.after(TTL)), Step::Lose(LossReason::Expired));
     }
 }
