@@ -4,17 +4,21 @@
 //! said so, and out of reach only if a node was; the answer comes within the node's time; nobody else's key is
 //! touched; and once the nodes are well again no key of ours is left, whether the attempt was granted and
 //! released, failed, or was dropped on its way.
+//!
+//! Each mask is tried for a lock that is held alone and for one that is shared; others are for a semaphore of two, where it takes
+//! a majority for one number, and nodes differ in which are left.
 
 use std::{sync::Arc, time::Duration};
 
-use polylock::{ErrorKind, Instant, LockManager, Release};
+use futures_util::future::join_all;
+use polylock::{ErrorKind, Instant, LockManager, Release, Target};
 use tokio::task::JoinSet;
 
 use super::{
-    FOREIGN, SLACK, fresh, long,
+    FOREIGN, SLACK, eventually, fresh, long,
+    permits::{SOMEBODY, occupy},
     proxy::{Door, Fate, Proxy, is_script},
     server::Server,
-    until_clean,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,9 +33,32 @@ enum Node {
     Late,
     /// Holds another library's key.
     Foreign,
+    /// Has given the permit of this number to somebody, and has the other one left.
+    Gave(u32),
+}
+
+/// How it is tried.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Alone,
+    Shared,
+    Permit,
+}
+
+impl Way {
+    fn target(self, name: &str) -> Target {
+        match self {
+            Self::Alone => Target::from(name),
+            Self::Shared => Target::shared(name),
+            Self::Permit => Target::permit(name, 2),
+        }
+    }
 }
 
 const KINDS: [Node; 6] = [Node::Healthy, Node::Refuses, Node::Silent, Node::LosesReplies, Node::Late, Node::Foreign];
+
+const OF_PERMITS: [Node; 6] =
+    [Node::Healthy, Node::Silent, Node::LosesReplies, Node::Late, Node::Gave(0), Node::Gave(1)];
 
 /// How many masks are tried at one time: they spend their time waiting.
 const AT_ONCE: usize = 40;
@@ -47,24 +74,39 @@ async fn every_mask_of_one_two_and_three_nodes() {
             (0..nodes).map(kind).collect::<Vec<_>>()
         })
     });
-    try_masks(3, masks).await;
+    try_masks(3, masks, &[Way::Alone, Way::Shared]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_mask_of_permits_of_one_two_and_three_nodes_but_for_their_order() {
+    let masks: Vec<_> = (1..=3).flat_map(|nodes| but_for_order(nodes, &OF_PERMITS)).collect();
+    try_masks(3, masks.into_iter(), &[Way::Permit]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masks_of_four_to_seven_nodes() {
+    try_masks(7, masks_of_many(&KINDS, 60), &[Way::Alone, Way::Shared]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masks_of_permits_of_four_to_seven_nodes() {
+    try_masks(7, masks_of_many(&OF_PERMITS, 40), &[Way::Permit]).await;
 }
 
 /// Masks that differ in the order of their nodes alone count as one, and each is tried in some order. Without
-/// `POLYLOCK_TEST_MASKS`, which says how many, a few: those first where a majority is just there, or just not.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn masks_of_four_to_seven_nodes() {
-    let count = std::env::var("POLYLOCK_TEST_MASKS").map_or(60, |count| count.parse().expect("a number"));
+/// `POLYLOCK_TEST_MASKS`, which says how many, a `few`: those first where a majority is just there, or just not.
+fn masks_of_many(kinds: &[Node], few: usize) -> impl Iterator<Item = Vec<Node>> {
+    let count = std::env::var("POLYLOCK_TEST_MASKS").map_or(few, |count| count.parse().expect("a number"));
     let mut random = fastrand::Rng::with_seed(0);
-    let mut masks: Vec<Vec<Node>> = (4..=7).flat_map(|nodes| but_for_order(nodes, &KINDS)).collect();
+    let mut masks: Vec<Vec<Node>> = (4..=7).flat_map(|nodes| but_for_order(nodes, kinds)).collect();
     assert_eq!(masks.len(), 126 + 252 + 462 + 792);
     masks.iter_mut().for_each(|mask| random.shuffle(mask));
     random.shuffle(&mut masks);
     masks.sort_by_key(|mask| {
-        let healthy = mask.iter().filter(|node| **node == Node::Healthy).count();
-        !(mask.len() / 2..=mask.len() / 2 + 1).contains(&healthy)
+        let well = mask.iter().filter(|node| matches!(node, Node::Healthy | Node::Gave(_))).count();
+        !(mask.len() / 2..=mask.len() / 2 + 1).contains(&well)
     });
-    try_masks(7, masks.into_iter().take(count)).await;
+    masks.into_iter().take(count)
 }
 
 /// All ways to fill so many places with these kinds, whatever their order.
@@ -81,13 +123,16 @@ fn but_for_order(places: usize, kinds: &[Node]) -> Vec<Vec<Node>> {
         .collect()
 }
 
-/// Tries masks of so many nodes at most.
-async fn try_masks(nodes: usize, masks: impl Iterator<Item = Vec<Node>>) {
+/// Tries masks of so many nodes at most, in each of these ways.
+async fn try_masks(nodes: usize, masks: impl Iterator<Item = Vec<Node>>, ways: &'static [Way]) {
     let servers = Arc::new(Server::several(nodes));
     // Afterwards the servers know the scripts, so that the first request of an attempt is the one that counts.
     for server in servers.iter() {
-        let lease = patient(&[server.url()]).acquire(fresh("warm"), long()).await.expect("a healthy server");
-        assert_eq!(lease.release().await.unwrap(), Release::Released);
+        for way in ways {
+            let lease =
+                patient(&[server.url()]).acquire(way.target(&fresh("warm")), long()).await.expect("it is well");
+            assert_eq!(lease.release().await.unwrap(), Release::Released);
+        }
     }
     let mut running = JoinSet::new();
     let mut tried = 0;
@@ -97,7 +142,7 @@ async fn try_masks(nodes: usize, masks: impl Iterator<Item = Vec<Node>>) {
         if running.len() == AT_ONCE {
             proxies.push(running.join_next().await.expect("it is not empty").unwrap());
         }
-        running.spawn(try_mask(Arc::clone(&servers), mask));
+        running.spawn(try_mask(Arc::clone(&servers), mask, ways));
         tried += 1;
     }
     while let Some(done) = running.join_next().await {
@@ -107,61 +152,115 @@ async fn try_masks(nodes: usize, masks: impl Iterator<Item = Vec<Node>>) {
     // When nothing can arrive any more, nothing may be left of any of them.
     tokio::time::sleep(NODE_TIMEOUT + SLACK / 5).await;
     for server in servers.iter() {
-        let ours = || -> Vec<String> {
-            let is_ours = |key: &String| server.get(key).is_some_and(|owner| owner != FOREIGN);
-            server.keys().into_iter().filter(is_ours).collect()
+        let left = || -> Vec<String> {
+            let of_locks = |key: &String| !key.starts_with("polylock:") && is_left(server, key);
+            server.keys().into_iter().filter(of_locks).collect()
         };
         let began = Instant::now();
-        while !ours().is_empty() && Instant::now().since(began) < SLACK {
+        while !left().is_empty() && Instant::now().since(began) < SLACK {
             tokio::time::sleep(SLACK / 100).await;
         }
-        assert_eq!(ours(), Vec::<String>::new());
+        assert_eq!(left(), Vec::<String>::new());
     }
 }
 
-async fn try_mask(servers: Arc<Vec<Server>>, mask: Vec<Node>) -> Vec<Proxy> {
+/// Whether a server has anything of `name`, but for what was there before.
+fn is_left(server: &Server, name: &str) -> bool {
+    let kind: String = server.ask(&["TYPE", name]);
+    match &*kind {
+        "none" => server.ask(&["EXISTS", &format!("polylock:permits:{{{name}}}")]),
+        "string" => server.get(name).as_deref() != Some(FOREIGN),
+        _ => {
+            let holders: Vec<String> = server.ask(&["ZRANGE", name, "0", "-1"]);
+            holders.iter().any(|holder| !holder.contains(SOMEBODY))
+        }
+    }
+}
+
+async fn until_clean(servers: &[&Server], name: &str) {
+    let clean = || servers.iter().all(|server| !is_left(server, name));
+    eventually(SLACK * 4, "no key is left", clean).await;
+}
+
+async fn try_mask(servers: Arc<Vec<Server>>, mask: Vec<Node>, ways: &[Way]) -> Vec<Proxy> {
     let nodes: Vec<&Server> = servers.iter().take(mask.len()).collect();
-    // The names tell of the mask.
-    let (name, cancelled) = (fresh(&format!("{mask:?}")), fresh(&format!("{mask:?}:cancelled")));
     let mut proxies = Vec::new();
     for (node, kind) in nodes.iter().zip(&mask) {
         let proxy = Proxy::before(node.port).await;
         match kind {
-            Node::Healthy => {}
+            Node::Healthy | Node::Foreign | Node::Gave(_) => {}
             Node::Refuses => proxy.door(Door::Slam),
             Node::Silent => proxy.door(Door::Blackhole),
             Node::LosesReplies => proxy.rule(|request| lose(is_script(request), Fate::LoseReply)),
             Node::Late => proxy.rule(|request| lose(is_script(request), Fate::Delay(NODE_TIMEOUT * 3 / 2))),
-            Node::Foreign => {
-                for name in [&name, &cancelled] {
-                    let _: () = node.ask(&["SET", name, FOREIGN, "PX", "600000"]);
-                }
-            }
         }
         proxies.push(proxy);
     }
     let urls: Vec<String> = proxies.iter().map(Proxy::url).collect();
-    let locks = patient(&urls);
+    // A manager for each: the first request of an attempt is the one that counts.
+    let names = join_all(ways.iter().map(|way| try_in(*way, &nodes, &mask, patient(&urls)))).await;
 
+    proxies.iter().for_each(Proxy::heal);
+    for (way, locks, names) in names {
+        for name in &names {
+            until_clean(&nodes, name).await;
+            for (node, kind) in nodes.iter().zip(&mask) {
+                match kind {
+                    Node::Foreign => assert_eq!(node.get(name).as_deref(), Some(FOREIGN), "{mask:?}"),
+                    Node::Gave(number) => {
+                        let theirs = format!("permit:{SOMEBODY} {number}");
+                        assert_eq!(node.ask::<Vec<String>>(&["ZRANGE", name, "0", "-1"]), [theirs], "{mask:?}");
+                    }
+                    _ => {}
+                }
+            }
+        }
+        // And the same manager works at once, where nobody else is in the way.
+        let next = fresh(&format!("{mask:?}:next"));
+        let lease = tokio::time::timeout(SLACK * 2, locks.acquire(way.target(&next), long())).await;
+        let lease = lease.unwrap_or_else(|_| panic!("{mask:?}: not after healing")).unwrap();
+        assert_eq!(lease.release().await.unwrap(), Release::Released, "{mask:?} after healing");
+        until_clean(&nodes, &next).await;
+    }
+    proxies
+}
+
+/// The names of what it tried, one to its end and one that was dropped on its way.
+async fn try_in(way: Way, nodes: &[&Server], mask: &[Node], locks: LockManager) -> (Way, LockManager, [String; 2]) {
+    // The names tell of the mask.
+    let names = [fresh(&format!("{mask:?}:{way:?}")), fresh(&format!("{mask:?}:{way:?}:cancelled"))];
+    for name in &names {
+        for (node, kind) in nodes.iter().zip(mask) {
+            match kind {
+                Node::Foreign => node.ask(&["SET", name, FOREIGN, "PX", "600000"]),
+                Node::Gave(number) => occupy(node, name, &number.to_string()),
+                _ => {}
+            }
+        }
+    }
     let count = |kind| mask.iter().filter(|other| **other == kind).count();
+    // The nodes that give the same number: those with all of them left give the one that was drawn.
+    let (healthy, gave) = (count(Node::Healthy), [count(Node::Gave(0)), count(Node::Gave(1))]);
+    let draws = [(healthy + gave[1]).max(gave[0]), (healthy + gave[0]).max(gave[1])];
     let majority = mask.len() / 2 + 1;
     let began = Instant::now();
-    let tried = locks.try_acquire(&name, long()).await;
+    let tried = locks.try_acquire(way.target(&names[0]), long()).await;
     let took = Instant::now().since(began);
     assert!(took < NODE_TIMEOUT + SLACK, "{mask:?} took {took:?}");
     match tried {
         Ok(Some(lease)) => {
-            assert!(count(Node::Healthy) >= majority, "{mask:?} was granted");
+            assert!(draws.iter().any(|agree| *agree >= majority), "{mask:?} was granted");
             assert!(lease.is_held() && lease.fencing_token() > 0);
             assert_eq!(lease.release().await.unwrap(), Release::Released, "{mask:?}");
         }
         refused => {
-            assert!(count(Node::Healthy) < majority, "{mask:?}: {refused:?}");
+            assert!(draws.iter().any(|agree| *agree < majority), "{mask:?}: {refused:?}");
+            let others = count(Node::Foreign) + gave[0] + gave[1];
             match refused {
-                Ok(_) => assert!(count(Node::Foreign) > 0, "{mask:?} was called busy"),
+                Ok(_) => assert!(others > 0, "{mask:?} was called busy"),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Unavailable, "{mask:?}: {error:?}");
-                    assert!(count(Node::Healthy) + count(Node::Foreign) < mask.len(), "{mask:?}: {error:?}");
+                    assert!(healthy + others < mask.len(), "{mask:?}: {error:?}");
                     assert!(error.is_retryable() && !error.causes().is_empty(), "{mask:?}: {error:?}");
                 }
             }
@@ -169,25 +268,8 @@ async fn try_mask(servers: Arc<Vec<Server>>, mask: Vec<Node>) -> Vec<Proxy> {
     }
     // Dropped on its way, at any moment of it.
     let patience = Duration::from_micros(fastrand::u64(0..4000));
-    drop(tokio::time::timeout(patience, locks.try_acquire(&cancelled, long())).await);
-
-    proxies.iter().for_each(Proxy::heal);
-    until_clean(&nodes, &name).await;
-    until_clean(&nodes, &cancelled).await;
-    for (node, kind) in nodes.iter().zip(&mask) {
-        if *kind == Node::Foreign {
-            for name in [&name, &cancelled] {
-                assert_eq!(node.get(name).as_deref(), Some(FOREIGN), "{mask:?}");
-            }
-        }
-    }
-    // And the same manager works at once, where another library is not in the way.
-    let next = fresh(&format!("{mask:?}:next"));
-    let lease = tokio::time::timeout(SLACK * 2, locks.acquire(&next, long())).await;
-    let lease = lease.unwrap_or_else(|_| panic!("{mask:?}: not after healing")).unwrap();
-    assert_eq!(lease.release().await.unwrap(), Release::Released, "{mask:?} after healing");
-    until_clean(&nodes, &next).await;
-    proxies
+    drop(tokio::time::timeout(patience, locks.try_acquire(way.target(&names[1]), long())).await);
+    (way, locks, names)
 }
 
 fn lose(applies: bool, fate: Fate) -> Fate {

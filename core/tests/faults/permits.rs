@@ -20,9 +20,12 @@ use super::{
 const SHARE: &str = include_str!("../../src/backend/redis/scripts/share.lua");
 const RAISE: &str = include_str!("../../src/backend/redis/scripts/raise.lua");
 
+/// Who holds permits that were there before.
+pub const SOMEBODY: &str = "somebody";
+
 /// Puts a permit of this number away on one server, as somebody's who does not let go.
-fn occupy(server: &Server, name: &str, number: &str) {
-    let owner = format!("somebody {number}");
+pub fn occupy(server: &Server, name: &str, number: &str) {
+    let owner = format!("{SOMEBODY} {number}");
     let args =
         [&owner, "600000", "0000000000000001", "9999999999999999", "0000000000000001 x y", "600000", "permit:"];
     let keys = ["fence", "writer", "permits"].map(|side| format!("polylock:{side}:{{{name}}}"));
