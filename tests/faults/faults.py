@@ -5,7 +5,7 @@
     --only NAME   this stage alone; may be given several times
     --short       without the stages in which two may hold at one time
     --seed N      of the faults, and of what the workers do
-    --keep DIR    the workers' logs go here and stay
+    --keep DIR    the workers' logs go here and stay, and when each fault was
     --table FILE  the table goes there, too, as Markdown
 
 Each WORKER is run as `WORKER URL STORE LOG SEED NAMES SECONDS`. Exits with 1 if anything happened that the backend
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
@@ -39,7 +40,13 @@ from store import Store
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "servers"))
 from clock import Clock
 
-NAMES = 3
+# What is locked: alone; alone or together with others, and by permits.
+ALONE, SHARED = ("x:{}-0", "x:{}-1"), ("rw:{}", "permits:{}")
+# And for each worker two that no other asks for: one is broken by the others, and one, another for each of its lives,
+# has a ttl that does not end while it is looked whether anything is left.
+OWN, LONG = "own:{}-{}", "long:{}-{}"
+# What comes after this is to be broken.
+BREAK = "!"
 # After the last fault workers get so long, in seconds, to find the servers well again.
 CALM = 1.5
 # And so long to end by themselves.
@@ -108,6 +115,10 @@ class Run:
                     time.sleep(max(lasts, *(fault.lasts for fault in faults)))
                 time.sleep(self.dice.uniform(0.1, 0.6))
             for worker in self.workers:
+                self._await_rest(worker)
+            # What a session has left goes with it: this is asked while they all live, and again when they have ended.
+            self._look_for_left_overs("while nobody held anything")
+            for worker in self.workers:
                 self._await(worker)
         finally:
             for worker in self.workers:
@@ -116,25 +127,31 @@ class Run:
                     worker.process.wait()
         for log in self.directory.glob("*.log"):
             self.history.read(log.stem, log)
-        findings = check(self.history)
+        findings = check(self.history, keeps=self.stage.keeps)
         self.overlaps = len(findings.overlaps)
         self.found += findings.others
         if self.stage.excludes:
             self.found += findings.overlaps
-        self._look_for_left_overs()
+        self._look_for_left_overs("when all had ended")
 
     def _left(self) -> float:
         return self.seconds - (time.monotonic() - self.began)
 
     def _start(self, worker: Worker) -> None:
         worker.lives += 1
-        names = ",".join(f"{self.directory.name}-{number}" for number in range(NAMES))
+        names = [name.format(self.directory.name) for name in ALONE + (SHARED if self.stage.shares else ())]
+        names.append(BREAK + names[0])
+        for other in self.workers:
+            own = OWN.format(self.directory.name, other.language)
+            names.append(own if other is worker else BREAK + own)
+        if self.stage.keeps:
+            names.append(LONG.format(self.directory.name, worker.name))
         seed, log = self.dice.getrandbits(32), str(self._log(worker))
-        arguments = [worker.url, str(self.store.path), log, str(seed), names, f"{max(self._left(), 0):.3f}"]
+        arguments = [worker.url, str(self.store.path), log, str(seed), ",".join(names), f"{max(self._left(), 0):.3f}"]
         with open(self.directory / f"{worker.name}.err", "wb") as errors:
             worker.process = subprocess.Popen(
                 [*worker.command, *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
                 env={**os.environ, **worker.clock.environment},
@@ -143,10 +160,21 @@ class Run:
     def _log(self, worker: Worker) -> pathlib.Path:
         return self.directory / f"{worker.name}.log"
 
-    def _await(self, worker: Worker) -> None:
+    def _await_rest(self, worker: Worker) -> None:
+        """Until it holds nothing and wants nothing more."""
         assert worker.process
+        limit = time.monotonic() + max(self._left(), 0) + LIMIT
+        while worker.process.poll() is None and " rest - " not in self._log(worker).read_text():
+            if time.monotonic() > limit:
+                self._violation(f"{worker.name} went on and on")
+                return
+            time.sleep(0.05)
+
+    def _await(self, worker: Worker) -> None:
+        assert worker.process and worker.process.stdin
+        worker.process.stdin.close()
         try:
-            status = worker.process.wait(max(self._left(), 0) + LIMIT)
+            status = worker.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
             self._violation(f"{worker.name} did not end")
             return
@@ -169,18 +197,20 @@ class Run:
     def _of_workers(self) -> list[Fault]:
         worker, hours = self.dice.choice(self.workers), self.dice.choice([-48, -1, 1, 48])
         found = [
-            Fault("a worker stopped", lambda: self._pause(worker), lambda: self._resume(worker)),
-            Fault("a worker killed", lambda: self._kill(worker), lambda: self._start(worker)),
+            Fault("a worker stopped", lambda: self._pause(worker), lambda: self._resume(worker), whose=worker.language),
+            Fault("a worker killed", lambda: self._kill(worker), lambda: self._start(worker), whose=worker.language),
         ]
         # Where a fail-over may lose the counter of tokens, they grow by the clocks of those who ask.
         if self.stage.excludes:
             clock = worker.clock
-            found.append(Fault("a worker's clock set", lambda: clock.set(hours * 3600), lambda: clock.set(0)))
+            away, back = functools.partial(clock.set, hours * 3600), functools.partial(clock.set, 0)
+            found.append(Fault("a worker's clock set", away, back, whose=worker.language))
         # It is ready for that when it has begun to tell.
         forking = [worker for worker in self.workers if worker.language in FORKING and self._log(worker).exists()]
         if forking:
             forks = self.dice.choice(forking)
-            found.append(Fault("a worker forked", lambda: self._signal(forks, signal.SIGUSR1)))
+            fork = functools.partial(self._signal, forks, signal.SIGUSR1)
+            found.append(Fault("a worker forked", fork, whose=forks.language))
         return found
 
     def _signal(self, worker: Worker, number: int) -> None:
@@ -203,22 +233,31 @@ class Run:
         worker.process.kill()
         worker.process.wait()
 
+    def _note(self, event: str, fault: Fault) -> None:
+        with open(self.directory / "faults", "a") as log:
+            log.write(f"{time.monotonic_ns()} {event} {fault.whose or '-'} {fault.name}\n")
+
     @contextlib.contextmanager
     def _having(self, fault: Fault) -> Iterator[None]:
         window = Window(fault.name, time.monotonic_ns())
+        self._note("begins", fault)
         fault.begin()
         try:
             yield
         finally:
             fault.end()
+            self._note("is over", fault)
             window.end = time.monotonic_ns() + int(LONGEST_TTL * SECOND)
             self.windows.append(window)
+            self.history.troubles[fault.whose].append((window.begin, window.end))
 
-    def _look_for_left_overs(self) -> None:
+    def _look_for_left_overs(self, when: str) -> None:
+        """But for the long locks of those that were killed."""
+        dead = {LONG.format(self.directory.name, worker) for worker in self.history.killed}
         limit = time.monotonic() + SETTLED_WITHIN
-        while left := self.stage.left_over():
+        while left := [found for found in self.stage.left_over() if not any(name in found for name in dead)]:
             if time.monotonic() > limit:
-                self._violation(f"left on the servers: {', '.join(left)}")
+                self._violation(f"left on the servers {when}: {', '.join(left)}")
                 return
             time.sleep(0.1)
 

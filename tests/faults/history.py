@@ -18,6 +18,8 @@ SECOND = 1_000_000_000
 # is busy with everything else. The engine's own bounds are tested apart, in core/tests.
 TOLD_WITHIN = 1 * SECOND
 ENDED_WITHIN = 6 * SECOND
+# How soon a lease is renewed: a third of the longest ttl, and as much as the answer may take.
+ASKED_WITHIN = SECOND // 2
 
 
 @dataclass
@@ -29,8 +31,12 @@ class Attempt:
     number: int
     called: int
     wait: int
+    # How many others may hold beside it, of those who say the same.
+    beside: int = 0
     # How long it lasts if it is not extended; 0 if the engine renews it, or the worker has begun to extend it.
     lasts: int = 0
+    # By the engine.
+    is_renewed: bool = True
     failed: int = 0
     why: str = ""
     granted: int = 0
@@ -41,15 +47,21 @@ class Attempt:
     too_long: int = 0
     invalid: int = 0
     lost: int = 0
+    reason: str = ""
     release: int = 0
     released: int = 0
     outcome: str = ""
     stale: int = 0
     accepted: int = 0
+    # When somebody began to break it, and when he knew that he had.
+    breaking: int = 0
+    broken: int = 0
 
     @property
     def held_until(self) -> int:
-        return max(self.granted, self.last_valid)
+        """What was broken is held no more, though its holder does not know."""
+        held_until = max(self.granted, self.last_valid)
+        return min(held_until, self.breaking) if self.breaking else held_until
 
     @property
     def ended(self) -> int:
@@ -67,6 +79,11 @@ class History:
     # When a worker was stopped (SIGSTOP), and until when.
     pauses: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     killed: set[str] = field(default_factory=set)
+    # When something else was wrong with the workers of a language, or with all of them: "".
+    troubles: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    # Locks that were broken, by their names and tokens: when somebody began to, and when he knew that he had.
+    breaking: dict[tuple[str, int], int] = field(default_factory=dict)
+    broken: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def read(self, worker: str, log: pathlib.Path) -> None:
         """Adds what a worker told. A last line that it did not end to write is left out."""
@@ -84,15 +101,24 @@ class History:
         if event == "call":
             attempts[key] = Attempt(worker, name, key, time, int(detail) * 1_000_000)
             return
-        if event == "end":
+        if event in ("rest", "end"):
+            return
+        if event == "breaks":
+            of = name, int(detail)
+            self.breaking[of] = min(time, self.breaking.get(of, time))
+            return
+        if event == "broke":
+            self.broken[name, int(detail)] = time
             return
         attempt = attempts[key]
         if event == "granted":
             attempt.granted, attempt.token = time, int(detail)
         elif event == "failed":
             attempt.failed, attempt.why = time, detail
+        elif event == "beside":
+            attempt.beside = int(detail)
         elif event == "lasts":
-            attempt.lasts = int(detail) * 1_000_000
+            attempt.lasts, attempt.is_renewed = int(detail) * 1_000_000, False
         elif event == "extend":
             attempt.lasts = 0
         elif event == "valid":
@@ -103,7 +129,7 @@ class History:
         elif event == "invalid":
             attempt.invalid = attempt.invalid or time
         elif event == "lost":
-            attempt.lost = attempt.lost or time
+            attempt.lost, attempt.reason = attempt.lost or time, detail
         elif event == "wrote":
             attempt.accepted += detail == "ok"
             attempt.stale += detail == "stale"
@@ -116,6 +142,12 @@ class History:
 
     def paused(self, worker: str, since: int, until: int) -> bool:
         return any(begin < until and since < end for begin, end in self.pauses[worker])
+
+    def troubled(self, holder: Attempt) -> bool:
+        """Whether it may not have been told that it was broken, as something else was wrong."""
+        worker, since, until = holder.worker, holder.broken, holder.lost
+        troubles = self.troubles[""] + self.troubles[worker.rpartition(".")[0]]
+        return self.paused(worker, since, until) or any(begin < until and since < end for begin, end in troubles)
 
 
 @dataclass
@@ -134,32 +166,39 @@ class Findings:
     others: list[Violation] = field(default_factory=list)
 
 
-def check(history: History) -> Findings:
-    """Looks for everything."""
+def check(history: History, *, keeps: bool = False) -> Findings:
+    """Looks for everything. Where the servers keep what they grant, nobody loses anything that was not broken."""
     by_name: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in history.attempts:
         if attempt.granted:
+            of = attempt.name, attempt.token
+            attempt.breaking, attempt.broken = history.breaking.get(of, 0), history.broken.get(of, 0)
             by_name[attempt.name].append(attempt)
     found = Findings()
     for holders in by_name.values():
         holders.sort(key=lambda holder: holder.granted)
-        found.overlaps += two_at_a_time(holders)
+        found.overlaps += too_many_at_a_time(holders)
         found.others += tokens_that_do_not_grow(holders)
+        found.others += breaks_not_told(history, holders)
+        if keeps:
+            found.others += losses_without_a_cause(holders)
     found.others += without_end(history)
     found.others += losses_not_told(history)
     found.others += waits_without_end(history)
+    found.others += refusals(history)
     return found
 
 
-def two_at_a_time(holders: Iterable[Attempt]) -> Iterator[Violation]:
+def too_many_at_a_time(holders: Iterable[Attempt]) -> Iterator[Violation]:
     """`holders` of one resource, by the time of their grants."""
-    last: Attempt | None = None
+    inside: list[Attempt] = []
     for holder in holders:
-        if last is not None and holder.granted < last.held_until:
-            by = (last.held_until - holder.granted) / 1e6
-            yield Violation(holder.granted, f"two at a time, for {by:.3f} ms: {last} and {holder}")
-        if last is None or holder.held_until > last.held_until:
-            last = holder
+        inside = [other for other in inside if other.held_until > holder.granted]
+        if len(inside) > min([holder.beside, *(other.beside for other in inside)]):
+            last = max(inside, key=lambda other: other.held_until)
+            many, by = "two" if len(inside) == 1 else len(inside) + 1, (last.held_until - holder.granted) / 1e6
+            yield Violation(holder.granted, f"{many} at a time, for {by:.3f} ms: {last} and {holder}")
+        inside.append(holder)
 
 
 def tokens_that_do_not_grow(holders: list[Attempt]) -> Iterator[Violation]:
@@ -204,6 +243,24 @@ def losses_not_told(history: History) -> Iterator[Violation]:
             yield Violation(attempt.lost, f"{attempt} was told of a loss after it had released what it held")
 
 
+def breaks_not_told(history: History, holders: Iterable[Attempt]) -> Iterator[Violation]:
+    """Whose lock was broken learns of that when it is renewed or given back, unless the servers cannot be asked."""
+    for holder in holders:
+        if not holder.broken or holder.last_valid < holder.broken:
+            continue
+        if holder.outcome == "released":
+            yield Violation(holder.released, f"{holder} was broken, and released all the same")
+        is_late = holder.is_renewed and holder.lost - holder.broken > ASKED_WITHIN
+        if is_late and holder.reason == "expired" and not history.troubled(holder):
+            yield Violation(holder.lost, f"{holder} was broken, and not told so before its ttl was over")
+
+
+def losses_without_a_cause(holders: Iterable[Attempt]) -> Iterator[Violation]:
+    for holder in holders:
+        if holder.lost and holder.reason == "taken" and not holder.breaking:
+            yield Violation(holder.lost, f"{holder} was lost, though nobody broke it")
+
+
 def waits_without_end(history: History) -> Iterator[Violation]:
     """Each call ends, with a lease or without, within its wait."""
     for attempt in history.attempts:
@@ -214,3 +271,10 @@ def waits_without_end(history: History) -> Iterator[Violation]:
         over = attempt.ended - attempt.called - attempt.wait
         if over > ENDED_WITHIN and not history.paused(attempt.worker, attempt.called, attempt.ended):
             yield Violation(attempt.called, f"{attempt} ended {over / 1e9:.1f} s after its wait")
+
+
+def refusals(history: History) -> Iterator[Violation]:
+    """Faults are no reason not to understand what is asked."""
+    for attempt in history.attempts:
+        if attempt.why.startswith(("Unsupported", "InvalidArgument", "Internal")):
+            yield Violation(attempt.failed, f"{attempt} was refused: {attempt.why}")

@@ -30,6 +30,7 @@ class PostgresStage(Stage):
     def __init__(self, workers: list[str], network: Network, mode: str) -> None:
         super().__init__(workers, network)
         self.name = f"postgres {mode}"
+        self.keeps = mode == "lease"
         self._mode = mode
         self._disk = "100M" if may_have_disk() else None
         small = ("min_wal_size=2MB", "max_wal_size=2MB") if self._disk else ()

@@ -26,6 +26,7 @@ class RedisStage(Stage):
     def __init__(self, workers: list[str], network: Network, count: int) -> None:
         super().__init__(workers, network)
         self.name = "redis" if count == 1 else f"redlock of {count}"
+        self.keeps = count == 1
         directory = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="polylock-clock-")))
         self._clock = Clock(directory)
         self._servers = [self._stack.enter_context(RedisServer(*DURABLE, environment=self._clock.environment))]

@@ -30,6 +30,8 @@ class Fault:
     end: Callable[[], None] = nothing
     # It would show nothing if it were mended sooner, in seconds.
     lasts: float = 0.0
+    # Whose it is: the workers of one language, or all.
+    whose: str = ""
 
 
 class Stage:
@@ -38,6 +40,10 @@ class Stage:
     name = ""
     # Whether no two are promised to hold at one time. Where not, the tokens have to grow all the same.
     excludes = True
+    # Whether all that is granted stays there, whatever happens: then nobody loses what nobody broke.
+    keeps = False
+    # Whether locks can be shared, and be semaphores.
+    shares = True
 
     def __init__(self, workers: list[str], network: Network) -> None:
         self._network = network
@@ -62,13 +68,15 @@ class Stage:
         where = f"{how_many(some, links, 'link')} of one worker"
 
         change = functools.partial(self._network.set, some)
+        calm = functools.partial(change, Weather.CALM)
         found = [
-            Fault(f"{where} {weather.value}", functools.partial(change, weather), lambda: change(Weather.CALM))
+            Fault(f"{where} {weather.value}", functools.partial(change, weather), calm, whose=worker)
             for weather in Weather
             if weather is not Weather.CALM
         ]
         if _can_destroy():
-            found.append(Fault(f"{where}: sockets destroyed", lambda: destroy([link.port for link in some])))
+            cut = functools.partial(destroy, [link.port for link in some])
+            found.append(Fault(f"{where}: sockets destroyed", cut, whose=worker))
         return found
 
     def left_over(self) -> list[str]:

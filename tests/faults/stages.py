@@ -18,6 +18,8 @@ class FileStage(Stage):
     """Files of this host. Nothing is between a worker and its locks."""
 
     name = "file"
+    keeps = True
+    shares = False
 
     def __init__(self, workers: list[str], network: Network) -> None:
         super().__init__(workers, network)

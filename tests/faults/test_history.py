@@ -25,8 +25,8 @@ def history(**logs: str) -> History:
     return found
 
 
-def wrongs(found: History) -> list[str]:
-    findings = check(found)
+def wrongs(found: History, *, keeps: bool = False) -> list[str]:
+    findings = check(found, keeps=keeps)
     return [violation.what for violation in findings.overlaps + findings.others]
 
 
@@ -58,6 +58,40 @@ class Checker(unittest.TestCase):
         short = "3 call r 1 0\n4 granted r 1 2\n5 release r 1 -\n6 released r 1 released"
         later = "7 call r 1 0\n8 granted r 1 3\n9 release r 1 -\n10 released r 1 released"
         self.assertEqual(len(wrongs(history(long=long, short=short, later=later))), 2)
+
+    def test_holders_beside_each_other(self) -> None:
+        def one(token: int, beside: int) -> str:
+            return f"1 call r 1 0\n2 beside r 1 {beside}\n{token} granted r 1 {token}\n100 valid r 1 -"
+
+        self.assertEqual(wrongs(history(one=one(10, 1), two=one(11, 1))), [])
+        self.assertIn("3 at a time", wrongs(history(one=one(10, 1), two=one(11, 1), three=one(12, 1)))[0])
+        # Who shares it and who does not.
+        self.assertIn("two at a time", wrongs(history(one=one(10, 9), two=one(11, 0)))[0])
+        self.assertIn("two at a time", wrongs(history(one=one(10, 0), two=one(11, 9)))[0])
+
+    def test_what_is_broken(self) -> None:
+        held = f"1 call r 1 0\n2 granted r 1 7\n{10 + SECOND} valid r 1 -"
+        broken, next_one = "5 breaks r 1 7\n6 broke r 1 7", "7 call r 1 0\n8 granted r 1 8"
+        told, late = f"{held}\n{20 + SECOND} lost r 1 taken", f"{held}\n{20 + SECOND} lost r 1 expired"
+        self.assertIn("two at a time", wrongs(history(one=told, three=next_one))[0])
+        self.assertEqual(wrongs(history(one=told, two=broken, three=next_one), keeps=True), [])
+        self.assertIn("not told so before its ttl", wrongs(history(one=late, two=broken))[0])
+        # It could not ask.
+        found = history(**{"c.1": late, "two": broken})
+        found.troubles["c"].append((5, 10))
+        self.assertEqual(wrongs(found), [])
+        # Nobody renews it.
+        self.assertEqual(wrongs(history(one=late.replace("2 granted", "1 lasts r 1 9999\n2 granted"), two=broken)), [])
+        released = f"{held}\n{20 + SECOND} release r 1 -\n{21 + SECOND} released r 1 released"
+        self.assertIn("released all the same", wrongs(history(one=released, two=broken))[0])
+
+    def test_a_loss_without_a_cause(self) -> None:
+        lost = history(one="1 call r 1 0\n2 granted r 1 1\n3 lost r 1 taken")
+        self.assertEqual(wrongs(lost), [])
+        self.assertIn("though nobody broke it", wrongs(lost, keeps=True)[0])
+
+    def test_what_is_not_understood(self) -> None:
+        self.assertIn("was refused", wrongs(history(one="1 call r 1 0\n2 failed r 1 UnsupportedError"))[0])
 
     def test_a_smaller_token_later(self) -> None:
         later = "55 call r 1 0\n65 granted r 1 6\n66 release r 1 -\n67 released r 1 released"

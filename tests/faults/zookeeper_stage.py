@@ -64,6 +64,7 @@ class ZookeeperStage(Stage):
             lambda: self._network.set(links, Weather.SILENT),
             lambda: self._network.set(links, Weather.CALM),
             2 * SESSION,
+            worker,
         )
         return [ended, *super().of_links(dice)]
 

@@ -17,7 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_NAMES = 16 };
+/* ANY is more than there are. */
+enum { MOST_NAMES = 16, PERMITS = 2, ANY = 1000000 };
+
+/* In ms: of a lock that its ttl does not end while it is looked whether anything is left, and how long a server may take for it. */
+static const double LONG = 60000, HASTY = 200;
 
 static int log_file, store;
 static char *names[MOST_NAMES];
@@ -138,13 +142,43 @@ static void lost(polylock_lease lease, polylock_loss reason, void *userdata)
     tell("lost", grant->name, grant->attempt, polylock_loss_name(reason));
 }
 
-static void once(polylock_manager locks, long attempt)
+static bool is_kind(const char *name, const char *kind)
 {
-    static const double waits[] = {0, 500, 2000};
+    return strncmp(name, kind, strlen(kind)) == 0;
+}
+
+/* Breaks the lock of whoever has it. */
+static void take_away(polylock_manager locks, const char *name, long attempt)
+{
+    polylock_holder holder = 0;
+    bool broken = false;
+    uint64_t token;
+    char detail[32];
+
+    if (polylock_inspect(locks, name, &holder, NULL) != POLYLOCK_OK) {
+        sleep_ms(50);
+        return;
+    }
+    token = polylock_holder_fencing_token(holder);
+    polylock_holder_free(holder);
+    if (token == 0)
+        return;
+    snprintf(detail, sizeof detail, "%" PRIu64, token);
+    tell("breaks", name, attempt, detail);
+    if (polylock_break(locks, name, token, &broken, NULL) == POLYLOCK_OK && broken)
+        tell("broke", name, attempt, detail);
+}
+
+static void once(polylock_manager patient, polylock_manager hasty, long attempt)
+{
+    static const double waits[] = {0, 500, 2000}, parts[] = {0, 0.1, 0.3, 1.6};
     const char *name = names[(unsigned)(draw() * count)];
-    double ttl = 300 + (double)(int)(draw() * 700), wait = waits[(int)(draw() * 3)];
-    bool auto_extend = draw() < 0.7;
-    double holds[6];
+    polylock_manager locks = is_kind(name, "long:") ? hasty : patient;
+    bool is_broken = is_kind(name, "own:");
+    double lasts = is_broken ? 1000 : 300 + (double)(int)(draw() * 700), wait = waits[(int)(draw() * 3)];
+    double ttl = is_kind(name, "long:") ? LONG : lasts;
+    bool auto_extend = is_broken || draw() < 0.7, alone = true;
+    double part;
     polylock_options options = polylock_options_new();
     polylock_lease lease = 0;
     polylock_outcome outcome = POLYLOCK_OUTCOME_NOT_HELD;
@@ -152,7 +186,11 @@ static void once(polylock_manager locks, long attempt)
     struct grant *grant;
     char detail[32];
 
-    holds[0] = 0, holds[1] = holds[2] = 20, holds[3] = 0.1 * ttl, holds[4] = 0.3 * ttl, holds[5] = 1.6 * ttl;
+    if (name[0] == '!') {
+        polylock_options_free(options);
+        take_away(locks, name + 1, attempt);
+        return;
+    }
     polylock_options_set_ttl_ms(options, ttl, NULL);
     polylock_options_set_wait_ms(options, wait, NULL);
     polylock_options_set_auto_extend(options, auto_extend, NULL);
@@ -161,6 +199,16 @@ static void once(polylock_manager locks, long attempt)
     snprintf(detail, sizeof detail, "%.0f", ttl);
     if (!auto_extend)
         tell("lasts", name, attempt, detail);
+    if (is_kind(name, "permits:")) {
+        alone = false;
+        polylock_options_set_permit(options, PERMITS, NULL);
+    } else if (is_kind(name, "rw:") && draw() < 0.7) {
+        alone = false;
+        polylock_options_set_shared(options, NULL);
+    }
+    snprintf(detail, sizeof detail, "%d", is_kind(name, "rw:") ? ANY : PERMITS - 1);
+    if (!alone)
+        tell("beside", name, attempt, detail);
     status = polylock_acquire(locks, name, options, &lease, NULL);
     polylock_options_free(options);
     if (status != POLYLOCK_OK) {
@@ -174,8 +222,10 @@ static void once(polylock_manager locks, long attempt)
     must((grant = malloc(sizeof *grant)) != NULL, "malloc");
     grant->name = name, grant->attempt = attempt;
     must(polylock_lease_on_lost(lease, lost, grant, free, NULL) == POLYLOCK_OK, "on_lost");
-    write_store(name, attempt, polylock_lease_fencing_token(lease));
-    hold(locks, lease, holds[(int)(draw() * 6)], name, attempt);
+    if (alone)
+        write_store(name, attempt, polylock_lease_fencing_token(lease));
+    part = is_broken ? 3 : parts[(int)(draw() * 4)];
+    hold(locks, lease, part > 0 ? part * lasts : 20, name, attempt);
     if (draw() < 0.3) {
         tell("extend", name, attempt, "-");
         status = polylock_extend(lease, NULL);
@@ -184,7 +234,8 @@ static void once(polylock_manager locks, long attempt)
         hold(locks, lease, 20, name, attempt);
     }
     /* Also if it was lost meanwhile: then the store is what stands between us and the next holder. */
-    write_store(name, attempt, polylock_lease_fencing_token(lease));
+    if (alone)
+        write_store(name, attempt, polylock_lease_fencing_token(lease));
     tell("release", name, attempt, "-");
     must(polylock_release(lease, &outcome, NULL) == POLYLOCK_OK, "release");
     tell("released", name, attempt, polylock_outcome_name((int)outcome));
@@ -195,7 +246,8 @@ int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct sigaction asking = {0};
-    polylock_manager locks = 0;
+    polylock_connect_options options = polylock_connect_options_new();
+    polylock_manager locks = 0, hasty = 0;
     int64_t ends;
     long attempt;
     char *name;
@@ -217,10 +269,18 @@ int main(int argc, char **argv)
         names[count++] = name;
     ends = now_ns() + (int64_t)(strtod(argv[6], NULL) * 1e9);
     must(polylock_connect(argv[1], 0, &locks, NULL) == POLYLOCK_OK, argv[1]);
+    polylock_connect_options_set_node_timeout_ms(options, HASTY, NULL);
+    must(polylock_connect(argv[1], options, &hasty, NULL) == POLYLOCK_OK, argv[1]);
+    polylock_connect_options_free(options);
     for (attempt = 1; now_ns() < ends; attempt++)
-        once(locks, attempt);
+        once(locks, hasty, attempt);
+    tell("rest", "-", 0, "-");
+    while (getchar() != EOF)
+        ;
     polylock_close(locks, NULL);
+    polylock_close(hasty, NULL);
     polylock_manager_free(locks);
+    polylock_manager_free(hasty);
     polylock_shutdown(2000);
     tell("end", "-", 0, "-");
     return 0;

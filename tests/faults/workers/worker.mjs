@@ -14,6 +14,13 @@ const names = nameList.split(',')
 const log = openSync(logPath, 'a')
 const now = () => process.hrtime.bigint()
 
+const PERMITS = 2
+// More than there are.
+const ANY = 1_000_000
+// In milliseconds: of a lock that its ttl does not end while it is looked whether anything is left, and how long a server
+// may take for it.
+const [LONG, HASTY] = [60_000, 200]
+
 // One line an event, each written at once: a killed worker has told all that it knew.
 function tell(event, name, attempt, detail = '-', at = now()) {
   writeSync(log, `${at} ${event} ${name} ${attempt} ${detail}\n`)
@@ -48,16 +55,46 @@ async function hold(lease, milliseconds, name, attempt) {
   }
 }
 
-async function once(locks, attempt) {
+// As the name and the dice say, and whether it is held alone.
+async function acquire(locks, name, attempt, options) {
+  if (name.startsWith('permits:')) {
+    tell('beside', name, attempt, PERMITS - 1)
+    return [await locks.semaphore(name, PERMITS).acquire(options), false]
+  }
+  if (name.startsWith('rw:') && random() < 0.7) {
+    tell('beside', name, attempt, ANY)
+    return [await locks.shared(name).acquire(options), false]
+  }
+  return [await locks.acquire(name, options), true]
+}
+
+// Breaks the lock of whoever has it.
+async function takeAway(locks, name, attempt) {
+  try {
+    const token = (await locks.inspect(name))?.fencingToken
+    if (!token) return
+    tell('breaks', name, attempt, token)
+    if (await locks.break(name, token)) tell('broke', name, attempt, token)
+  } catch (error) {
+    if (!(error instanceof PolylockError)) throw error
+    await sleep(50)
+  }
+}
+
+async function once(attempt) {
   const name = choose(names)
-  const ttl = 300 + random() * 700
+  if (name.startsWith('!')) return takeAway(patient, name.slice(1), attempt)
+  const locks = name.startsWith('long:') ? hasty : patient
+  const isBroken = name.startsWith('own:')
+  const lasts = isBroken ? 1000 : 300 + random() * 700
+  const ttl = name.startsWith('long:') ? LONG : lasts
   const wait = choose([0, 500, 2000])
-  const autoExtend = random() < 0.7
+  const autoExtend = isBroken || random() < 0.7
   tell('call', name, attempt, wait)
   if (!autoExtend) tell('lasts', name, attempt, Math.ceil(ttl))
-  let lease
+  let lease, alone
   try {
-    lease = await locks.acquire(name, { ttl, wait, autoExtend })
+    ;[lease, alone] = await acquire(locks, name, attempt, { ttl, wait, autoExtend })
   } catch (error) {
     if (!(error instanceof PolylockError)) throw error
     tell('failed', name, attempt, error.name)
@@ -66,22 +103,25 @@ async function once(locks, attempt) {
   }
   tell('granted', name, attempt, lease.fencingToken)
   lease.signal.addEventListener('abort', () => tell('lost', name, attempt, lease.loss))
-  tell('wrote', name, attempt, await write(name, lease.fencingToken))
-  await hold(lease, choose([0, 20, 20, 0.1 * ttl, 0.3 * ttl, 1.6 * ttl]), name, attempt)
+  if (alone) tell('wrote', name, attempt, await write(name, lease.fencingToken))
+  await hold(lease, (isBroken ? 3 : choose([0, 0.1, 0.3, 1.6])) * lasts || 20, name, attempt)
   if (random() < 0.3) {
     tell('extend', name, attempt)
     await lease.extend().catch((error) => tell('unextended', name, attempt, error.name))
     await hold(lease, 20, name, attempt)
   }
   // Also if it was lost meanwhile: then the store is what stands between us and the next holder.
-  tell('wrote', name, attempt, await write(name, lease.fencingToken))
+  if (alone) tell('wrote', name, attempt, await write(name, lease.fencingToken))
   tell('release', name, attempt)
   tell('released', name, attempt, await lease.release())
 }
 
 const ends = now() + BigInt(Math.round(Number(seconds) * 1e9))
-const locks = connect(url)
-for (let attempt = 1; now() < ends; attempt++) await once(locks, attempt)
-await locks.close()
+const patient = connect(url)
+const hasty = connect(url, { nodeTimeout: HASTY })
+for (let attempt = 1; now() < ends; attempt++) await once(attempt)
+tell('rest', '-', 0)
+for await (const _ of process.stdin);
+await Promise.all([patient.close(), hasty.close()])
 tell('end', '-', 0)
 socket.destroy()

@@ -12,8 +12,16 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 import polylock
+
+PERMITS = 2
+# More than there are.
+ANY = 1_000_000
+# In seconds: of a lock that its ttl does not end while it is looked whether anything is left, and how long a server may
+# take for it.
+LONG, HASTY = 60.0, 0.2
 
 
 class Log:
@@ -75,16 +83,55 @@ def hold(lease: polylock.Lease, seconds: float, log: Log, name: str, attempt: in
         time.sleep(0.01)
 
 
-def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: int, log: Log, store: Store) -> None:
+def acquire(
+    locks: polylock.LockManager, dice: random.Random, name: str, attempt: int, log: Log, **options: Any
+) -> tuple[polylock.Lease, bool]:
+    """As the name and the dice say, and whether it is held alone."""
+    kind = name.partition(":")[0]
+    if kind == "permits":
+        log.tell("beside", name, attempt, PERMITS - 1)
+        return locks.semaphore(name, PERMITS, **options).acquire(), False
+    if kind == "rw" and dice.random() < 0.7:
+        log.tell("beside", name, attempt, ANY)
+        return locks.shared(name, **options).acquire(), False
+    return locks.acquire(name, **options), True
+
+
+def take_away(locks: polylock.LockManager, name: str, attempt: int, log: Log) -> None:
+    """Breaks the lock of whoever has it."""
+    try:
+        holder = locks.inspect(name)
+        if holder is not None and holder.fencing_token:
+            log.tell("breaks", name, attempt, holder.fencing_token)
+            if locks.break_(name, holder.fencing_token):
+                log.tell("broke", name, attempt, holder.fencing_token)
+    except polylock.Error:
+        time.sleep(0.05)
+
+
+def once(
+    patient: polylock.LockManager,
+    hasty: polylock.LockManager,
+    dice: random.Random,
+    name: str,
+    attempt: int,
+    log: Log,
+    store: Store,
+) -> None:
     """One lock, from asking for it to giving it back."""
-    ttl = dice.uniform(0.3, 1.0)
+    if name.startswith("!"):
+        return take_away(patient, name[1:], attempt, log)
+    locks, is_broken = hasty if name.startswith("long:") else patient, name.startswith("own:")
+    lasts = 1.0 if is_broken else dice.uniform(0.3, 1.0)
+    ttl = LONG if name.startswith("long:") else lasts
     wait = dice.choice([0.0, 0.5, 2.0])
-    auto_extend = dice.random() < 0.7
+    auto_extend = is_broken or dice.random() < 0.7
     log.tell("call", name, attempt, round(wait * 1000))
     if not auto_extend:
         log.tell("lasts", name, attempt, math.ceil(ttl * 1000))
     try:
-        lease = locks.acquire(name, ttl=ttl, wait=wait, auto_extend=auto_extend)
+        options = {"ttl": ttl, "wait": wait, "auto_extend": auto_extend}
+        lease, alone = acquire(locks, dice, name, attempt, log, **options)
     except polylock.Error as error:
         log.tell("failed", name, attempt, type(error).__name__)
         if not isinstance(error, polylock.AcquireTimeout):
@@ -92,8 +139,10 @@ def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: i
         return
     log.tell("granted", name, attempt, lease.fencing_token)
     lease.on_lost(lambda reason: log.tell("lost", name, attempt, reason))
-    log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
-    hold(lease, dice.choice([0.0, 0.02, 0.02, 0.1 * ttl, 0.3 * ttl, 1.6 * ttl]), log, name, attempt)
+    if alone:
+        log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
+    part = 3.0 if is_broken else dice.choice([0.0, 0.1, 0.3, 1.6])
+    hold(lease, part * lasts or 0.02, log, name, attempt)
     if dice.random() < 0.3:
         log.tell("extend", name, attempt)
         try:
@@ -102,21 +151,24 @@ def once(locks: polylock.LockManager, dice: random.Random, name: str, attempt: i
             log.tell("unextended", name, attempt, type(error).__name__)
         hold(lease, 0.02, log, name, attempt)
     # Also if it was lost meanwhile: then the store is what stands between us and the next holder.
-    log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
+    if alone:
+        log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
     log.tell("release", name, attempt)
-    log.tell("released", name, attempt, lease.release())
+    log.tell("released", name, attempt, lease.release().value)
 
 
 def main(url: str, store_path: str, log_path: str, seed: str, names: str, seconds: str) -> None:
     store, dice = Store(store_path), random.Random(seed)
     ends = time.monotonic() + float(seconds)
-    with polylock.connect(url) as locks:
+    with polylock.connect(url) as locks, polylock.connect(url, node_timeout=HASTY) as hasty:
         fork_when_asked(locks)
         # From here on it may be asked to.
         log, attempt = Log(log_path), 0
         while time.monotonic() < ends:
             attempt += 1
-            once(locks, dice, dice.choice(names.split(",")), attempt, log, store)
+            once(locks, hasty, dice, dice.choice(names.split(",")), attempt, log, store)
+        log.tell("rest", "-", 0)
+        sys.stdin.read()
     log.tell("end", "-", 0)
 
 

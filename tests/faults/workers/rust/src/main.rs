@@ -12,10 +12,18 @@ use std::{
     time::Duration,
 };
 
-use polylock::{Acquire, ErrorKind, Lease, LockManager};
+use polylock::{Acquire, ErrorKind, Lease, LockManager, Seen, Target};
 use rustix::time::{ClockId, clock_gettime};
 
 type Outcome = Result<(), Box<dyn Error>>;
+
+const PERMITS: u32 = 2;
+/// More than there are.
+const ANY: u32 = 1_000_000;
+/// Of a lock that its ttl does not end while it is looked whether anything is left.
+const LONG: Duration = Duration::from_secs(60);
+/// How long a server may take for that.
+const HASTY: Duration = Duration::from_millis(200);
 
 fn now_ns() -> i64 {
     let now = clock_gettime(ClockId::Monotonic);
@@ -69,6 +77,7 @@ async fn hold(lease: &Lease, time: Duration, log: &Log, name: &str, attempt: u64
 
 struct Worker {
     locks: LockManager,
+    hasty: LockManager,
     log: Arc<Log>,
     store: Store,
     dice: fastrand::Rng,
@@ -80,18 +89,49 @@ impl Worker {
         choices[self.dice.usize(..choices.len())].clone()
     }
 
+    /// Breaks the lock of whoever has it.
+    async fn take_away(&self, name: &str, attempt: u64) {
+        let broken = async {
+            let holder = self.locks.inspect(name).await?;
+            let Some(token) = holder.and_then(|holder| holder.fencing_token) else { return Ok(()) };
+            self.log.tell("breaks", name, attempt, token);
+            if self.locks.break_lock(name, Seen::FencingToken(token)).await? {
+                self.log.tell("broke", name, attempt, token);
+            }
+            Ok::<(), polylock::Error>(())
+        };
+        if broken.await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn once(&mut self, attempt: u64) -> Outcome {
         let name = self.choose(&self.names.clone());
-        let ttl = Duration::from_millis(self.dice.u64(300..1000));
+        if let Some(name) = name.strip_prefix('!') {
+            self.take_away(name, attempt).await;
+            return Ok(());
+        }
+        let is_broken = name.starts_with("own:");
+        let lasts = Duration::from_millis(if is_broken { 1000 } else { self.dice.u64(300..1000) });
+        let (locks, ttl) = if name.starts_with("long:") { (&self.hasty, LONG) } else { (&self.locks, lasts) };
+        let locks = locks.clone();
         let wait = self.choose(&[0, 500, 2000]);
-        let auto_extend = self.dice.f64() < 0.7;
+        let auto_extend = is_broken || self.dice.f64() < 0.7;
         let options = Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(auto_extend);
         let log = Arc::clone(&self.log);
         log.tell("call", &name, attempt, wait);
         if !auto_extend {
             log.tell("lasts", &name, attempt, ttl.as_millis());
         }
-        let lease = match self.locks.acquire(name.as_str(), options).await {
+        let (target, alone) = match name.split(':').next() {
+            Some("permits") => (Target::permit(&name, PERMITS), false),
+            Some("rw") if self.dice.f64() < 0.7 => (Target::shared(&name), false),
+            _ => (Target::from(name.as_str()), true),
+        };
+        if !alone {
+            log.tell("beside", &name, attempt, if name.starts_with("rw:") { ANY } else { PERMITS - 1 });
+        }
+        let lease = match locks.acquire(target, options).await {
             Ok(lease) => lease,
             Err(error) => {
                 log.tell("failed", &name, attempt, error.kind().name());
@@ -107,10 +147,11 @@ impl Worker {
             let (log, name) = (Arc::clone(&log), name.clone());
             move |reason| log.tell("lost", &name, attempt, reason.name())
         });
-        log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
-        let moment = Duration::from_millis(20);
-        let part = |of_ttl| ttl.mul_f64(of_ttl);
-        let time = self.choose(&[Duration::ZERO, moment, moment, part(0.1), part(0.3), part(1.6)]);
+        if alone {
+            log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
+        }
+        let part = if is_broken { 3.0 } else { self.choose(&[0.0, 0.1, 0.3, 1.6]) };
+        let time = lasts.mul_f64(part).max(Duration::from_millis(20));
         hold(&lease, time, &log, &name, attempt).await;
         if self.dice.f64() < 0.3 {
             log.tell("extend", &name, attempt, "-");
@@ -120,7 +161,9 @@ impl Worker {
             hold(&lease, Duration::from_millis(20), &log, &name, attempt).await;
         }
         // Also if it was lost meanwhile: then the store is what stands between us and the next holder.
-        log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
+        if alone {
+            log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
+        }
         log.tell("release", &name, attempt, "-");
         log.tell("released", &name, attempt, lease.release().await?.name());
         Ok(())
@@ -136,6 +179,7 @@ async fn main() -> Outcome {
     let log = Arc::new(Log(OpenOptions::new().append(true).create(true).open(log)?));
     let mut worker = Worker {
         locks: polylock::connect(url.as_str()).lazy()?,
+        hasty: polylock::connect(url.as_str()).node_timeout(HASTY).lazy()?,
         log: Arc::clone(&log),
         store: Store(BufReader::new(UnixStream::connect(store)?)),
         dice: fastrand::Rng::with_seed(seed.parse()?),
@@ -147,7 +191,10 @@ async fn main() -> Outcome {
         attempt += 1;
         worker.once(attempt).await?;
     }
+    log.tell("rest", "-", 0, "-");
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     worker.locks.close().await;
+    worker.hasty.close().await;
     log.tell("end", "-", 0, "-");
     Ok(())
 }
