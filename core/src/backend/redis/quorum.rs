@@ -159,8 +159,11 @@ impl Ballot {
         })
     }
 
-    /// The number that most of them have.
+    /// The number that most of them have; `None` for what has none.
     pub(super) fn number(&self) -> Option<u32> {
+        if self.grants().all(|(_, grant)| grant.number.is_none()) {
+            return None;
+        }
         let times = |number| self.grants().filter(|(_, grant)| grant.number == number).count();
         self.grants().map(|(_, grant)| grant.number).max_by_key(|number| times(*number)).flatten()
     }

@@ -404,7 +404,7 @@ impl Errand {
                 false => 0,
                 true => server_time,
             };
-            digits(place, u64::try_from(not_after).unwrap_or(0));
+            write_digits(place, u64::try_from(not_after).unwrap_or(0));
         }
     }
 
@@ -433,12 +433,17 @@ impl Errand {
 }
 
 /// Writes `number` with leading zeros; what does not fit becomes the largest that does.
-fn digits(place: &mut [u8; DIGITS], number: u64) -> &str {
+fn write_digits(place: &mut [u8; DIGITS], number: u64) {
     let mut rest = number.min(10_u64.pow(DIGITS as u32) - 1);
     for digit in place.iter_mut().rev() {
         *digit = b'0' + (rest % 10) as u8;
         rest /= 10;
     }
+}
+
+/// As [`write_digits`], as text.
+fn digits(place: &mut [u8; DIGITS], number: u64) -> &str {
+    write_digits(place, number);
     std::str::from_utf8(place).unwrap_or_default()
 }
 

@@ -38,9 +38,30 @@ pub(super) struct Round {
 }
 
 struct State {
-    answers: VecDeque<(usize, Answer)>,
+    answers: Arrived,
     waker: Option<Waker>,
     phase: Phase,
+}
+
+/// Answers that nobody has looked at, in the order in which they came. The first is often the only one.
+#[derive(Default)]
+struct Arrived {
+    first: Option<(usize, Answer)>,
+    others: VecDeque<(usize, Answer)>,
+}
+
+impl Arrived {
+    fn push(&mut self, answer: (usize, Answer)) {
+        if self.first.is_none() && self.others.is_empty() {
+            self.first = Some(answer);
+        } else {
+            self.others.push_back(answer);
+        }
+    }
+
+    fn pop(&mut self) -> Option<(usize, Answer)> {
+        self.first.take().or_else(|| self.others.pop_front())
+    }
 }
 
 enum Phase {
@@ -92,7 +113,7 @@ impl Answers {
 
     /// Those of a request that nobody was sent yet.
     pub(super) fn none(request: &Arc<Request>, driver: &Driver) -> Self {
-        let state = Mutex::new(State { answers: VecDeque::new(), waker: None, phase: Phase::Open });
+        let state = Mutex::new(State { answers: Arrived::default(), waker: None, phase: Phase::Open });
         let round = Arc::new(Round { request: Arc::clone(request), driver: driver.clone(), state });
         Self { round, missing: 0, work: Vec::new(), generation: 0 }
     }
@@ -107,7 +128,7 @@ impl Answers {
         poll_fn(|context| {
             self.work.retain_mut(|work| work.poll_unpin(context).is_pending());
             let mut state = self.round.state();
-            if let Some(answer) = state.answers.pop_front() {
+            if let Some(answer) = state.answers.pop() {
                 self.missing -= 1;
                 return Poll::Ready(answer);
             }
@@ -158,12 +179,12 @@ impl Round {
 
     /// Nobody waits any more: the answers that are here go where those that come will go.
     fn leave_to(&self, phase: Phase) {
-        let (answers, _waker) = {
+        let (mut answers, _waker) = {
             let mut state = self.state();
             state.phase = phase;
             (mem::take(&mut state.answers), state.waker.take())
         };
-        for (index, answer) in answers {
+        while let Some((index, answer)) = answers.pop() {
             self.answer(index, answer);
         }
     }
@@ -179,7 +200,7 @@ impl Round {
         let mut state = self.state();
         match &state.phase {
             Phase::Open => {
-                state.answers.push_back((index, answer));
+                state.answers.push((index, answer));
                 let waker = state.waker.take();
                 drop(state);
                 if let Some(waker) = waker {
