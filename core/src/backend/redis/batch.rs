@@ -162,15 +162,14 @@ impl Batches {
 
 impl Batch {
     fn write(&mut self, output: &mut Vec<u8>, sent: &mut impl FnMut(To, Instant)) {
-        let waiting = std::mem::take(&mut self.waiting);
-        let errands: Vec<_> = waiting.iter().map(|(ticket, time)| (ticket.errand(), *time)).collect();
+        let errands: Vec<_> = self.waiting.iter().map(|(ticket, time)| (ticket.errand(), *time)).collect();
         let Some(expires) = errands.iter().map(|(errand, _)| errand.expires).min() else { return };
         let script = if let [_] = errands[..] { self.one } else { self.many };
         let (keys, args) = self.shape;
         script.begin(Name::Sha, errands.len() * keys, errands.len() * args, output);
         errands.iter().for_each(|(errand, _)| errand.encode_keys(output));
         errands.iter().for_each(|(errand, time)| errand.encode_args(*time, output));
-        let tickets: Vec<_> = waiting.into_iter().map(|(ticket, _)| ticket).collect();
+        let tickets: Vec<_> = self.waiting.drain(..).map(|(ticket, _)| ticket).collect();
         let to = match <[Ticket; 1]>::try_from(tickets) {
             Ok([ticket]) => To::Round(ticket),
             Err(tickets) => To::Rounds(tickets),

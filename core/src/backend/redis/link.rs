@@ -211,8 +211,9 @@ fn plain(bytes: &[u8]) -> Option<(Value, usize)> {
         return Some((Value::Int(number), length));
     }
     let (count, mut length) = integer(b'*', bytes)?;
-    let mut numbers = Vec::new();
-    for _ in 0..usize::try_from(count).ok()? {
+    let count = usize::try_from(count).ok()?;
+    let mut numbers = Vec::with_capacity(count.min(bytes.len()));
+    for _ in 0..count {
         let (number, after) = integer(b':', &bytes[length..])?;
         numbers.push(Value::Int(number));
         length += after;
