@@ -263,7 +263,8 @@ typedef enum polylock_outcome {
      */
     POLYLOCK_OUTCOME_NOT_HELD = 1,
     /**
-     * The backend did not answer. It is being released in the background, and expires by its ttl at the latest.
+     * The backend did not answer. It is being released in the background, and ends with its ttl at the latest, or with the
+     * session where one holds it.
      */
     POLYLOCK_OUTCOME_UNKNOWN = 2,
 } polylock_outcome;
@@ -869,7 +870,7 @@ enum polylock_status polylock_extend_ttl(polylock_lease lease, double ttl_ms, po
  * polylock_lease_free.
  *
  * A server that does not answer is no error but POLYLOCK_OUTCOME_UNKNOWN: the lease is then released in the
- * background, and expires by its ttl at the latest.
+ * background, and ends with its ttl at the latest, or with the session where one holds it.
  *
  * @param outcome out, may be NULL: what became of it.
  * @return POLYLOCK_ERR_FORKED, _INVALID_HANDLE.

@@ -98,7 +98,8 @@ pub enum polylock_outcome {
     POLYLOCK_OUTCOME_RELEASED = 0,
     /// It was not ours any more; nothing was changed.
     POLYLOCK_OUTCOME_NOT_HELD = 1,
-    /// The backend did not answer. It is being released in the background, and expires by its ttl at the latest.
+    /// The backend did not answer. It is being released in the background, and ends with its ttl at the latest, or with the
+    /// session where one holds it.
     POLYLOCK_OUTCOME_UNKNOWN = 2,
 }
 

@@ -69,7 +69,7 @@ pub extern "C" fn polylock_extend_ttl(
 /// polylock_lease_free.
 ///
 /// A server that does not answer is no error but POLYLOCK_OUTCOME_UNKNOWN: the lease is then released in the
-/// background, and expires by its ttl at the latest.
+/// background, and ends with its ttl at the latest, or with the session where one holds it.
 ///
 /// @param outcome out, may be NULL: what became of it.
 /// @return POLYLOCK_ERR_FORKED, _INVALID_HANDLE.

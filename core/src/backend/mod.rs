@@ -435,7 +435,8 @@ pub enum Release {
     Released,
     /// It was not ours any more; nothing was changed.
     NotHeld,
-    /// The backend did not answer. It is being released in the background, and expires by its ttl at the latest.
+    /// The backend did not answer. It is being released in the background, and ends with its ttl at the latest, or with the
+    /// session where one holds it.
     Unknown,
 }
 

@@ -25,7 +25,7 @@ class Released(str, Enum):
     NOT_HELD = "not_held"
     """It was not ours any more; nothing was changed."""
     UNKNOWN = "unknown"
-    """The server did not answer. It is being released in the background, and expires by its ttl at the latest."""
+    """The server did not answer. It is being released in the background; its ttl, or its session, ends it at last."""
 
 
 class Guarantee(str, Enum):
