@@ -247,7 +247,7 @@ async fn a_table_made_by_hand_needs_three_rights() {
 
 /// As where the queue of NOTIFY is full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_is_released_though_nobody_can_be_told() {
+async fn a_lease_is_released_and_broken_though_nobody_can_be_told() {
     let server = Server::start(&[]);
     let (locks, other) = (manager(&server.url), manager(&server.url));
     server.sql().await.batch_execute("REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC").await.unwrap();
@@ -255,7 +255,9 @@ async fn a_lease_is_released_though_nobody_can_be_told() {
         let held = locks.acquire(target, long().wait(LIMIT)).await.unwrap();
         assert_eq!(held.release().await.unwrap(), Release::Released);
         let next = other.try_acquire("r", long()).await.unwrap().expect("not free");
-        assert_eq!(next.release().await.unwrap(), Release::Released);
+        let seen = polylock::Seen::FencingToken(next.fencing_token());
+        assert!(locks.break_lock("r", seen).await.unwrap());
+        assert_eq!(next.lost().await, Some(polylock::LossReason::Taken));
     }
 }
 

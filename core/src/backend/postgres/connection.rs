@@ -51,7 +51,7 @@ pub(super) struct Statement {
 }
 
 /// The most statements with a number.
-pub(super) const STATEMENTS: usize = 15;
+pub(super) const STATEMENTS: usize = 16;
 
 /// What comes without being asked for.
 pub(super) type OnMessage = Box<dyn FnMut(AsyncMessage) + Send>;

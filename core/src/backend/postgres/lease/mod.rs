@@ -237,7 +237,13 @@ impl LeaseBackend {
     }
 
     async fn break_lease(&self, resource: &Resource, owner: &str, driver: &Driver) -> Result<bool> {
-        match self.ask(&self.statements.break_lock, &[&self.key(resource), &owner], self.patience(), driver).await.1 {
+        let (key, Statements { break_lock, break_quietly, .. }) = (self.key(resource), &*self.statements);
+        let mut answer = self.ask(break_lock, &[&key, &owner], self.patience(), driver).await.1;
+        if matches!(answer, Err(Failure::Refused { .. })) {
+            // As for a release.
+            answer = self.ask(break_quietly, &[&key, &owner], self.patience(), driver).await.1;
+        }
+        match answer {
             Ok(row) => Ok(row.is_some()),
             Err(failure) if failure.is_undefined_table() => Ok(false),
             Err(failure) => Err(failure.into_error()),

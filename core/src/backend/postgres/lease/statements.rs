@@ -25,6 +25,8 @@ pub(super) struct Statements {
     pub(super) inspect: Statement,
     pub(super) list: Statement,
     pub(super) break_lock: Statement,
+    /// The same, and nobody is told.
+    pub(super) break_quietly: Statement,
     pub(super) make_table: String,
 }
 
@@ -76,6 +78,7 @@ impl Statements {
                 &[TEXT, INT8],
             ),
             break_lock: statement(11, include_str!("../sql/lease/break.sql"), &[TEXT, TEXT]),
+            break_quietly: quietly(15, include_str!("../sql/lease/break.sql"), &[TEXT, TEXT]),
             make_table: with_table(include_str!("../sql/lease/table.sql")),
         }
     }
