@@ -170,7 +170,7 @@ impl Waiting<'_> {
         if let Some(before_us) = self.places.last().and_then(Place::handed_on) {
             self.outage = Some((before_us.since.max(self.began), before_us.failures));
             self.refusal = Some(Refusal::Unreachable(before_us.error.clone()));
-            if self.is_out_for_too_long(options.wait) {
+            if self.is_out_for_too_long(options) {
                 return Ok(None);
             }
         }
@@ -195,14 +195,15 @@ impl Waiting<'_> {
                     if watches.is_empty() {
                         watches.extend(self.resources.iter().map(|resource| self.manager.backend.watch(resource)));
                     }
+                    let longest = options.retried_every.map_or(LONGEST_SLEEP, |every| every.min(LONGEST_SLEEP));
                     // In a box, for those who need not sleep.
-                    Box::pin(sleep_while_busy(free_in, &mut watches, &self.places)).await;
+                    Box::pin(sleep_while_busy(longest, free_in, &mut watches, &self.places)).await;
                 }
                 Some(Refusal::Unreachable(_)) | None => {
                     let now = Instant::now();
                     let (since, failures) = self.outage.unwrap_or((now, 0));
                     self.outage = Some((since, failures.saturating_add(1)));
-                    if self.is_out_for_too_long(options.wait) {
+                    if self.is_out_for_too_long(options) {
                         return Ok(None);
                     }
                     sleep_until(now.after(self.back_off())).await;
@@ -217,10 +218,11 @@ impl Waiting<'_> {
     }
 
     /// Whether the backend has been out of reach for so long that nobody who waits so should wait longer.
-    fn is_out_for_too_long(&self, wait: Wait) -> bool {
+    fn is_out_for_too_long(&self, options: &Acquire) -> bool {
         let Some((since, failures)) = self.outage else { return false };
         let lasts = Instant::now().since(since);
-        match (self.manager.patience, wait) {
+        match (self.manager.patience, options.wait) {
+            _ if options.retried_every.is_some() => true,
             (Some(patience), _) => {
                 let trouble = match &self.refusal {
                     Some(Refusal::Unreachable(error)) => error.trouble(),
@@ -228,7 +230,7 @@ impl Waiting<'_> {
                 };
                 let retries = match trouble {
                     Some(Trouble::Said { passes: false, .. }) => return true,
-                    None if wait != Wait::No => patience.silences,
+                    None if options.wait != Wait::No => patience.silences,
                     _ => patience.retries,
                 };
                 failures > retries && lasts >= patience.pause
@@ -396,13 +398,13 @@ fn aside(clashes: u32) -> Duration {
     Duration::from_millis(2) + longest.mul_f64(spread)
 }
 
-/// Sleeps until the resource may be free.
-async fn sleep_while_busy(free_in: Option<Duration>, watches: &mut [Watch], places: &[Place]) {
+/// Sleeps until the resource may be free, for about `longest` at most.
+async fn sleep_while_busy(longest: Duration, free_in: Option<Duration>, watches: &mut [Watch], places: &[Place]) {
     // Spread out, so that many processes do not come at once; a little after the expiry itself.
-    let spread = LONGEST_SLEEP.mul_f64(fastrand::f64() / 5.0);
+    let spread = longest.mul_f64(fastrand::f64() / 5.0);
     let sleep = match free_in {
-        Some(free_in) if free_in < LONGEST_SLEEP => free_in + Duration::from_micros(500 + fastrand::u64(..2000)),
-        _ => LONGEST_SLEEP - spread,
+        Some(free_in) if free_in < longest => free_in + Duration::from_micros(500 + fastrand::u64(..2000)),
+        _ => longest - spread,
     };
     let woken = async {
         let changed = watches.iter_mut().map(|watch| watch.changed().boxed());
@@ -468,6 +470,39 @@ mod tests {
             assert_eq!((error.kind(), error.causes().len()), (ErrorKind::Unavailable, 1), "{error}");
         }
         assert_eq!(crate::waiters::tests::attempts(&locks), 6.0);
+    }
+
+    /// Whoever tries again by himself wants to know of each failure.
+    #[test]
+    fn an_outage_ends_the_wait_of_who_tries_again() {
+        let locks = crate::connect("redis://127.0.0.1:1").lazy().unwrap();
+        let driver = Driver::engine();
+        let options = Acquire::default().retried(Duration::from_secs(3600));
+        let error = crate::blocking::wait(|_| locks.acquire_by("r", options, &driver)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert_eq!(crate::waiters::tests::attempts(&locks), 1.0);
+    }
+
+    /// Holders of other libraries wake nobody.
+    #[test]
+    fn who_tries_again_looks_as_often_and_no_more_seldom_than_others() {
+        for (every, least, most) in [(20, 500, 630), (3_600_000, 40, 52)] {
+            crate::simulation::in_a_world(1, || {
+                let locks = crate::connect(format!("memory:retried-{every}")).lazy().unwrap();
+                let holder = locks.acquire_by("r", Acquire::default(), &Driver::engine()).now_or_never().unwrap();
+                let waiter = locks.clone();
+                crate::simulation::spawn_in(1, async move {
+                    let options = Acquire::default().wait(Duration::from_secs(10));
+                    let options = options.retried(Duration::from_millis(every));
+                    let error = waiter.acquire_by("r", options, &Driver::engine()).await.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+                });
+                crate::simulation::run(Duration::from_secs(11), || ());
+                let asked = crate::waiters::tests::attempts(&locks);
+                assert!((f64::from(least)..f64::from(most)).contains(&asked), "{asked} attempts in 10 s");
+                drop(holder);
+            });
+        }
     }
 
     /// Two that clash must not come back together, again and again.

@@ -22,6 +22,7 @@ pub struct Acquire {
     pub(crate) max_hold: Option<Duration>,
     pub(crate) fair: bool,
     pub(crate) thorough: bool,
+    pub(crate) retried_every: Option<Duration>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) template: Option<Arc<str>>,
 }
@@ -57,6 +58,7 @@ impl Default for Acquire {
             max_hold: None,
             fair: false,
             thorough: false,
+            retried_every: None,
             label: None,
             template: None,
         }
@@ -115,6 +117,14 @@ impl Acquire {
     #[doc(hidden)]
     pub fn thorough(mut self, thorough: bool) -> Self {
         self.thorough = thorough;
+        self
+    }
+
+    /// For a caller who tries again after each failure, `every` so often: who waits looks at least as often, for holders that wake
+    /// nobody, and a backend that is out of reach ends the wait at once. For the drop-in for redlock, which tells of each failure.
+    #[doc(hidden)]
+    pub fn retried(mut self, every: Duration) -> Self {
+        self.retried_every = Some(every);
         self
     }
 

@@ -69,6 +69,7 @@ struct Asked {
     thorough: bool,
     max_hold: Option<f64>,
     label: Option<String>,
+    retried: Option<f64>,
 }
 
 impl Asked {
@@ -89,6 +90,9 @@ impl Asked {
         }
         if let Some(label) = self.label {
             options = options.label(&label);
+        }
+        if let Some(every) = self.retried {
+            options = options.retried(duration("retried", every, MILLISECOND)?);
         }
         Ok(options)
     }
@@ -119,7 +123,7 @@ fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
     }
 }
 
-/// Acquires, as the bits of `how` say.
+/// Acquires, as the bits of `how` say. `retried`: how often the caller tries again.
 #[napi(catch_unwind)]
 #[allow(clippy::too_many_arguments, reason = "an object would cost more than the call")]
 pub fn acquire(
@@ -132,10 +136,11 @@ pub fn acquire(
     how: u32,
     max_hold: Option<f64>,
     label: Option<String>,
+    retried: Option<f64>,
 ) -> Begun {
     let has = move |bit| how & bit != 0;
     let (auto_extend, fair, thorough) = (has(AUTO_EXTEND), has(FAIR), has(THOROUGH));
-    let asked = Asked { ttl, wait, auto_extend, fair, thorough, max_hold, label };
+    let asked = Asked { ttl, wait, auto_extend, fair, thorough, max_hold, label, retried };
     let options = match asked.options() {
         Ok(options) => options,
         Err(error) => return failed(error),

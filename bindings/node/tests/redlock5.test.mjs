@@ -459,40 +459,63 @@ test('retryCount 0 and -1 are taken as they are', { skip }, async () => {
   await redlock.quit()
 })
 
-test('a release goes on when the server is back', { skip }, () =>
+/** Runs `body` with a way to the Redis that it can close and open again, and a client that goes another one. */
+const withWay = (body) =>
   withClients([redisUrl], async ([client]) => {
     const [port, sockets] = [await closedPort(), new Set()]
-    // The way to the server, which is closed and opened again.
+    let way
     const open = async () => {
-      const way = createServer((near) => {
+      way = createServer((near) => {
         const far = dial(Number(new URL(redisUrl).port), '127.0.0.1')
         for (const socket of [near, far]) sockets.add(socket.on('error', () => {}))
         near.pipe(far).pipe(near)
       }).listen(port, '127.0.0.1')
       await once(way, 'listening')
-      return way
     }
-    const close = async (way) => {
+    const close = async () => {
       way.close()
       for (const socket of sockets) socket.destroy()
       await once(way, 'close')
     }
-    let way = await open()
+    await open()
+    await body({ url: `redis://127.0.0.1:${port}`, client, open, close })
+    await close()
+  })
+
+test('a release goes on when the server is back', { skip }, () =>
+  withWay(async ({ url, client, open, close }) => {
     const settings = { retryCount: 200, retryDelay: 50, retryJitter: 0 }
-    const redlock = new Redlock([`redis://127.0.0.1:${port}`], settings)
+    const redlock = new Redlock([url], settings)
     const key = unique('{r}back')
     const lock = await redlock.acquire([key], 60_000)
-    await close(way)
+    await close()
     const told = once(redlock, 'clientError')
     const released = redlock.release(lock)
     const [error] = await told
     assert.equal(error.message, 'Connection is closed.')
-    way = await open()
+    await open()
     const { attempts } = await released
     assert.ok(attempts.length > 1)
     assert.equal(await client.exists(key), 0)
     await redlock.quit()
-    await close(way)
+  }),
+)
+
+test('who waits for a holder is told that the server is gone, and goes on when it is back', { skip }, () =>
+  withWay(async ({ url, client, open, close }) => {
+    const redlock = new Redlock([url], { retryCount: -1, retryDelay: 20, retryJitter: 0 })
+    const key = unique('{r}waits')
+    await client.set(key, 'other')
+    const waiting = redlock.acquire([key], 60_000)
+    await eventually('it asks', async () => /cmd=evalsha/.test(await client.client('LIST')))
+    const told = once(redlock, 'error')
+    await close()
+    const [error] = await told
+    assert.equal(error.message, 'Connection is closed.')
+    await client.del(key)
+    await open()
+    await (await waiting).release()
+    await redlock.quit()
   }),
 )
 

@@ -106,19 +106,27 @@ export class LockManager extends LockEvents {
   }
 
   /**
-   * @internal Tries once. Nobody renews the lease, `keeper` keeps it, and the end of the process or of the worker leaves it to its ttl.
-   * `thorough`: what most servers decide about it waits a moment for the others.
+   * @internal For who tries again by itself, `every` so often: waits for a holder that long, but for no server. What `stays` is left to its
+   * ttl by the end of the process or of the worker, and is the `keeper`'s, if there is one.
    */
-  acquireToStay(resources: string | readonly string[], ttl: number, thorough: boolean, keeper: Keeper): Promise<Lease> {
-    const how = thorough ? How.Stays | How.Thorough : How.Stays
+  acquireRetried(
+    resources: string | readonly string[],
+    ttl: number,
+    how: number,
+    keeper: Keeper | undefined,
+    { wait, every }: { wait: number; every: number },
+    signal: AbortSignal,
+  ): Promise<Lease> {
     const isOne = typeof resources === 'string'
     const target = isOne ? resources : arg.names('resources', resources)
     const mode = isOne ? Target.Exclusive : Target.Several
-    return run(native.acquire(this.#id, target, mode, ttl, 0, how, undefined, undefined), (reply) => {
+    const convert = (reply: Reply): Lease => {
       const lease = leaseOf(reply, target) as Lease
-      keeper.keep(lease)
+      keeper?.keep(lease)
       return lease
-    })
+    }
+    const started = native.acquire(this.#id, target, mode, ttl, wait, how, undefined, undefined, every)
+    return run(started, convert, wait > 0 ? signal : undefined)
   }
 
   /** @internal Makes what `owner` holds, whoever that is, last for another `ttl`, if it holds all; resolves to whether it does. */

@@ -123,6 +123,7 @@ interface Native {
     how: number,
     maxHold: number | undefined,
     label: string | undefined,
+    retried?: number,
   ): Started
   inspect(manager: number, resource: string): Started
   list(manager: number, pattern: string, limit: number): Started

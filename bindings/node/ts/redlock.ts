@@ -10,25 +10,18 @@
 
 import { createHash, randomBytes } from 'node:crypto'
 import { EventEmitter } from 'node:events'
-import { setTimeout as sleep } from 'node:timers/promises'
 
 import * as arg from './check.js'
-import { AcquireTimeoutError, AuthError, ConflictError, PolylockError, unanswered, UnavailableError } from './errors.js'
+import { closed, unanswered } from './errors.js'
+import type { Lease } from './lease.js'
+import { How } from './native.js'
 import type { Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
 import { forget, leaseOf, listOf, Lock, LockKeeper, namesOf, resourcesOf } from './redlock/lock.js'
 import { Use } from './redlock/managers.js'
 import { disposable, settle, type Callback } from './redlock/promises.js'
+import { retry, type Patience, type RetrySettings, type Try } from './redlock/retries.js'
 import { Tries, Voters, type ExecutionResult, type ExecutionStats } from './redlock/stats.js'
-
-interface RetrySettings {
-  /** How often to try again; -1 for ever. Default 10. */
-  readonly retryCount: number
-  /** The time between two tries, in milliseconds. Default 200. */
-  readonly retryDelay: number
-  /** The most that is added to or taken from that at random. Default 100. */
-  readonly retryJitter: number
-}
 
 interface AllSettings extends RetrySettings {
   /** How far clocks may run apart, as a part of the duration. Default 0.01. */
@@ -90,6 +83,8 @@ class Redlock extends EventEmitter {
   readonly #voters: Voters
   /** redlock 4 asks the servers once to unlock. */
   readonly #once: AllSettings
+  /** Ends the waits of this one when it is quit: others may go on with the manager. */
+  readonly #quitting = new AbortController()
 
   /**
    * Throws `InvalidArgumentError` for a client whose settings cannot be read, `Error` if there is none.
@@ -225,8 +220,7 @@ class Redlock extends EventEmitter {
     const names = namesOf(resources)
     if (names.length === 0) return body(signal) // there is nothing to hold
     const tries = this.#tries(names)
-    const options = { ttl: duration, wait: 0 }
-    const lease = await this.#retry(all, tries, () => this.#locks.manager.acquireAll(names, options))
+    const lease = await this.#acquireOf(names, duration, all, tries, How.AutoExtend)
     if (lease === null) throw tries.failed(NO_QUORUM)
     const lost = (): ExecutionError => new ExecutionError(NO_QUORUM, tries.attempts, { cause: lease.signal.reason })
     lease.signal.addEventListener('abort', () => {
@@ -267,6 +261,7 @@ class Redlock extends EventEmitter {
 
   async #quit(): Promise<unknown[]> {
     this.#keeper.leaveAll()
+    this.#quitting.abort(closed('the Redlock was quit'))
     const quitting = Promise.all(this.servers.map(async (client) => client.quit?.()))
     // Ours are closed also where a client is closed already and says so, or never answers.
     quitting.catch(() => undefined)
@@ -277,10 +272,10 @@ class Redlock extends EventEmitter {
   async #lock(resources: string[], ttl: number, settings: AllSettings): Promise<Lock> {
     const tries = this.#tries(resources)
     // redlock 4 waits for all servers, and its users look at each of them.
-    const taken = await this.#take(resources, arg.number('ttl', ttl), settings, tries, true)
+    const taken = await this.#take(resources, arg.number('ttl', ttl), settings, tries, How.Thorough)
     if (taken === null) throw exceeded(resources, settings, tries)
     const remaining = settings.retryCount - tries.count
-    return new Lock(this, resources, taken.ownerToken, this.#until(tries, ttl, settings), tries.count, remaining)
+    return new Lock(this, resources, taken.ownerToken, this.#until(taken, ttl, settings), tries.count, remaining)
   }
 
   async #unlock(lock: Lock): Promise<void> {
@@ -310,9 +305,9 @@ class Redlock extends EventEmitter {
   async #acquire(resources: string[], duration: number, settings: AllSettings): Promise<Lock> {
     checkDuration(duration)
     const tries = this.#tries(resources)
-    const taken = await this.#take(resources, duration, settings, tries, false)
+    const taken = await this.#take(resources, duration, settings, tries, 0)
     if (taken === null) throw tries.failed(NO_QUORUM)
-    return new Lock(this, resources, taken.ownerToken, tries.attempts, this.#until(tries, duration, settings))
+    return new Lock(this, resources, taken.ownerToken, tries.attempts, this.#until(taken, duration, settings))
   }
 
   async #release(lock: Lock, settings: AllSettings): Promise<ExecutionResult> {
@@ -337,27 +332,38 @@ class Redlock extends EventEmitter {
     return new Tries(this.#voters, resources.length)
   }
 
-  /** Until when a lock may be relied on that the last try took for `ttl`. The engine does not rely on it for longer. */
-  #until({ began }: Tries, ttl: number, { driftFactor }: AllSettings): number {
-    return began + ttl - Math.ceil(Math.max(driftFactor, this.driftFactor) * ttl) - 2
+  /** What is taken off a duration for clocks that run apart. The engine takes off no less. */
+  #drift(duration: number, { driftFactor }: AllSettings): number {
+    return Math.ceil(Math.max(driftFactor, this.driftFactor) * duration) + 2
   }
 
-  /** Tries to acquire, as often as the settings say; `null` if that came to nothing. */
+  /** Until when what was taken for `ttl` may be relied on. */
+  #until({ deadline }: Taken, ttl: number, settings: AllSettings): number {
+    return Math.floor(deadline) - (this.#drift(ttl, settings) - this.#drift(ttl, this.settings))
+  }
+
+  /** Tries to acquire what stays, as often as the settings say; `null` if that came to nothing. */
   #take(
     resources: readonly string[],
     ttl: number,
     settings: AllSettings,
     tries: Tries,
-    thorough: boolean,
-  ): Promise<{ ownerToken: string } | null> {
+    how: number,
+  ): Promise<Taken | null> {
     const names = namesOf(resources)
-    if (names.length === 0) {
-      // Which redlock locks for a program whose list happens to be empty.
-      const ownerToken = randomBytes(20).toString('hex')
-      return this.#retry(settings, tries, () => Promise.resolve({ ownerToken }))
-    }
+    if (names.length > 0) return this.#acquireOf(names, ttl, settings, tries, how | How.Stays)
+    // Which redlock locks for a program whose list happens to be empty.
+    const deadline = tries.start + ttl - this.#drift(ttl, this.settings)
+    const ownerToken = randomBytes(20).toString('hex')
+    return this.#retry(settings, tries, () => Promise.resolve({ ownerToken, deadline }))
+  }
+
+  #acquireOf(names: string[], ttl: number, settings: AllSettings, tries: Tries, how: number): Promise<Lease | null> {
     const target = names.length === 1 ? (names[0] as string) : names
-    return this.#retry(settings, tries, () => this.#locks.manager.acquireToStay(target, ttl, thorough, this.#keeper))
+    const keeper = (how & How.Stays) === 0 ? undefined : this.#keeper
+    const acquire = (patience: Patience): Promise<Lease> =>
+      this.#locks.manager.acquireRetried(target, ttl, how, keeper, patience, this.#quitting.signal)
+    return this.#retry(settings, tries, acquire, true)
   }
 
   /** Tries to extend, as often as the settings say and as long as there is something to extend: until when it may be relied on. */
@@ -373,7 +379,7 @@ class Redlock extends EventEmitter {
       if (lease !== undefined) await lease.extend(ttl)
       // What somebody else took, or what has lapsed here, may yet be there.
       else if (!(await this.#extendByValue(lock, resources, ttl))) return null
-      const until = this.#until(tries, ttl, settings)
+      const until = tries.began + ttl - this.#drift(ttl, settings)
       return until > Date.now() ? until : null
     })
   }
@@ -409,28 +415,12 @@ class Redlock extends EventEmitter {
     return freed === true
   }
 
-  /** Tries, as often as the settings say; `null` if that came to nothing, or if there is nothing to be tried again. */
-  async #retry<T>(settings: AllSettings, tries: Tries, operation: () => Promise<T | null>): Promise<T | null> {
-    for (;;) {
-      if (tries.count > 0) tries.began = Date.now()
-      try {
-        const result = await operation()
-        if (result === null) tries.fail(tries.refused())
-        else tries.succeed()
-        return result
-      } catch (error) {
-        if (!(error instanceof PolylockError)) throw error
-        for (const failure of tries.fail(error)) {
-          this.emit('clientError', failure)
-          this.emit('error', failure)
-        }
-        if (!isRetried(error)) return null
-      }
-      // Written so that NaN ends it.
-      if (settings.retryCount !== -1 && !(tries.count <= settings.retryCount)) return null
-      const jitter = Math.floor((Math.random() * 2 - 1) * settings.retryJitter)
-      await sleep(Math.max(0, settings.retryDelay + jitter))
+  #retry<T>(settings: AllSettings, tries: Tries, once: Try<T>, waits = false): Promise<T | null> {
+    const tell = (error: Error): void => {
+      this.emit('clientError', error)
+      this.emit('error', error)
     }
+    return retry(settings, tries, tell, once, waits)
   }
 }
 
@@ -439,14 +429,12 @@ interface Hashed {
   hash: string
 }
 
+/** What stands behind a lock. */
+type Taken = Pick<Lease, 'ownerToken' | 'deadline'>
+
 /** redlock 5: the signal that a routine gets. */
 type RedlockAbortSignal = AbortSignal & { error?: Error }
 type Routine<T> = (signal: RedlockAbortSignal) => Promise<T>
-
-/** Whether it makes sense to try again, unlike after a wrong argument, or when the lock is lost or the Redlock was quit. */
-function isRetried(error: unknown): boolean {
-  return [AcquireTimeoutError, ConflictError, UnavailableError, AuthError].some((kind) => error instanceof kind)
-}
 
 /** Those of redlock 5 have a list of attempts; what a program made of a few fields says by their names what it is. */
 function isOfVersion4(lock: Lock): boolean {

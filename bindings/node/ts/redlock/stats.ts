@@ -68,6 +68,13 @@ export class Tries {
     this.#add(undefined, this.voters.allFor)
   }
 
+  /** Notes tries that found it held by somebody else. */
+  refuse(tries: number): void {
+    const stats = this.voters.allAgainst(this.refused())
+    this.count += tries
+    for (let left = Math.min(tries, MOST_TRIES); left > 0; left--) this.#push(stats)
+  }
+
   /** Notes what a try failed with; gives the errors that are not just "held by somebody else". */
   fail(error: unknown): Error[] {
     const vote = this.#vote(error)
@@ -88,6 +95,10 @@ export class Tries {
   #add(cause: unknown, stats: Promise<ExecutionStats>): void {
     this.count++
     this.cause = cause
+    this.#push(stats)
+  }
+
+  #push(stats: Promise<ExecutionStats>): void {
     this.attempts.push(stats)
     if (this.attempts.length > MOST_TRIES) this.attempts.shift()
   }
