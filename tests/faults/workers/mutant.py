@@ -45,7 +45,7 @@ class Repeating(Wrong):
 MISTAKES = {"believing": Believing, "deaf": Deaf, "repeating": Repeating}
 
 
-def main(mistake: str, *arguments: str) -> None:
+def main(mistake: str, url: str, store: str, log: str, seed: str, names: str, seconds: str) -> None:
     acquire, hold = polylock.LockManager.acquire, worker.hold
 
     def wrong(self: polylock.LockManager, resource: str, *, wait: float, **_: Any) -> Any:
@@ -53,7 +53,9 @@ def main(mistake: str, *arguments: str) -> None:
 
     polylock.LockManager.acquire = wrong  # type: ignore[assignment, method-assign]
     worker.hold = lambda lease, _, *told: hold(lease, HOLDS, *told)
-    worker.main(*arguments)
+    # Those that the right one asks for, too.
+    contended = ",".join(name for name in names.split(",") if name.startswith("x:"))
+    worker.main(url, store, log, seed, contended, seconds)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ static void once(polylock_manager patient, polylock_manager hasty, long attempt)
     must(polylock_lease_on_lost(lease, lost, grant, free, NULL) == POLYLOCK_OK, "on_lost");
     if (alone)
         write_store(name, attempt, polylock_lease_fencing_token(lease));
-    part = is_broken ? 3 : parts[(int)(draw() * 4)];
+    part = is_broken ? 1.6 : parts[(int)(draw() * 4)];
     hold(locks, lease, part > 0 ? part * lasts : 20, name, attempt);
     if (draw() < 0.3) {
         tell("extend", name, attempt, "-");

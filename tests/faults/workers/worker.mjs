@@ -104,7 +104,7 @@ async function once(attempt) {
   tell('granted', name, attempt, lease.fencingToken)
   lease.signal.addEventListener('abort', () => tell('lost', name, attempt, lease.loss))
   if (alone) tell('wrote', name, attempt, await write(name, lease.fencingToken))
-  await hold(lease, (isBroken ? 3 : choose([0, 0.1, 0.3, 1.6])) * lasts || 20, name, attempt)
+  await hold(lease, (isBroken ? 1.6 : choose([0, 0.1, 0.3, 1.6])) * lasts || 20, name, attempt)
   if (random() < 0.3) {
     tell('extend', name, attempt)
     await lease.extend().catch((error) => tell('unextended', name, attempt, error.name))

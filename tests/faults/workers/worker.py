@@ -141,7 +141,7 @@ def once(
     lease.on_lost(lambda reason: log.tell("lost", name, attempt, reason))
     if alone:
         log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
-    part = 3.0 if is_broken else dice.choice([0.0, 0.1, 0.3, 1.6])
+    part = 1.6 if is_broken else dice.choice([0.0, 0.1, 0.3, 1.6])
     hold(lease, part * lasts or 0.02, log, name, attempt)
     if dice.random() < 0.3:
         log.tell("extend", name, attempt)

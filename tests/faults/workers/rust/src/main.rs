@@ -150,7 +150,7 @@ impl Worker {
         if alone {
             log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
         }
-        let part = if is_broken { 3.0 } else { self.choose(&[0.0, 0.1, 0.3, 1.6]) };
+        let part = if is_broken { 1.6 } else { self.choose(&[0.0, 0.1, 0.3, 1.6]) };
         let time = lasts.mul_f64(part).max(Duration::from_millis(20));
         hold(&lease, time, &log, &name, attempt).await;
         if self.dice.f64() < 0.3 {
