@@ -10,7 +10,7 @@ use std::{
 
 use polylock::{Acquire, LossReason, Release, Target};
 
-use super::{SLACK, fresh, long, manager, ms, server::Server, soon};
+use super::{FOREIGN, SLACK, fresh, long, manager, ms, server::Server, soon};
 
 fn compile(shim: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/clock_shim.c");
@@ -154,6 +154,27 @@ async fn the_clocks_of_a_quorum_disagree() {
     assert!(manager(&servers).try_acquire(&name, long()).await.unwrap().is_none());
     super::eventually(SLACK, "it is renewed", || lease.deadline() > deadline).await;
     assert_eq!(lease.release().await.unwrap(), Release::Released);
+}
+
+/// It has ended the lock, which one other server has yet: with the third it would be a majority for somebody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_was_set_forward_does_not_vote() {
+    let directory = Directory::new();
+    let (bent, others) = (Bent::start(&directory.0, "bent"), Server::several(2));
+    let urls = [bent.server.url(), others[0].url(), others[1].url()];
+    let (one, two, name) = (manager(&urls), manager(&urls), fresh("r"));
+    // It has asked that server: without it there would have been no majority.
+    others[0].stop();
+    soon(&two, &fresh("warm")).await.release().await.unwrap();
+    others[0].resume();
+    let _: () = others[1].ask(&["SET", &name, FOREIGN]);
+    let held = one.acquire(&name, long().auto_extend(false)).await.unwrap();
+    bent.set(3600);
+    assert_eq!((bent.server.get(&name), others[1].ask::<i64>(&["DEL", &name])), (None, 1));
+    let tried = two.try_acquire(&name, long()).await;
+    assert!(!matches!(tried, Ok(Some(_))) && held.is_held(), "two hold");
+    // The others are a majority.
+    soon(&two, &fresh("next")).await.release().await.unwrap();
 }
 
 /// A server tells by its wall clock how long it has been up.

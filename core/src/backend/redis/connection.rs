@@ -415,13 +415,15 @@ impl Connection {
         self.state().link.is_to_one_server();
     }
 
-    /// Notes the server's clock, now that its answer is here: it showed `server_ms` at some point before.
-    pub(super) fn set_server_clock(&self, server_ms: i64) {
+    /// Notes the server's clock, now that its answer is here: it showed `server_ms` at some point before. Answers by how many ms that is
+    /// more than was expected.
+    pub(super) fn set_server_clock(&self, server_ms: i64) -> i64 {
         // Counted from the answer, the estimate is never ahead of the server, however slow the answer was: a request
         // is given less time, never more. One that is refused for that is sent once more.
         // Both are rounded so that the fractions do not make it more, either.
         let answered = i64::try_from(Instant::now().since_boot().as_millis()).unwrap_or(0);
-        self.server_clock.store(server_ms - answered - 1, Ordering::Relaxed);
+        let clock = server_ms - answered - 1;
+        clock.saturating_sub(self.server_clock.swap(clock, Ordering::Relaxed))
     }
 
     /// What the server's clock will show at `at`, in ms; never more.

@@ -262,10 +262,16 @@ impl Server for Node {
         left.err().map(|ticket| self.finish(ticket, None).boxed())
     }
 
-    fn set_clock(&self, driver: &Driver, now_ms: i64) {
-        if let Some(Lane::Open(connection)) = self.lanes().get(&driver.id()) {
-            connection.set_server_clock(now_ms);
+    fn set_clock(&self, driver: &Driver, now_ms: i64) -> i64 {
+        match self.lanes().get(&driver.id()) {
+            Some(Lane::Open(connection)) => connection.set_server_clock(now_ms),
+            _ => 0,
         }
+    }
+
+    fn forgot(&self) {
+        let mut known = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = known.map(Run::forgot);
     }
 
     fn command(self: Arc<Self>, command: redis::Cmd, driver: Driver, expires: Instant) -> BoxFuture<'static, Reply> {

@@ -55,8 +55,11 @@ pub(super) trait Server: Send + Sync {
         Some(async move { ticket.answer(answer.await) }.boxed())
     }
 
-    /// The server's clock shows `now_ms`, whatever it showed when it was last looked at.
-    fn set_clock(&self, driver: &Driver, now_ms: i64);
+    /// The server's clock shows `now_ms`, whatever it showed when it was last looked at. Answers by how many ms it was set forward.
+    fn set_clock(&self, driver: &Driver, now_ms: i64) -> i64;
+
+    /// What it knew may have ended before its time: it counts as restarted.
+    fn forgot(&self) {}
 
     /// Sends one plain command, once.
     fn command(self: Arc<Self>, command: redis::Cmd, driver: Driver, expires: Instant) -> BoxFuture<'static, Reply>;

@@ -12,6 +12,9 @@
 //! How long a server has been up it tells by its wall clock, which may be set. So a run is as old as it was when it was first met,
 //! whatever it says later; and one that says that it began before an earlier run was met at the same place, is not that server
 //! restarted, or its clock was set: it is taken to begin when it is met. Who has met none cannot tell.
+//!
+//! A clock that is set forward ends locks as well. Whoever has a connection then learns of it by the answer to the next attempt, which
+//! is too late for that clock, and has the server sit out as if it had been restarted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,6 +58,11 @@ impl Run {
             Some(_) => Self { follows: true, ..self },
             None => self,
         }
+    }
+
+    /// This run, which has forgotten now what it knew.
+    pub(super) fn forgot(self) -> Self {
+        Self { began: Instant::now(), follows: true, ..self }
     }
 
     fn standing(self, sits_out: Duration, now: Instant) -> Standing {

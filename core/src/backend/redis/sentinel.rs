@@ -208,7 +208,7 @@ impl SentinelServer {
             let error = match self.node(expires).await {
                 Ok(node) => match Arc::clone(&node).run(request.clone(), driver.clone(), false).await {
                     Ok(Answered { value, repeated }) => {
-                        super::clock_was_set(&value).inspect(|now| node.set_clock(&driver, *now));
+                        super::clock_was_set(&value).map(|now| node.set_clock(&driver, now));
                         return Ok(Answered { value, repeated: repeated || unanswered.is_some() });
                     }
                     Err(error) => {
@@ -260,7 +260,9 @@ impl Server for SentinelServer {
     }
 
     /// Done as soon as it is known, in [`run`](Self::run).
-    fn set_clock(&self, _: &Driver, _: i64) {}
+    fn set_clock(&self, _: &Driver, _: i64) -> i64 {
+        0
+    }
 
     fn command(self: Arc<Self>, command: redis::Cmd, driver: Driver, expires: Instant) -> BoxFuture<'static, Reply> {
         async move {

@@ -272,7 +272,9 @@ impl Server for Remote {
         &self.stats
     }
 
-    fn set_clock(&self, _: &Driver, _: i64) {}
+    fn set_clock(&self, _: &Driver, _: i64) -> i64 {
+        0
+    }
 
     fn command(self: Arc<Self>, _: redis::Cmd, _: Driver, _: Instant) -> BoxFuture<'static, Reply> {
         async { panic!("a command that is not simulated") }.boxed()
