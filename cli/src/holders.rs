@@ -11,15 +11,15 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     arguments::{Break, Ls, Show, Watch},
-    tell,
+    say, tell,
 };
 
 pub(crate) async fn ls(locks: &LockManager, ls: &Ls) -> Result<u8> {
     let holders = locks.list(&ls.pattern, ls.limit).await?;
     if ls.json {
-        print_lines(holders.iter().map(as_json));
+        print_lines(holders.iter().map(as_json))?;
     } else {
-        print_lines(table(&holders));
+        print_lines(table(&holders))?;
     }
     if holders.len() == ls.limit {
         tell("polylock: there may be more; see --limit");
@@ -35,11 +35,11 @@ pub(crate) async fn show(locks: &LockManager, show: &Show) -> Result<u8> {
         locks.inspect(&show.lock).await?.into_iter().collect()
     };
     if show.json {
-        print_lines(holders.iter().map(as_json));
+        print_lines(holders.iter().map(as_json))?;
     } else if holders.is_empty() {
-        print_lines([format!("{}: free", printable(&show.lock))]);
+        print_lines([format!("{}: free", printable(&show.lock))])?;
     } else {
-        print_lines(holders.iter().map(described));
+        print_lines(holders.iter().map(described))?;
     }
     Ok(u8::from(holders.is_empty()))
 }
@@ -51,7 +51,7 @@ pub(crate) async fn break_lock(locks: &LockManager, named: &Break) -> Result<u8>
         (None, None) => return Err(Error::invalid("token", "or owner must be given")),
     };
     if locks.break_lock(&named.lock, seen).await? {
-        print_lines([format!("{}: broken", printable(&named.lock))]);
+        say(format_args!("{}: broken", printable(&named.lock)));
         return Ok(0);
     }
     tell(format_args!("polylock: {:?} is not held by that one (any more); nothing was done", named.lock));
@@ -79,7 +79,7 @@ pub(crate) async fn watch(locks: &LockManager, watch: &Watch) -> Result<u8> {
         } else if round > 0 {
             lines.insert(0, String::new());
         }
-        if !print_lines(lines) {
+        if !print_lines(lines)? {
             break;
         }
         round += 1;
@@ -88,9 +88,16 @@ pub(crate) async fn watch(locks: &LockManager, watch: &Watch) -> Result<u8> {
 }
 
 /// Whoever reads may have gone: then there is nobody to tell. Says whether there is.
-fn print_lines(lines: impl IntoIterator<Item = String>) -> bool {
+///
+/// # Errors
+/// `Internal` if it cannot be written for another reason, as to a disk that is full.
+fn print_lines(lines: impl IntoIterator<Item = String>) -> Result<bool> {
     let mut out = std::io::stdout().lock();
-    lines.into_iter().all(|line| writeln!(out, "{line}").is_ok()) && out.flush().is_ok()
+    match lines.into_iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::new(ErrorKind::Internal, format!("standard output: {error}"))),
+    }
 }
 
 /// The pattern that is this name alone.

@@ -343,6 +343,17 @@ fn nobody_has_to_read_what_it_says() {
 }
 
 #[test]
+fn what_cannot_be_written_is_no_success() {
+    let place = Place::new();
+    for arguments in [&["ls"][..], &["ls", "--limit", "1"], &["show", "a"], &["watch", "--count", "1"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = place.command(arguments).stdout(full).output().unwrap();
+        assert_eq!(code(&output), 70, "{arguments:?}");
+        assert!(text(&output.stderr).contains("standard output: "), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn who_watches_for_nobody_ends() {
     let place = Place::new();
     let (reader, writer) = std::io::pipe().unwrap();
