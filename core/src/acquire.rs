@@ -381,7 +381,9 @@ impl Waiting<'_> {
                 let error = Error::unavailable(format!("no answer within {waited:.3} s"));
                 match self.progress.as_ref().and_then(|progress| progress.trouble()) {
                     Some(trouble) => error.with_causes_of(&trouble),
-                    None => error,
+                    None => {
+                        self.manager.backend.nodes().into_iter().fold(error, |error, (name, _)| error.caused_by(name))
+                    }
                 }
             }
             None => {

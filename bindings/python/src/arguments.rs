@@ -27,7 +27,7 @@ pub(crate) fn text(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult
 
 /// Seconds as a float or an int.
 pub(crate) fn seconds(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
-    let number = number(argument, value)?;
+    let number = real(argument, SECONDS, value)?;
     polylock::host::duration(argument, number, Duration::from_secs(1)).map_err(to_python)
 }
 
@@ -38,24 +38,33 @@ pub(crate) fn optional_seconds(argument: &'static str, value: &Bound<'_, PyAny>)
 
 /// A float or an int.
 pub(crate) fn number(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
-    no_flag(argument, "a number", value)?;
+    real(argument, "a number", value)
+}
+
+/// What a time has to be: a `timedelta`, for example, is not.
+const SECONDS: &str = "a number of seconds";
+
+fn real(argument: &'static str, wanted: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    no_flag(argument, wanted, value)?;
     value.extract::<f64>().map_err(|error| {
         if error.is_instance_of::<PyOverflowError>(value.py()) {
             to_python(Error::invalid(argument, "is too large"))
         } else {
-            wrong_type(argument, "a number", value)
+            wrong_type(argument, wanted, value)
         }
     })
 }
 
-/// An `int`; one that is negative or too large becomes 0, which the engine refuses by name.
+/// An `int` that is not negative.
 pub(crate) fn count(argument: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
     no_flag(argument, "int", value)?;
-    match value.extract::<i64>() {
-        Ok(number) => Ok(usize::try_from(number).unwrap_or(0)),
-        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Ok(0),
-        Err(_) => Err(wrong_type(argument, "int", value)),
-    }
+    let number = match value.extract::<i64>() {
+        Ok(number) => usize::try_from(number).map_err(|_| format!("must not be negative: {number}")),
+        // Negative or not: it is shown as it was given.
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Err(format!("is out of range: {value}")),
+        Err(_) => return Err(wrong_type(argument, "int", value)),
+    };
+    number.map_err(|why| to_python(Error::invalid(argument, why)))
 }
 
 /// To Python a `bool` is an `int`: `acquire("name", True)` would be a lock of one second.
@@ -86,12 +95,8 @@ pub(crate) fn target(resource: &Bound<'_, PyAny>, mode: &Bound<'_, PyAny>) -> Py
     if mode.is_instance_of::<PyString>() {
         return Ok(Target::shared(&name));
     }
-    match mode.extract::<i64>() {
-        // What is no number of permits stays none: the engine says what is allowed.
-        Ok(of) => Ok(Target::permit(&name, u32::try_from(of).unwrap_or(0))),
-        Err(error) if error.is_instance_of::<PyOverflowError>(mode.py()) => Ok(Target::permit(&name, 0)),
-        Err(_) => Err(wrong_type("of", "int", mode)),
-    }
+    // What is too much stays so: the engine says what is allowed.
+    Ok(Target::permit(&name, u32::try_from(count("of", mode)?).unwrap_or(u32::MAX)))
 }
 
 /// How to acquire, from Python's arguments. `wait`: `None` and infinity wait for ever, 0 tries once.
@@ -105,7 +110,7 @@ pub(crate) fn options(
 ) -> PyResult<Acquire> {
     let mut options = Acquire::ttl(seconds("ttl", ttl)?).auto_extend(flag("auto_extend", auto_extend)?);
     options = options.fair(flag("fair", fair)?);
-    if !wait.is_none() && number("wait", wait)? != f64::INFINITY {
+    if !wait.is_none() && real("wait", SECONDS, wait)? != f64::INFINITY {
         options = match seconds("wait", wait)? {
             Duration::ZERO => options.no_wait(),
             wait => options.wait(wait),

@@ -2,7 +2,8 @@
 //!
 //! Where it can be helped no code of Python's is called from here. Up to CPython 3.13 a daemon thread that asks for the GIL when the
 //! interpreter ends is taken down then and there, wherever it is: if that is in Python below one of our functions, it unwinds
-//! through ours and the process crashes.
+//! through ours and the process crashes. So a `with` of blocking code ends natively ([`crate::ending`]), where a signal handler could
+//! raise at any line of Python's; one of asyncio does not, since what it awaits is Python's.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -33,6 +33,11 @@ impl Lease {
         held.enter(&lease);
         Self { lease, held: Some(held.clone()) }
     }
+
+    /// The engine's.
+    pub(crate) fn engines(&self) -> &polylock::Lease {
+        &self.lease
+    }
 }
 
 impl Drop for Lease {

@@ -9,6 +9,7 @@
 
 mod arguments;
 mod boundary;
+mod ending;
 mod lease;
 mod manager;
 mod observe;
@@ -27,7 +28,13 @@ mod _native {
 
     use crate::{arguments, boundary, waiting};
     #[pymodule_export]
-    use crate::{lease::Lease, manager::Manager, observe::Events, queue::Queue};
+    use crate::{
+        ending::{LeaseEnd, LockEnd},
+        lease::Lease,
+        manager::Manager,
+        observe::Events,
+        queue::Queue,
+    };
 
     /// Releases every lease of this process, which ends, and stops the engine; returns within about `timeout` seconds.
     #[pyfunction]

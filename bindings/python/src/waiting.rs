@@ -34,8 +34,17 @@ where
     T: Send,
     F: Future<Output = Result<T>>,
 {
+    outcome(py, operation)?.map_err(to_python)
+}
+
+/// The same, but what the engine fails with is no exception yet: one that is raised is a signal handler's.
+pub(crate) fn outcome<T, F>(py: Python<'_>, operation: impl FnOnce(Driver) -> F + Send) -> PyResult<Result<T>>
+where
+    T: Send,
+    F: Future<Output = Result<T>>,
+{
     let main = is_main_thread(py)?;
-    let outcome = py.detach(move || {
+    py.detach(move || {
         let mut raised = None;
         let outcome = catch_panic(|| {
             if !main {
@@ -53,27 +62,18 @@ where
             })
         });
         match (outcome, raised) {
-            (Err(panic), _) => Err(Failure::Engine(panic)),
-            (Ok(Some(Ok(value))), _) => Ok(value),
+            (Err(panic), _) => Ok(Err(panic)),
+            (Ok(Some(Ok(value))), _) => Ok(Ok(value)),
             (Ok(Some(Err(error))), _) => {
                 if !main {
                     stay_quiet(&error);
                 }
-                Err(Failure::Engine(error))
+                Ok(Err(error))
             }
-            (Ok(None), Some(raised)) => Err(Failure::Raised(raised)),
-            (Ok(None), None) => Err(Failure::Engine(Error::new(ErrorKind::Internal, "interrupted by nothing"))),
+            (Ok(None), Some(raised)) => Err(raised),
+            (Ok(None), None) => Ok(Err(Error::new(ErrorKind::Internal, "interrupted by nothing"))),
         }
-    });
-    outcome.map_err(|failure| match failure {
-        Failure::Engine(error) => to_python(error),
-        Failure::Raised(error) => error,
     })
-}
-
-enum Failure {
-    Engine(Error),
-    Raised(PyErr),
 }
 
 /// Whether this is said because the process ends.

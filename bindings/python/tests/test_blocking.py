@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import ctypes
+import datetime
 import functools
 import gc
 import os
@@ -16,6 +17,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis_server import RedisServer
@@ -23,6 +25,42 @@ from redis_server import RedisServer
 import polylock
 import polylock.asyncio
 from conftest import assert_free, unique, wait_until
+
+
+def test_what_is_made_by_others_says_by_whom() -> None:
+    made: Any
+    for made, by in ((polylock.LockManager, "connect"), (polylock.Lock, "lock"), (polylock.Lease, "acquire")):
+        for arguments in ((), ("redis://localhost",)):
+            with pytest.raises(TypeError, match=rf"{by}\("):
+                made(*arguments)
+
+
+def test_an_error_shows_the_value_that_was_given(memory: str) -> None:
+    locks = polylock.connect(memory)
+    calls: dict[str, Callable[[], object]] = {
+        "of must not be negative: -1": lambda: locks.semaphore("s", -1).acquire(),
+        f"of is out of range: {10**30}": lambda: locks.semaphore("s", 10**30).acquire(),
+        "limit must not be negative: -1": lambda: locks.list("*", -1),
+        f"fencing_token is out of range: {-(10**30)}": lambda: locks.break_("r", -(10**30)),
+    }
+    for message, call in calls.items():
+        with pytest.raises(polylock.InvalidArgument) as caught:
+            call()
+        assert str(caught.value) == message
+        assert caught.value.argument == message.split(" ", maxsplit=1)[0]
+    seconds: Any = datetime.timedelta(seconds=10)
+    for argument in ("ttl", "wait", "max_hold"):
+        with pytest.raises(TypeError, match=f"{argument} must be a number of seconds, not timedelta"):
+            locks.acquire("r", **{argument: seconds})
+
+
+def test_who_gives_up_says_which_server_says_nothing() -> None:
+    with RedisServer() as server, polylock.connect(server.url) as locks:
+        server.pause()
+        with pytest.raises(polylock.Unavailable) as caught:
+            locks.acquire("r", ttl=30, wait=0.1)
+        server.resume()
+        assert urlsplit(server.url).netloc in str(caught.value)
 
 
 def test_with_gives_the_lease_and_releases_it(url: str, name: str) -> None:
@@ -254,6 +292,40 @@ def test_ctrl_c_at_any_line_of_entering_leaves_nothing(memory: str) -> None:
     assert not interrupted
     assert number > 3
     lock.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("by_lock", [True, False])
+def test_ctrl_c_at_any_line_of_leaving_leaves_nothing(memory: str, by_lock: bool) -> None:
+    """Also not where the lock and the lease are there for as long as the program."""
+    locks = polylock.connect(memory)
+    shared = locks.lock("r", wait=20)
+    lines, interrupted = 0, True
+
+    def on_line(frame: Any, event: str, _argument: object) -> Any:
+        nonlocal lines
+        if "polylock" not in frame.f_globals["__name__"]:
+            return None
+        if event in ("call", "line"):
+            lines -= 1
+            if lines == -1:
+                raise KeyboardInterrupt
+        return on_line
+
+    line = 0
+    while interrupted:
+        lease = shared.__enter__() if by_lock else locks.acquire("r", wait=20)
+        ends: Any = shared if by_lock else lease
+        lines, interrupted = line, False
+        before = sys.gettrace()
+        sys.settrace(on_line)
+        try:
+            ends.__exit__(None, None, None)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        wait_until(lambda: locks.inspect("r") is None, 5)
+        line += 1
 
 
 def test_ctrl_c_ends_every_call_that_waits_for_a_server() -> None:

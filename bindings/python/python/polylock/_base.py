@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 from . import _native, _process
 from ._errors import LockLost
 from ._metrics import Metric, metrics_of
+from ._native import LeaseEnd, LockEnd
 from ._values import Capabilities, Guarantee, LossReason, Mode, Released
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def publish(names: dict[str, Any], module: str) -> None:
 _RELEASED = {outcome.value: outcome for outcome in Released} | {"ended_before": Released.NOT_HELD}
 
 
-class LeaseBase:
+class LeaseBase(LeaseEnd):
     """A held lock, apart from what waits."""
 
     __slots__ = ("__weakref__", "_listeners", "_native", "_over")
 
-    def __init__(self, native: _native.Lease) -> None:
+    def __init__(self, native: _native.Lease | None = None) -> None:
+        if not isinstance(native, _native.Lease):
+            raise TypeError("a Lease is what acquiring gives: polylock.connect(url).acquire(name)")
         self._listeners: list[tuple[Listeners, int]] | None = None
         self._native = native
         self._over = False  # last: an interrupt may come before it
@@ -188,7 +191,7 @@ class LeaseBase:
 AnyLease = TypeVar("AnyLease", bound=LeaseBase)
 
 
-class LockBase(Generic[AnyLease]):
+class LockBase(Generic[AnyLease], LockEnd):
     """What to acquire, and how, and what was acquired by it."""
 
     __slots__ = (
@@ -207,17 +210,19 @@ class LockBase(Generic[AnyLease]):
 
     def __init__(
         self,
-        native: _native.Manager,
-        name: str | tuple[str, ...],
-        mode: Literal["shared"] | int | None,
-        ttl: float,
-        wait: float | None,
-        auto_extend: bool,
-        max_hold: float | None,
-        label: str | None,
+        native: Any = None,
+        name: str | tuple[str, ...] = "",
+        mode: Literal["shared"] | int | None = None,
+        ttl: float = 30.0,
+        wait: float | None = None,
+        auto_extend: bool = True,
+        max_hold: float | None = None,
+        label: str | None = None,
         fair: bool = False,
     ) -> None:
-        self._native = native
+        if not hasattr(native, "try_acquire"):
+            raise TypeError("a Lock is made by a LockManager: polylock.connect(url).lock(name)")
+        self._native: _native.Manager = native
         self.name = name
         self._mode: Literal["shared"] | int | None = mode
         self._ttl = ttl
@@ -285,9 +290,9 @@ class ManagerBase(Generic[AnyLock]):
 
     _lock: type[AnyLock]
 
-    def __init__(self, native: _native.Manager) -> None:
+    def __init__(self, native: _native.Manager | None = None) -> None:
         if not isinstance(native, _native.Manager):
-            raise TypeError("a LockManager is made by connect()")
+            raise TypeError("a LockManager is made by connect(url)")
         self._native = native
 
     def lock(

@@ -6,18 +6,17 @@ from threading import local
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._base import LeaseBase, LockBase, ManagerBase, native_manager
-from ._errors import Error, Forked
 from ._greenlets import cooperative
 from ._listeners import listeners
 from ._metrics import Event, Subscription, log_to
 from ._naming import check_callback, check_name, kind_of, namer
+from ._native import LeaseEnd, LockEnd
 from ._values import Holder, LossReason, Released
 
 if TYPE_CHECKING:
     import builtins
     import logging
     from collections.abc import Callable
-    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,22 +102,7 @@ class Lease(LeaseBase):
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        loss = self.loss
-        try:
-            outcome = self._native.release()
-        except Forked:
-            return  # the parent's, to be released by the parent
-        except Error:
-            if error is None:
-                raise
-            return  # what the body raised says more
-        self._released(outcome)
-        lost = self._loss_at_exit(loss, outcome)
-        if lost is not None and error is None:
-            raise lost
+    __exit__ = LeaseEnd._end
 
 
 class Lock(LockBase[Lease]):
@@ -179,12 +163,7 @@ class Lock(LockBase[Lease]):
     def __enter__(self) -> Lease:
         return self._enter(_user.itself, self._acquired())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        lease = self._leave(_user.itself, error)
-        if lease is not None:
-            lease.__exit__(kind, error, traceback)
+    __exit__ = LockEnd._end
 
 
 class LockManager(ManagerBase[Lock]):

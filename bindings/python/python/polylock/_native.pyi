@@ -1,11 +1,16 @@
 """The native module: private, may change at any time."""
 
 import builtins
+from types import TracebackType
 from typing import Literal, final
+
+from typing_extensions import Self
 
 __all__ = [
     "Events",
     "Lease",
+    "LeaseEnd",
+    "LockEnd",
     "Manager",
     "Queue",
     "SIGNAL_TICK",
@@ -20,6 +25,7 @@ __all__ = [
 __version__: str
 SIGNAL_TICK: float
 
+_Kind = type[BaseException] | None
 _Mode = Literal["exclusive", "shared", "permit"]
 _Loss = Literal["expired", "taken", "max_hold"]
 _HolderFields = tuple[
@@ -84,6 +90,14 @@ class Lease:
     def release_start(self, queue: Queue) -> int | _Released: ...
     def release_soon(self) -> None: ...
     def leave(self) -> None: ...
+
+class LeaseEnd:
+    def __new__(cls, *_arguments: object) -> Self: ...
+    def _end(self, _kind: _Kind, error: BaseException | None, _traceback: TracebackType | None) -> None: ...
+
+class LockEnd:
+    def __new__(cls, *_arguments: object, **_keywords: object) -> Self: ...
+    def _end(self, _kind: _Kind, error: BaseException | None, _traceback: TracebackType | None) -> None: ...
 
 @final
 class Manager:
