@@ -384,6 +384,18 @@ async function keepAlive(promise) {
   }
 }
 
+test('a copy of a lease shows what it is of', async () => {
+  const locks = connect('memory:')
+  const seen = await locks.using('copied', (lease) => [
+    JSON.parse(JSON.stringify(lease)),
+    structuredClone(lease),
+    lease,
+  ])
+  const { resource, ownerToken } = seen.pop()
+  for (const copy of seen) assert.deepEqual(copy, { resource, ownerToken })
+  await locks.close()
+})
+
 for (const { name, url } of backends) {
   test(`several resources are taken all or none on ${name}`, async (context) => {
     const locks = connect(shared(url))
@@ -393,14 +405,32 @@ for (const { name, url } of backends) {
     assert.deepEqual(both.resources, [first, second].sort())
     assert.equal(await locks.tryAcquire(first), null)
     await assert.rejects(locks.acquireAll([third, second], { wait: 0 }), AcquireTimeoutError)
+    assert.equal(await locks.tryAcquireAll([third, second]), null)
     assert.equal(await locks.inspect(third), null)
     assert.equal(await both.release(), 'released')
+    const lease = await locks.tryAcquireAll([first, second])
+    assert.deepEqual(lease.resources, [first, second])
+    await lease.release()
+    await assert.rejects(lease.extend(), { resource: `${first}, ${second}` })
+    const held = await locks.usingAll([first, second], async ({ resources }) => [
+      resources,
+      await locks.inspect(second),
+    ])
+    assert.deepEqual(held[0], [first, second])
+    assert.equal(typeof held[1].owner, 'string')
+    assert.equal(await locks.usingAll([first], { ttl: 5_000, wait: 0 }, ({ isHeld }) => isHeld), true)
+    assert.equal(await locks.inspect(first), null)
     await assert.rejects(locks.acquireAll([]), (error) => error.argument === 'resource')
     await assert.rejects(locks.acquireAll('r'), TypeError)
     // Everybody in another order, and no deadlock.
     const orders = Array.from({ length: 30 }, (_, index) => [first, second, third].sort(() => (index % 2) - 0.5))
     await Promise.all(orders.map(async (order) => (await locks.acquireAll(order)).release()))
     await locks.close()
+    // Whatever it is that goes wrong: the error says with what.
+    const named = (resource) => (error) => error.resource === resource && error.message.startsWith(`"${resource}": `)
+    await assert.rejects(locks.acquireAll([third, first]), named(`${first}, ${third}`))
+    await assert.rejects(locks.acquire(first), named(first))
+    await assert.rejects(locks.acquireAll([third, first], { ttl: 1 }), named(`${first}, ${third}`))
   })
 
   test(`waiters are served in order on ${name}`, async () => {

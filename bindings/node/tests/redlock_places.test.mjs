@@ -100,6 +100,25 @@ test('clients of a cluster', { skip }, () =>
       await assertLocks([cluster.withCommandOptions({})], client, '')
       await cluster.close()
     }
+    // One that hides what it was made of, as those of node-redis 4 do.
+    const hiding = require('redis4').createCluster({
+      rootNodes: [{ url: `redis://127.0.0.1:${port}` }],
+      defaults: { password },
+    })
+    const why = /an older createCluster of node-redis shows them only while it is connected/
+    assert.throws(() => new Redlock([hiding]), why)
+    await hiding.connect()
+    await assertLocks([hiding], client, '')
+    await hiding.disconnect()
+    assert.throws(() => new Redlock([hiding]), why)
+    const mapped = require('redis4').createCluster({
+      rootNodes: [{ url: `redis://127.0.0.1:${port}` }],
+      defaults: { password },
+      nodeAddressMap: () => ({ host: 'localhost', port }),
+    })
+    await mapped.connect()
+    assert.throws(() => new Redlock([mapped]), /nodeAddressMap/)
+    await mapped.disconnect()
     const others = nodes.slice(0, 2).map((url) => new Redis(url))
     const cluster = new Cluster([{ host: '127.0.0.1', port }], {
       redisOptions: { password: 'sesame' },
@@ -109,6 +128,27 @@ test('clients of a cluster', { skip }, () =>
       await assertEverywhere(new Redlock([cluster, ...others]), [client, ...others])
     } finally {
       for (const each of [cluster, ...others]) each.disconnect()
+    }
+  }),
+)
+
+test('a pool of node-redis', { skip }, () =>
+  withServer(['requirepass sesame'], async (port, client) => {
+    const { createClientPool } = require('redis5')
+    const pool = createClientPool({ url: `redis://:sesame@127.0.0.1:${port}/0` }, { minimum: 1, maximum: 1 })
+    const why = /createClientPool of node-redis shows them only while it has an idle client/
+    assert.throws(() => new Redlock([pool]), why)
+    await pool.connect()
+    try {
+      await assertLocks([pool], client, '')
+      assert.equal(pool.isOpen, false, 'it was quit')
+      await pool.connect()
+      // It is in use, and not by us.
+      await pool.execute(async () => assert.throws(() => new Redlock([pool]), why))
+      await eventually('it is idle', () => pool.idleClients > 0)
+      await assertLocks([pool.withCommandOptions({})], client, '')
+    } finally {
+      pool.destroy()
     }
   }),
 )

@@ -34,10 +34,9 @@ export class Lease {
   /** When it was released, as `Date.now()` counts. */
   #releasedAt: number | null = null
   #lost: AbortController | undefined
-  /** @internal Somebody's body runs under it. */
-  inUse = false
-  /** @internal Told of the loss, beside the signal. */
-  keeper: Keeper | undefined = undefined
+  // Private, as all that a copy or JSON of it need not show.
+  #inUse = false
+  #keeper: Keeper | undefined = undefined
 
   /** @internal */
   constructor(resource: string | readonly string[], id: number, ownerToken: string, fencingToken: number) {
@@ -110,14 +109,14 @@ export class Lease {
   extend(ttl?: number): Promise<void> {
     try {
       arg.optionalNumber('ttl', ttl)
-      if (this.#releasedAt !== null) throw lostError(this.resource, this.#loss)
+      if (this.#releasedAt !== null) throw lostError(this.#name, this.#loss)
     } catch (error) {
       return Promise.reject(error as Error)
     }
     return run(native.extend(this.#id, ttl), (reply) => {
       // The engine's error does not say why: the lease knows.
       if (reply[1] === Kind.Failed && reply[2].code === 'Lost') throw this.lostError()
-      check(reply, this.resource)
+      check(reply, this.#name)
     })
   }
 
@@ -144,16 +143,31 @@ export class Lease {
     await this.release()
   }
 
+  /** @internal Somebody's body runs under it. */
+  use(): void {
+    this.#inUse = true
+  }
+
+  /** @internal Told of the loss, beside the signal. */
+  get keeper(): Keeper | undefined {
+    return this.#keeper
+  }
+
+  /** @internal */
+  set keeper(keeper: Keeper | undefined) {
+    this.#keeper = keeper
+  }
+
   /** @internal Leaves it to its ttl now. */
   leave(): void {
-    check(native.leave(this.#id), this.resource)
+    check(native.leave(this.#id), this.#name)
     native.forgetLease(this.#id)
     this.#over()
   }
 
   /** @internal The error that says why it was lost. */
   lostError(): LockLostError {
-    return lostError(this.resource, this.loss)
+    return lostError(this.#name, this.loss)
   }
 
   /** @internal */
@@ -165,7 +179,7 @@ export class Lease {
 
   /** @internal */
   isAwaited(): boolean {
-    return this.inUse || this.keeper !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost.signal))
+    return this.#inUse || this.#keeper !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost.signal))
   }
 
   /** For `console.log` and the like. */
@@ -174,13 +188,18 @@ export class Lease {
     return `Lease ${inspect({ resources, fencingToken, isHeld }, options)}`
   }
 
+  /** What errors are about. */
+  get #name(): string {
+    return this.resources.join(', ')
+  }
+
   #tellLoss(): void {
     if (this.#lost?.signal.aborted === false) this.#lost.abort(this.lostError())
-    this.keeper?.lost(this)
+    this.#keeper?.lost(this)
   }
 
   #ended(reply: Reply): Release | 'ended' {
-    const released = check(reply, this.resource)
+    const released = check(reply, this.#name)
     if (released[1] !== Kind.Released) return 'unknown'
     if (this.#releasedAt === null && released[3] !== undefined) this.lost(released[3])
     this.#over()

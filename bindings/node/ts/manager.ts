@@ -100,6 +100,11 @@ export class LockManager extends LockEvents {
     return acquire(this.#id, Target.Several, resources, options, 0) as Promise<Lease>
   }
 
+  /** As `acquireAll`, but tries once; `null` if somebody else holds some of them. */
+  tryAcquireAll(resources: readonly string[], options?: TryOptions): Promise<Lease | null> {
+    return acquire(this.#id, Target.Several, resources, options, How.Once)
+  }
+
   /** @internal Acquires one resource as `mode` says. */
   acquireAs(mode: number, resource: string, options: AcquireOptions | undefined, how: number): Promise<Lease | null> {
     return acquire(this.#id, mode, resource, options, how)
@@ -169,6 +174,21 @@ export class LockManager extends LockEvents {
     fn?: (lease: Lease) => T | PromiseLike<T>,
   ): Promise<T> {
     return under((given) => this.acquire(resource, given), options, fn)
+  }
+
+  /** As `using`, under the locks of all of `resources`: see `acquireAll`. */
+  usingAll<T>(resources: readonly string[], fn: (lease: Lease) => T | PromiseLike<T>): Promise<T>
+  usingAll<T>(
+    resources: readonly string[],
+    options: AcquireOptions | undefined,
+    fn: (lease: Lease) => T | PromiseLike<T>,
+  ): Promise<T>
+  async usingAll<T>(
+    resources: readonly string[],
+    options: AcquireOptions | undefined | ((lease: Lease) => T | PromiseLike<T>),
+    fn?: (lease: Lease) => T | PromiseLike<T>,
+  ): Promise<T> {
+    return under((given) => this.acquireAll(resources, given), options, fn)
   }
 
   /** Who holds `resource`, or `null` if it is free. */
@@ -361,7 +381,7 @@ function acquire(
 
 /** The lease of `target` that was granted; `null` if somebody else holds it. */
 function leaseOf(reply: Reply, target: string | readonly string[]): Lease | null {
-  const granted = check(reply)
+  const granted = check(reply, (typeof target === 'string' ? target : target.join(', ')) || undefined)
   return granted[1] === Kind.Leased ? new Lease(target, granted[0], granted[2], granted[3]) : null
 }
 
@@ -380,7 +400,7 @@ async function under<T>(
   const body = typeof options === 'function' ? options : arg.fn('fn', fn)
   const lease = await acquire(typeof options === 'function' ? undefined : options)
   // A body that waits for nothing but its lease's signal is referenced by that alone: both could be collected.
-  lease.inUse = true
+  lease.use()
   let result: T
   try {
     result = await body(lease)

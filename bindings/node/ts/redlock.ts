@@ -262,7 +262,9 @@ class Redlock extends EventEmitter {
   async #quit(): Promise<unknown[]> {
     this.#keeper.leaveAll()
     this.#quitting.abort(closed('the Redlock was quit'))
-    const quitting = Promise.all(this.servers.map(async (client) => client.quit?.()))
+    const quitting = Promise.all(
+      this.servers.map(async (client) => (client.quit === undefined ? client.close?.() : client.quit())),
+    )
     // Ours are closed also where a client is closed already and says so, or never answers.
     quitting.catch(() => undefined)
     await this.#locks.end()

@@ -14,6 +14,8 @@ const lease: Lease = await locks.acquire('r', {
 const fencing: bigint = lease.fencingToken
 const outcome: 'released' | 'not_held' | 'unknown' = await lease.release()
 const maybe: Lease | null = await locks.tryAcquire('r', { signal: AbortSignal.timeout(5) })
+const several: Lease | null = await locks.tryAcquireAll(['r', 's'], { ttl: 5 })
+const length: number = await locks.usingAll(['r', 's'], { wait: 0 }, (held) => held.resources.length)
 const result: number = await locks.using('r', async (held) => held.remaining)
 const text: string = await locks.using('r', { wait: 0 }, () => 'sync bodies are fine')
 const given: number = await locks.using('r', undefined as { wait: number } | undefined, () => 5)
@@ -42,6 +44,8 @@ try {
 void locks.acquire(5)
 // @ts-expect-error a try does not wait
 void locks.tryAcquire('r', { wait: 5 })
+// @ts-expect-error a try does not wait
+void locks.tryAcquireAll(['r'], { wait: 5 })
 // @ts-expect-error options are known
 void locks.acquire('r', { tll: 5 })
 // @ts-expect-error it cannot be set
@@ -49,4 +53,4 @@ lease.fencingToken = 5n
 // @ts-expect-error it might be nobody
 void maybe.resource
 
-export { fencing, given, loss, outcome, result, text, token }
+export { fencing, given, length, loss, outcome, result, several, text, token }

@@ -5,6 +5,8 @@ import { invalid } from '../errors.js'
 /** What can be asked of any client. */
 export interface Client {
   quit?(...args: never[]): unknown
+  /** A pool has this alone. */
+  close?(): unknown
 }
 
 /** The part of a client's settings that says where it is connected to, under the names of the usual clients. */
@@ -28,21 +30,21 @@ export interface Place {
 
 type Fields = Record<string, unknown>
 
-/** Reads a URL, an object of settings, a client of ioredis (sentinels and `Cluster` as well) or of node-redis 3, 4 or 5. */
+/** Reads a URL, an object of settings, a client of ioredis (sentinels and `Cluster` as well) or of node-redis 3, 4 or 5 (clusters and pools as well). */
 export function placeOf(client: unknown): Place {
   if (typeof client === 'string') return { url: client, prefix: '' }
   if (typeof client !== 'object' && typeof client !== 'function') throw cannotRead('it is neither a URL nor an object')
   if (client === null) throw cannotRead('it is null')
   const fields = client as Fields
   if (Array.isArray(fields['startupNodes'])) return ofCluster(fields['startupNodes'], fields['options'])
-  // node-redis shows those of a cluster in newer versions of 5; it hides those of older ones, of a sentinel and of a pool.
-  if ('nodeClient' in fields && isFields(fields['_options'])) return ofNodeRedisCluster(fields['_options'])
-  const hides = ['nodeClient', 'getSentinelNode', 'totalClients'].some((name) => name in fields)
-  if (hides) {
-    const instead = 'give a URL instead, as in redis+cluster://host,host or redis+sentinel://host,host/master'
-    throw cannotRead(
-      `createSentinel and createClientPool of node-redis do not show them, nor do older versions of its createCluster; ${instead}`,
-    )
+  if ('nodeClient' in fields) {
+    // Newer versions of node-redis show what it was made of.
+    return isFields(fields['_options']) ? ofNodeRedisCluster(fields['_options']) : ofConnectedCluster(fields['masters'])
+  }
+  if ('totalClients' in fields) return ofPool(fields as unknown as Pool)
+  if ('getSentinelNode' in fields) {
+    const instead = 'give a URL instead, as in redis+sentinel://host,host/master'
+    throw cannotRead(`createSentinel of node-redis does not show them; ${instead}`)
   }
   if (isFields(fields['connection_options'])) return ofNodeRedis3(fields)
   if ('isOpen' in fields) return ofNodeRedis(fields['options'])
@@ -132,6 +134,49 @@ function ofNodeRedisCluster({ rootNodes, defaults, nodeAddressMap }: Fields): Pl
   const given = (settings: Settings): Settings =>
     Object.fromEntries(Object.entries(settings).filter(([, value]) => value != null))
   return clusterAt(rootNodes.map(settingsOfNodeRedis).map(given), given(settingsOfNodeRedis(defaults)), '')
+}
+
+/** One that hides what it was made of shows its nodes, and their clients, while it is connected. */
+function ofConnectedCluster(masters: unknown): Place {
+  const nodes = (Array.isArray(masters) ? masters : []).filter(isFields)
+  const clients = nodes.flatMap(({ host, port, client }) =>
+    isFields(client) && isFields(client['options'])
+      ? [{ host, port, settings: settingsOfNodeRedis(client['options']) }]
+      : [],
+  )
+  const [first] = clients
+  if (first === undefined) {
+    const instead = 'await its connect() first, or give a URL, as in redis+cluster://host,host'
+    throw cannotRead(`an older createCluster of node-redis shows them only while it is connected; ${instead}`)
+  }
+  if (clients.some(({ host, port, settings }) => host !== settings.host || port !== settings.port)) {
+    throw cannotRead('its nodeAddressMap cannot be carried over')
+  }
+  const { username, password, tls } = first.settings
+  return clusterAt(nodes as Settings[], { username, password, tls } as Settings, '')
+}
+
+/** What is public of a pool. */
+interface Pool {
+  readonly idleClients: number
+  execute(use: (client: Fields) => void): Promise<void>
+}
+
+/** The settings of its clients, of which it lends an idle one at once. */
+function ofPool(pool: Pool): Place {
+  let options: unknown
+  if (pool.idleClients > 0) {
+    pool
+      .execute((client) => {
+        options = client['options']
+      })
+      .catch(() => undefined)
+  }
+  if (!isFields(options)) {
+    const instead = 'await its connect() first, or give a URL'
+    throw cannotRead(`createClientPool of node-redis shows them only while it has an idle client; ${instead}`)
+  }
+  return ofNodeRedis(options)
 }
 
 function settingsOfNodeRedis(options: unknown): Settings {
