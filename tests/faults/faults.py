@@ -42,9 +42,9 @@ from clock import Clock
 
 # What is locked: alone; alone or together with others, and by permits.
 ALONE, SHARED = ("x:{}-0", "x:{}-1"), ("rw:{}", "permits:{}")
-# And for each worker two that no other asks for: one is broken by the others, and one, another for each of its lives,
-# has a ttl that does not end while it is looked whether anything is left.
-OWN, LONG = "own:{}-{}", "long:{}-{}"
+# And for each worker three that no other asks for: one is broken by the others; one is lost, as nobody renews it; and
+# one, another for each of its lives, has a ttl that does not end while it is looked whether anything is left.
+OWN, LAPSES, LONG = "own:{}-{}", "lapses:{}-{}", "long:{}-{}"
 # What comes after this is to be broken.
 BREAK = "!"
 # After the last fault workers get so long, in seconds, to find the servers well again.
@@ -146,6 +146,8 @@ class Run:
             names.append(own if other is worker else BREAK + own)
         if self.stage.keeps:
             names.append(LONG.format(self.directory.name, worker.name))
+        # The last one is what it ends with.
+        names.append(LAPSES.format(self.directory.name, worker.language))
         seed, log = self.dice.getrandbits(32), str(self._log(worker))
         arguments = [worker.url, str(self.store.path), log, str(seed), ",".join(names), f"{max(self._left(), 0):.3f}"]
         with open(self.directory / f"{worker.name}.err", "wb") as errors:

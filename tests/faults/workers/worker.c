@@ -169,15 +169,15 @@ static void take_away(polylock_manager locks, const char *name, long attempt)
         tell("broke", name, attempt, detail);
 }
 
-static void once(polylock_manager patient, polylock_manager hasty, long attempt)
+static void once(polylock_manager patient, polylock_manager hasty, const char *name, long attempt)
 {
     static const double waits[] = {0, 500, 2000}, parts[] = {0, 0.1, 0.3, 1.6};
-    const char *name = names[(unsigned)(draw() * count)];
     polylock_manager locks = is_kind(name, "long:") ? hasty : patient;
-    bool is_broken = is_kind(name, "own:");
-    double lasts = is_broken ? 1000 : 300 + (double)(int)(draw() * 700), wait = waits[(int)(draw() * 3)];
+    bool is_broken = is_kind(name, "own:"), lapses = is_kind(name, "lapses:");
+    double lasts = is_broken ? 1000 : lapses ? 300 : 300 + (double)(int)(draw() * 700);
+    double wait = waits[(int)(draw() * 3)];
     double ttl = is_kind(name, "long:") ? LONG : lasts;
-    bool auto_extend = is_broken || draw() < 0.7, alone = true;
+    bool auto_extend = is_broken || (!lapses && draw() < 0.7), alone = true;
     double part;
     polylock_options options = polylock_options_new();
     polylock_lease lease = 0;
@@ -224,7 +224,7 @@ static void once(polylock_manager patient, polylock_manager hasty, long attempt)
     must(polylock_lease_on_lost(lease, lost, grant, free, NULL) == POLYLOCK_OK, "on_lost");
     if (alone)
         write_store(name, attempt, polylock_lease_fencing_token(lease));
-    part = is_broken ? 1.6 : parts[(int)(draw() * 4)];
+    part = is_broken || lapses ? 1.6 : parts[(int)(draw() * 4)];
     hold(locks, lease, part > 0 ? part * lasts : 20, name, attempt);
     if (draw() < 0.3) {
         tell("extend", name, attempt, "-");
@@ -273,7 +273,8 @@ int main(int argc, char **argv)
     must(polylock_connect(argv[1], options, &hasty, NULL) == POLYLOCK_OK, argv[1]);
     polylock_connect_options_free(options);
     for (attempt = 1; now_ns() < ends; attempt++)
-        once(locks, hasty, attempt);
+        once(locks, hasty, names[(unsigned)(draw() * count)], attempt);
+    once(locks, hasty, names[count - 1], attempt);
     tell("rest", "-", 0, "-");
     while (getchar() != EOF)
         ;

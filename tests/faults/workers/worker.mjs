@@ -81,15 +81,14 @@ async function takeAway(locks, name, attempt) {
   }
 }
 
-async function once(attempt) {
-  const name = choose(names)
+async function once(name, attempt) {
   if (name.startsWith('!')) return takeAway(patient, name.slice(1), attempt)
   const locks = name.startsWith('long:') ? hasty : patient
-  const isBroken = name.startsWith('own:')
-  const lasts = isBroken ? 1000 : 300 + random() * 700
+  const [isBroken, lapses] = [name.startsWith('own:'), name.startsWith('lapses:')]
+  const lasts = isBroken ? 1000 : lapses ? 300 : 300 + random() * 700
   const ttl = name.startsWith('long:') ? LONG : lasts
   const wait = choose([0, 500, 2000])
-  const autoExtend = isBroken || random() < 0.7
+  const autoExtend = isBroken || (!lapses && random() < 0.7)
   tell('call', name, attempt, wait)
   if (!autoExtend) tell('lasts', name, attempt, Math.ceil(ttl))
   let lease, alone
@@ -104,7 +103,7 @@ async function once(attempt) {
   tell('granted', name, attempt, lease.fencingToken)
   lease.signal.addEventListener('abort', () => tell('lost', name, attempt, lease.loss))
   if (alone) tell('wrote', name, attempt, await write(name, lease.fencingToken))
-  await hold(lease, (isBroken ? 1.6 : choose([0, 0.1, 0.3, 1.6])) * lasts || 20, name, attempt)
+  await hold(lease, (isBroken || lapses ? 1.6 : choose([0, 0.1, 0.3, 1.6])) * lasts || 20, name, attempt)
   if (random() < 0.3) {
     tell('extend', name, attempt)
     await lease.extend().catch((error) => tell('unextended', name, attempt, error.name))
@@ -119,7 +118,9 @@ async function once(attempt) {
 const ends = now() + BigInt(Math.round(Number(seconds) * 1e9))
 const patient = connect(url)
 const hasty = connect(url, { nodeTimeout: HASTY })
-for (let attempt = 1; now() < ends; attempt++) await once(attempt)
+let attempt = 1
+for (; now() < ends; attempt++) await once(choose(names), attempt)
+await once(names.at(-1), attempt)
 tell('rest', '-', 0)
 for await (const _ of process.stdin);
 await Promise.all([patient.close(), hasty.close()])

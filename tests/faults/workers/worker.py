@@ -121,11 +121,12 @@ def once(
     """One lock, from asking for it to giving it back."""
     if name.startswith("!"):
         return take_away(patient, name[1:], attempt, log)
-    locks, is_broken = hasty if name.startswith("long:") else patient, name.startswith("own:")
-    lasts = 1.0 if is_broken else dice.uniform(0.3, 1.0)
+    locks = hasty if name.startswith("long:") else patient
+    is_broken, lapses = name.startswith("own:"), name.startswith("lapses:")
+    lasts = 1.0 if is_broken else 0.3 if lapses else dice.uniform(0.3, 1.0)
     ttl = LONG if name.startswith("long:") else lasts
     wait = dice.choice([0.0, 0.5, 2.0])
-    auto_extend = is_broken or dice.random() < 0.7
+    auto_extend = is_broken or (not lapses and dice.random() < 0.7)
     log.tell("call", name, attempt, round(wait * 1000))
     if not auto_extend:
         log.tell("lasts", name, attempt, math.ceil(ttl * 1000))
@@ -141,7 +142,7 @@ def once(
     lease.on_lost(lambda reason: log.tell("lost", name, attempt, reason))
     if alone:
         log.tell("wrote", name, attempt, store.write(name, lease.fencing_token))
-    part = 1.6 if is_broken else dice.choice([0.0, 0.1, 0.3, 1.6])
+    part = 1.6 if is_broken or lapses else dice.choice([0.0, 0.1, 0.3, 1.6])
     hold(lease, part * lasts or 0.02, log, name, attempt)
     if dice.random() < 0.3:
         log.tell("extend", name, attempt)
@@ -163,10 +164,11 @@ def main(url: str, store_path: str, log_path: str, seed: str, names: str, second
     with polylock.connect(url) as locks, polylock.connect(url, node_timeout=HASTY) as hasty:
         fork_when_asked(locks)
         # From here on it may be asked to.
-        log, attempt = Log(log_path), 0
+        log, attempt, known = Log(log_path), 0, names.split(",")
         while time.monotonic() < ends:
             attempt += 1
-            once(locks, hasty, dice, dice.choice(names.split(",")), attempt, log, store)
+            once(locks, hasty, dice, dice.choice(known), attempt, log, store)
+        once(locks, hasty, dice, known[-1], attempt + 1, log, store)
         log.tell("rest", "-", 0)
         sys.stdin.read()
     log.tell("end", "-", 0)

@@ -105,18 +105,22 @@ impl Worker {
         }
     }
 
-    async fn once(&mut self, attempt: u64) -> Outcome {
-        let name = self.choose(&self.names.clone());
+    async fn once(&mut self, name: String, attempt: u64) -> Outcome {
         if let Some(name) = name.strip_prefix('!') {
             self.take_away(name, attempt).await;
             return Ok(());
         }
-        let is_broken = name.starts_with("own:");
-        let lasts = Duration::from_millis(if is_broken { 1000 } else { self.dice.u64(300..1000) });
+        let (is_broken, lapses) = (name.starts_with("own:"), name.starts_with("lapses:"));
+        let lasts = match (is_broken, lapses) {
+            (true, _) => 1000,
+            (_, true) => 300,
+            _ => self.dice.u64(300..1000),
+        };
+        let lasts = Duration::from_millis(lasts);
         let (locks, ttl) = if name.starts_with("long:") { (&self.hasty, LONG) } else { (&self.locks, lasts) };
         let locks = locks.clone();
         let wait = self.choose(&[0, 500, 2000]);
-        let auto_extend = is_broken || self.dice.f64() < 0.7;
+        let auto_extend = is_broken || !lapses && self.dice.f64() < 0.7;
         let options = Acquire::ttl(ttl).wait(Duration::from_millis(wait)).auto_extend(auto_extend);
         let log = Arc::clone(&self.log);
         log.tell("call", &name, attempt, wait);
@@ -150,7 +154,7 @@ impl Worker {
         if alone {
             log.tell("wrote", &name, attempt, self.store.write(&name, token)?);
         }
-        let part = if is_broken { 1.6 } else { self.choose(&[0.0, 0.1, 0.3, 1.6]) };
+        let part = if is_broken || lapses { 1.6 } else { self.choose(&[0.0, 0.1, 0.3, 1.6]) };
         let time = lasts.mul_f64(part).max(Duration::from_millis(20));
         hold(&lease, time, &log, &name, attempt).await;
         if self.dice.f64() < 0.3 {
@@ -189,8 +193,11 @@ async fn main() -> Outcome {
     let mut attempt = 0;
     while std::time::Instant::now() < ends {
         attempt += 1;
-        worker.once(attempt).await?;
+        let name = worker.choose(&worker.names.clone());
+        worker.once(name, attempt).await?;
     }
+    let last = worker.names.last().cloned().unwrap_or_default();
+    worker.once(last, attempt + 1).await?;
     log.tell("rest", "-", 0, "-");
     tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     worker.locks.close().await;
