@@ -276,9 +276,17 @@ async fn a_server_without_room_for_another_connection_is_left_alone() {
     for worker in work.collect::<Vec<_>>() {
         worker.await.unwrap();
     }
-    let log = std::fs::read_to_string(format!("{}/log", server.directory)).unwrap();
-    let refused = log.matches("too many connections for role").count() as u64;
-    assert!((1..=1 + began.elapsed().as_secs() / 4).contains(&refused), "{refused} in {:?}", began.elapsed());
+    let refused = || {
+        let log = std::fs::read_to_string(format!("{}/log", server.directory)).unwrap();
+        log.matches("too many connections for role").count() as u64
+    };
+    // To be refused takes the server longer than the work, at times.
+    while refused() == 0 {
+        assert!(began.elapsed() < LIMIT, "no other was asked for");
+        tokio::time::sleep(MS).await;
+    }
+    let most = 1 + began.elapsed().as_secs() / 4;
+    assert!(refused() <= most, "{} in {:?}", refused(), began.elapsed());
 }
 
 /// Somebody else has the table, for its own purposes, and nobody has the lock.
