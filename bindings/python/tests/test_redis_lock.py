@@ -195,6 +195,16 @@ def test_a_user_who_may_only_what_redis_pys_lock_needs(client: Any, rule: str) -
         client.execute_command("ACL", "DELUSER", name)
 
 
+def test_a_server_without_a_command_that_only_the_engine_needs() -> None:
+    with RedisServer("--rename-command", "TIME", "") as server, redis.Redis.from_url(server.url) as client:
+        for lock in locks(client, "r", timeout=10):
+            with lock:
+                assert lock.owned()
+                assert not client.lock("r", lock_class=polylock.redis.Lock).acquire(blocking=False)
+        with pytest.raises(redis.exceptions.ResponseError, match="ommand"):
+            client.lock("r", lock_class=polylock.redis.RenewedLock).acquire()
+
+
 def test_a_renewed_lock_is_never_one_that_is_not_renewed(client: Any) -> None:
     for name, token in ((unique(), "mine"), (b"\xff", None)):
         lock = client.lock(name, timeout=10, lock_class=polylock.redis.RenewedLock)

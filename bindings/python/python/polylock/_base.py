@@ -223,7 +223,7 @@ class LockBase(Generic[AnyLease], LockEnd):
         if not hasattr(native, "try_acquire"):
             raise TypeError("a Lock is made by a LockManager: polylock.connect(url).lock(name)")
         self._native: _native.Manager = native
-        self.name = name
+        self.name: str | tuple[str, ...] = name
         self._mode: Literal["shared"] | int | None = mode
         self._ttl = ttl
         self._wait = wait

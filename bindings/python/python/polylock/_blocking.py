@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import builtins
     import logging
     from collections.abc import Callable
+    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,7 +103,13 @@ class Lease(LeaseBase):
     def __enter__(self) -> Lease:
         return self
 
-    __exit__ = LeaseEnd._end
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        ) -> None: ...
+    else:
+        __exit__ = LeaseEnd._end
 
 
 class Lock(LockBase[Lease]):
@@ -163,7 +170,13 @@ class Lock(LockBase[Lease]):
     def __enter__(self) -> Lease:
         return self._enter(_user.itself, self._acquired())
 
-    __exit__ = LockEnd._end
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        ) -> None: ...
+    else:
+        __exit__ = LockEnd._end
 
 
 class LockManager(ManagerBase[Lock]):

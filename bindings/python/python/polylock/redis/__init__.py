@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError", "NoAnswer"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 _managers = Managers(_blocking.LockManager)
 
 

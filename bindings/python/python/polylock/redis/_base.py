@@ -101,7 +101,7 @@ class LockBase:
         self.sleep = sleep
         self.blocking = blocking
         self.blocking_timeout = blocking_timeout
-        self.thread_local = bool(thread_local)
+        self.thread_local: bool = bool(thread_local)
         self.raise_on_release_error = raise_on_release_error
         self.local: Any = threading.local() if self.thread_local else SimpleNamespace()
         self._forget()
@@ -230,9 +230,9 @@ class LockBase:
         """
         if isinstance(error, AcquireTimeout) or (isinstance(error, Conflict) and self.auto_extend):
             return True
-        if isinstance(error, Unavailable) or (self.auto_extend and isinstance(error, AuthError)):
+        if isinstance(error, Unavailable) or (self.auto_extend and error._reply is not None):
             raise _as_redis_pys(error) from error
-        if self.auto_extend or not isinstance(error, (AuthError, Conflict, InvalidArgument)):
+        if self.auto_extend or not isinstance(error, (AuthError, Conflict, InvalidArgument, Unsupported)):
             raise error
         logger.info("%r is acquired without the engine, so without a fencing token: %s", self.name, error)
         return False

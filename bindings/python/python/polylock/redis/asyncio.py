@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "RenewedLock", "LockError", "LockNotOwnedError", "NoAnswer"]
 
 _sleep = asyncio.sleep  # what replaces it decides how time passes: see `polylock.redis`
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 _managers = Managers(_manager.LockManager)
 
 
