@@ -32,6 +32,7 @@ use crate::{
 /// Awaiting it opens the first connection, so that a wrong address or password shows at once; [`lazy`](Self::lazy)
 /// leaves that to the first use.
 #[must_use = "connects when awaited, or by lazy()"]
+#[derive(Clone)]
 pub struct Connect {
     urls: Vec<String>,
     options: Options,

@@ -1,9 +1,16 @@
 //! A manager.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use arc_swap::{ArcSwap, Guard};
 use futures_util::TryFutureExt;
-use polylock::{Guarantee, LockManager, Seen};
+use polylock::{Connect, Guarantee, LockManager, Seen, host::generation};
 use pyo3::{exceptions::PyTypeError, prelude::*};
 
 use crate::{
@@ -21,9 +28,42 @@ type Capabilities = (&'static str, bool, bool, bool, bool, bool, bool, bool, boo
 /// Makes locks on one backend.
 #[pyclass(frozen, module = "polylock._native")]
 pub(crate) struct Manager {
-    locks: LockManager,
+    connect: Connect,
+    made: ArcSwap<Made>,
     /// For `repr`: nothing of the URL that could be secret.
     schemes: String,
+}
+
+/// The engine's manager, and the process that made it.
+struct Made {
+    locks: LockManager,
+    generation: u32,
+    used: AtomicBool,
+}
+
+impl Made {
+    fn new(connect: &Connect) -> PyResult<Arc<Self>> {
+        let locks = boundary::guard(|| connect.clone().lazy())?.map_err(to_python)?;
+        Ok(Arc::new(Self { locks, generation: generation(), used: AtomicBool::new(false) }))
+    }
+}
+
+impl Manager {
+    /// The engine's manager, to be used. The child of a fork makes one of its own, unless its parent has used this one: a
+    /// server that forks its workers after it has imported a program makes the program's managers before that. One that was
+    /// used stays the parent's, and says so.
+    fn locks(&self) -> PyResult<LockManager> {
+        let mut made = self.made.load_full();
+        if made.generation != generation() && !made.used.load(Ordering::Acquire) {
+            let new = Made::new(&self.connect)?;
+            // Another thread may have been as quick: one of the two is kept.
+            let found = self.made.compare_and_swap(&made, Arc::clone(&new));
+            made = if Arc::ptr_eq(&found, &made) { new } else { Guard::into_inner(found) };
+        }
+        // Before it is: a fork in between leaves the child what nobody has touched.
+        made.used.store(true, Ordering::Release);
+        Ok(made.locks.clone())
+    }
 }
 
 #[pymethods]
@@ -51,8 +91,8 @@ impl Manager {
             connect = connect.patience(retries, silences, pause);
         }
         polylock_fork_mark::give();
-        let locks = boundary::guard(|| connect.lazy())?.map_err(to_python)?;
-        Ok(Self { locks, schemes })
+        let made = ArcSwap::new(Made::new(&connect)?);
+        Ok(Self { connect, made, schemes })
     }
 
     fn __repr__(&self) -> String {
@@ -75,7 +115,8 @@ impl Manager {
     ) -> PyResult<Lease> {
         let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, wait, auto_extend, max_hold, label, fair)?;
-        let lease = waiting::wait(py, |driver| async move { self.locks.acquire_by(target, options, &driver).await })?;
+        let locks = self.locks()?;
+        let lease = waiting::wait(py, |driver| async move { locks.acquire_by(target, options, &driver).await })?;
         Ok(Lease::blocking(lease))
     }
 
@@ -95,7 +136,8 @@ impl Manager {
     ) -> PyResult<Py<PyAny>> {
         let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, wait, auto_extend, max_hold, label, fair)?;
-        queue.start(py, |driver| self.locks.acquire_by(target, options, &driver).map_ok(Outcome::Lease))
+        let locks = self.locks()?;
+        queue.start(py, |driver| locks.acquire_by(target, options, &driver).map_ok(Outcome::Lease))
     }
 
     #[allow(clippy::too_many_arguments)] // as above
@@ -112,8 +154,8 @@ impl Manager {
     ) -> PyResult<Option<Lease>> {
         let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label, fair)?;
-        let lease =
-            waiting::wait(py, |driver| async move { self.locks.try_acquire_by(target, options, &driver).await })?;
+        let locks = self.locks()?;
+        let lease = waiting::wait(py, |driver| async move { locks.try_acquire_by(target, options, &driver).await })?;
         Ok(lease.map(Lease::blocking))
     }
 
@@ -132,7 +174,7 @@ impl Manager {
     ) -> PyResult<Py<PyAny>> {
         let target = arguments::target(resource, mode)?;
         let options = arguments::options(ttl, &py.None().into_bound(py), auto_extend, max_hold, label, fair)?;
-        let locks = self.locks.clone();
+        let locks = self.locks()?;
         queue.start(py, |driver| async move {
             let lease = locks.try_acquire_by(target, options, &driver).await?;
             Ok(lease.map_or(Outcome::Busy, Outcome::Lease))
@@ -141,13 +183,14 @@ impl Manager {
 
     fn inspect(&self, py: Python<'_>, resource: &Bound<'_, PyAny>) -> PyResult<Option<HolderFields>> {
         let resource = arguments::text("resource", resource)?;
-        let holder = waiting::wait(py, |driver| async move { self.locks.inspect_by(&resource, &driver).await })?;
+        let locks = self.locks()?;
+        let holder = waiting::wait(py, |driver| async move { locks.inspect_by(&resource, &driver).await })?;
         Ok(holder.map(holder_fields))
     }
 
     fn inspect_start(&self, py: Python<'_>, queue: &Queue, resource: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let resource = arguments::text("resource", resource)?;
-        let locks = self.locks.clone();
+        let locks = self.locks()?;
         queue.start(py, |driver| async move { Ok(Outcome::Holder(locks.inspect_by(&resource, &driver).await?)) })
     }
 
@@ -158,7 +201,8 @@ impl Manager {
         limit: &Bound<'_, PyAny>,
     ) -> PyResult<Vec<HolderFields>> {
         let (pattern, limit) = (arguments::text("pattern", pattern)?, arguments::count("limit", limit)?);
-        let holders = waiting::wait(py, |driver| async move { self.locks.list_by(&pattern, limit, &driver).await })?;
+        let locks = self.locks()?;
+        let holders = waiting::wait(py, |driver| async move { locks.list_by(&pattern, limit, &driver).await })?;
         Ok(holders.into_iter().map(holder_fields).collect())
     }
 
@@ -170,7 +214,7 @@ impl Manager {
         limit: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         let (pattern, limit) = (arguments::text("pattern", pattern)?, arguments::count("limit", limit)?);
-        let locks = self.locks.clone();
+        let locks = self.locks()?;
         queue.start(py, |driver| async move { Ok(Outcome::Holders(locks.list_by(&pattern, limit, &driver).await?)) })
     }
 
@@ -182,7 +226,8 @@ impl Manager {
         owner: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
         let (resource, seen) = (arguments::text("resource", resource)?, seen(fencing_token, owner)?);
-        waiting::wait(py, |driver| async move { self.locks.break_lock_by(&resource, seen, &driver).await })
+        let locks = self.locks()?;
+        waiting::wait(py, |driver| async move { locks.break_lock_by(&resource, seen, &driver).await })
     }
 
     fn break_lock_start(
@@ -194,7 +239,7 @@ impl Manager {
         owner: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         let (resource, seen) = (arguments::text("resource", resource)?, seen(fencing_token, owner)?);
-        let locks = self.locks.clone();
+        let locks = self.locks()?;
         queue.start(
             py,
             |driver| async move { Ok(Outcome::Broken(locks.break_lock_by(&resource, seen, &driver).await?)) },
@@ -202,26 +247,30 @@ impl Manager {
     }
 
     fn metrics(&self, py: Python<'_>) -> PyResult<Vec<MetricFields>> {
-        let metrics = boundary::guard(|| self.locks.metrics())?.map_err(to_python)?;
+        let locks = self.locks()?;
+        let metrics = boundary::guard(|| locks.metrics())?.map_err(to_python)?;
         metrics.metrics.into_iter().map(|metric| metric_fields(py, metric)).collect()
     }
 
     fn metrics_text(&self) -> PyResult<String> {
-        boundary::guard(|| self.locks.metrics().map(|metrics| metrics.to_prometheus()))?.map_err(to_python)
+        let locks = self.locks()?;
+        boundary::guard(|| locks.metrics().map(|metrics| metrics.to_prometheus()))?.map_err(to_python)
     }
 
     fn events(&self) -> PyResult<Events> {
-        boundary::guard(|| self.locks.events())?.map(Events::new).map_err(to_python)
+        let locks = self.locks()?;
+        boundary::guard(|| locks.events())?.map(Events::new).map_err(to_python)
     }
 
     fn waiting(&self, resource: &Bound<'_, PyAny>) -> PyResult<usize> {
         let resource = arguments::text("resource", resource)?;
-        boundary::guard(|| self.locks.waiting(&resource))?.map_err(to_python)
+        let locks = self.locks()?;
+        boundary::guard(|| locks.waiting(&resource))?.map_err(to_python)
     }
 
     /// Guarantee, fencing, across processes, across hosts, shared, semaphore, several, inspection, listing, breaking, fair.
     fn capabilities(&self) -> Capabilities {
-        let can = self.locks.capabilities();
+        let can = self.made.load().locks.capabilities();
         let guarantee = match can.guarantee {
             Guarantee::BestEffort => "best_effort",
             Guarantee::Lease => "lease",
@@ -243,14 +292,15 @@ impl Manager {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let locks = self.locks()?;
         waiting::wait(py, |_| async move {
-            self.locks.close().await;
+            locks.close().await;
             Ok(())
         })
     }
 
     fn close_start(&self, py: Python<'_>, queue: &Queue) -> PyResult<Py<PyAny>> {
-        let locks = self.locks.clone();
+        let locks = self.locks()?;
         queue.start(py, |_| async move {
             locks.close().await;
             Ok(Outcome::Nothing)

@@ -152,7 +152,7 @@ def test_every_public_name_is_documented_with_an_example_that_runs(module: Modul
 def test_the_readme_runs() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 4
     assert "charging under" in python("\n".join(blocks), "-W", "error").stdout
 
 

@@ -138,6 +138,7 @@ threading.Timer(0.3, lease.release).start()
 FORKED = """
 locks, loops = polylock.connect(url), polylock.asyncio.connect(url)
 lease = locks.acquire(name, ttl=1)
+loops.waiting(name)  # used
 lease.on_lost(lambda reason: print("lost", reason, flush=True))
 child = os.fork()
 if child == 0:
@@ -175,6 +176,40 @@ print(lease.release().value)
 @pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)"])
 def test_a_child_disowns_what_its_parent_holds(url: str, name: str, ending: str) -> None:
     assert run(url, name, FORKED.replace("{ending}", ending)) == "released\n"
+
+
+def test_what_the_parent_has_not_used_is_the_childs_own(url: str, name: str) -> None:
+    """As where a server imports the program before it forks its workers."""
+    code = """
+locks, loops = polylock.connect(url), polylock.asyncio.connect(url)
+lock = locks.lock(name, ttl=5, wait=30)
+@locks.locked(name + ":{number}")
+def work(number): pass
+async def works():
+    async with loops.lock(name, ttl=5, wait=30): pass
+def worker():
+    with lock as lease:
+        assert lease.is_held
+    work(1), asyncio.run(works())
+for generation in range(2):
+    children = []
+    for _ in range(3):
+        children.append(os.fork())
+        if children[-1] == 0:
+            if generation == 1: os.waitpid(os.fork() or os._exit(worker() or 0), 0)
+            worker(), sys.exit(0)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+worker()
+child = os.fork()
+if child == 0:
+    for use in (lambda: lock.acquire(), lambda: work(1), lambda: asyncio.run(works())):
+        try: use()
+        except polylock.Forked: pass
+        else: os._exit(1)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(url, name, code) == "0\n"
 
 
 def test_a_child_draws_other_owner_tokens_than_its_parent(url: str, name: str) -> None:

@@ -412,6 +412,8 @@ def connect(
 ) -> LockManager:
     """A manager for the locks at `url`. Touches no server and starts no thread: the first use does.
 
+    It belongs to the process that uses it first: made before a fork and not used there, it is each child's own.
+
     Args:
         url: ``memory:`` or ``memory:NAME`` (this process), ``file:///directory`` (the processes of this host),
             ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+unix:///path``,
