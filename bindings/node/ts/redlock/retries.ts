@@ -45,13 +45,15 @@ export async function retry<T>(
   once: Try<T>,
   waits: boolean,
 ): Promise<T | null> {
+  const retries = settings.retryCount === -1 ? Infinity : Math.floor(settings.retryCount)
   const delay = settings.retryDelay || 0 // as `setTimeout` takes NaN
   let patience = atOnce
   /** What redlock would need for one more try: the pause, and what the last one took. */
   let each = 0
   for (;;) {
-    const left = settings.retryCount === -1 ? Infinity : settings.retryCount - tries.count
+    const left = retries - tries.count
     tries.began = Date.now()
+    const began = performance.now()
     let outcome: T | null | PolylockError
     try {
       outcome = await once(patience)
@@ -59,7 +61,7 @@ export async function retry<T>(
       if (!(error instanceof PolylockError)) throw error
       outcome = error
     }
-    const took = Date.now() - tries.began
+    const took = performance.now() - began
     const isHeld = outcome instanceof AcquireTimeoutError
     if (patience !== atOnce) tries.refuse(isHeld ? left : Math.min(left, Math.floor(took / each)))
     if (isHeld && patience !== atOnce) {
@@ -71,12 +73,11 @@ export async function retry<T>(
     else tries.succeed()
     if (!(outcome instanceof PolylockError)) return outcome
     // Written so that NaN ends it.
-    const goesOn = settings.retryCount === -1 || tries.count <= settings.retryCount
-    if (!isRetried(outcome) || !goesOn) return null
+    if (!isRetried(outcome) || !(tries.count <= retries)) return null
     patience = atOnce
     if (waits && isHeld) {
       each = Math.max(1, delay + took)
-      const wait = (settings.retryCount === -1 ? Infinity : settings.retryCount - tries.count + 1) * each
+      const wait = (retries - tries.count + 1) * each
       patience = { wait: wait < FOR_EVER ? wait : Infinity, every: Math.max(1, delay) }
     } else {
       const jitter = Math.floor((Math.random() * 2 - 1) * settings.retryJitter)
