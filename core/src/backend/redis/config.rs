@@ -227,8 +227,8 @@ impl Parameters {
     fn node(&mut self, url: &str, tls: bool) -> Result<NodeConfig> {
         // What the parser says of it says no more, and could repeat a password.
         let wrong = || {
-            let why = "is not a Redis URL, as in redis://user:password@localhost:6379/0 (in a password, % and the \
-                       like are written as %25)";
+            let why = "is not a Redis URL, as in redis://user:password@localhost:6379/0: it has a host, a port up to \
+                       65535, a database by its number (in a password, % and the like are written as %25)";
             Error::invalid("url", why)
         };
         let info = url.into_connection_info().map_err(|_| wrong())?;
@@ -379,6 +379,15 @@ mod tests {
         assert_eq!(NodeConfig::parse("unix:///run/redis.sock?db=2&pass=x").unwrap().database, 2);
         assert_eq!(NodeConfig::parse("redis://[::1]:1").unwrap().address, Address::Tcp("::1".into(), 1));
         assert_eq!(NodeConfig::parse("redis://[::1]:1").unwrap().name, "[::1]:1");
+    }
+
+    #[test]
+    fn says_what_a_url_has_without_repeating_it() {
+        for url in ["redis://u:secret@h:99999", "redis://u:secret@h:x", "redis://u:secret@h/x", "redis://u:secret@"] {
+            let error = NodeConfig::parse(url).unwrap_err().to_string();
+            assert!(error.contains("a port up to 65535, a database by its number"), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]
