@@ -97,7 +97,7 @@ postgres-long: ## PostgreSQL for longer: 10,000 rounds of giving up as it is gra
 .PHONY: redlock-long
 redlock-long: ## Redlock for longer: every mask of failing servers, up to seven of them, but for their order.
 	tests/install.sh
-	POLYLOCK_TEST_MASKS=1632 cargo test -p polylock --test redis_faults masks::
+	ulimit -n $$(ulimit -Hn); POLYLOCK_TEST_MASKS=1632 cargo test -p polylock --test redis_faults masks:: -- --test-threads=1
 
 # On an engine that is built for speed, in the build that all other tests use.
 .PHONY: simulation
