@@ -177,6 +177,8 @@ for (const { name, url } of backends) {
       // (Before Node 20.3 there is none.)
       const either = async () => AbortSignal.any?.([(await locks.acquire(resource + '-any')).signal])
       const any = await either()
+      // From Node 24 on its sources know it only when somebody listens.
+      if (parseInt(process.versions.node) >= 24) any.addEventListener('abort', () => {})
       for (let tries = 0; warnings.length === 0 && tries < 500; tries++) { gc(); await sleep(5) }
       await (await locks.acquire(resource, { wait: 10000 })).release()
       for (let tries = 0; tries < 5; tries++) { gc(); await sleep(5) }

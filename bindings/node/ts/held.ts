@@ -72,7 +72,7 @@ export const held = once('held', () => new Leases())
 /** Whether anybody would hear of this signal: a listener, or a signal of `AbortSignal.any`. */
 export function isListenedTo(signal: AbortSignal): boolean {
   if (getEventListeners(signal, 'abort').length > 0) return true
-  // Where Node keeps those signals, which know this one weakly. An undocumented place, and a set of its own kind: where it is
+  // Where Node keeps those signals (the newest only those that somebody listens to), which know this one weakly. An undocumented place, and a set of its own kind: where it is
   // another, nothing is lost but that such a signal keeps no lease.
   const place = Object.getOwnPropertySymbols(signal).find(({ description }) => description === 'kDependantSignals')
   const dependants = place && (signal as unknown as Record<symbol, unknown>)[place]
