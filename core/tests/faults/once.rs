@@ -94,6 +94,36 @@ async fn a_request_that_arrives_after_its_sender_left_is_undone() {
     soon(&locks, &name).await.release().await.unwrap();
 }
 
+/// What frees finds the grant of the first request, whose answer was lost, while the second is on its way yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_was_sent_again_arrives_after_its_sender_left_and_is_undone() {
+    let server = Server::start();
+    warm(&server).await;
+    let proxy = Proxy::before(server.port).await;
+    let locks = polylock::connect(proxy.url()).node_timeout(Duration::from_secs(10)).lazy().unwrap();
+    // The first try is made on a connection that is open.
+    soon(&locks, &fresh("first")).await.release().await.unwrap();
+    let (gate, name, count) = (Gate::new(), fresh("r"), AtomicUsize::new(0));
+    let second = Arc::clone(&gate);
+    proxy.rule(move |request| match is_acquire(request).then(|| count.fetch_add(1, Ordering::Relaxed)) {
+        Some(0) => Fate::CutReply(0),
+        Some(1) => Fate::Hold(Arc::clone(&second)),
+        _ => Fate::Pass,
+    });
+    let attempt = tokio::spawn({
+        let (locks, name) = (locks.clone(), name.clone());
+        async move { locks.try_acquire(&name, long()).await.map(drop) }
+    });
+    gate.arrived.notified().await;
+    assert!(server.get(&name).is_some());
+    attempt.abort();
+    assert!(attempt.await.unwrap_err().is_cancelled());
+    eventually(SLACK, "the first grant is given back", || server.get(&name).is_none()).await;
+    gate.open();
+    gate.delivered.notified().await;
+    until_clean(&[&server], &name).await;
+}
+
 /// Cuts the connection of the first release in one way after another: before it was carried out, or after that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_is_never_called_not_held_because_its_answer_was_cut_off() {

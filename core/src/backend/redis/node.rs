@@ -160,7 +160,7 @@ impl Node {
         let (mut unanswered, mut name) = match so_far {
             Some(CallError::NoScript) => (None, Name::Text),
             Some(CallError::NotTogether) => (None, Name::Sha),
-            so_far => (so_far, Name::Sha),
+            so_far => (so_far.inspect(|error| request.meets(error)), Name::Sha),
         };
         loop {
             let connection = match self.connection(driver, expires).await {

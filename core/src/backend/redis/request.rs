@@ -329,11 +329,6 @@ impl Request {
         granted && grants.iter().any(|script| std::ptr::eq(*script, self.script))
     }
 
-    /// It is tried again, though this went wrong.
-    pub(super) fn meets(&self, trouble: &CallError) {
-        self.progress.meets(trouble.clone().into_error());
-    }
-
     /// The first of its keys.
     pub(super) fn first_key(&self) -> &str {
         std::str::from_utf8(&self.words.bytes[self.first_key.clone()]).unwrap_or_default()
@@ -408,6 +403,16 @@ impl Errand {
                 true => server_time,
             };
             write_digits(place, u64::try_from(not_after).unwrap_or(0));
+        }
+    }
+
+    /// It is tried again, though this went wrong. What may have been granted, and is freed, does not tell of what is sent then.
+    pub(super) fn meets(&self, trouble: &CallError) {
+        self.progress.meets(trouble.clone().into_error());
+        if trouble.is_ambiguous()
+            && let Some(progress) = self.attempt()
+        {
+            progress.doubt(self.server);
         }
     }
 
