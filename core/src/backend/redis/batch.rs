@@ -13,7 +13,8 @@
 //! * *A lock is freed and asked for in one turn*: it is freed first. So what frees never waits beside what may grant it to the
 //!   same claim, which goes out before.
 //! * *The server is not one but many, behind a proxy* that goes by the first key, or a cluster: there, requests go alone. Only
-//!   what calls itself `standalone` is asked for several at once.
+//!   what calls itself `standalone` is asked for several at once, and only once it has run the scripts for many without a key,
+//!   for which such a proxy knows no server.
 
 use std::ptr;
 
@@ -151,8 +152,8 @@ impl Batches {
     pub(super) fn answered(&mut self, answer: &Value) {
         match answer {
             Value::ServerError(error) if error.code() == "NOSCRIPT" => self.scripts = Scripts::Unknown,
-            // A right is missing, for a script or for a key that will be asked for again; or it is no one server after all.
-            Value::ServerError(error) if matches!(error.code(), "NOPERM" | "CROSSSLOT") => {
+            // A right is missing, for a command or for a key that will be asked for again; or it is no one server after all.
+            Value::ServerError(error) if matches!(error.code(), "NOPERM" | "CROSSSLOT" | "ERR") => {
                 self.scripts = Scripts::Unfit
             }
             _ => {}

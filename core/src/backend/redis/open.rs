@@ -105,7 +105,7 @@ async fn log_in(
     }
     match info {
         Some(Ok(info)) => {
-            if restart::field(&info, "redis_mode") == Some("standalone") {
+            if is_one_server(&info) {
                 connection.is_to_one_server();
             }
             Ok(Run::read(&info, config.database))
@@ -118,6 +118,12 @@ async fn log_in(
         Some(Err(error)) => Err(error),
         None => Ok(None),
     }
+}
+
+/// Whether the answer of `INFO server` is that of one server, which has all keys. Valkey says it in a word of its own; what Envoy
+/// puts together of the answers of several says that they are a cluster.
+fn is_one_server(info: &Value) -> bool {
+    ["redis_mode", "server_mode"].iter().any(|mode| restart::field(info, mode) == Some("standalone"))
 }
 
 /// What a failed step of the log-in means.
@@ -145,4 +151,22 @@ fn server_ms(peer: &str, reply: Reply) -> Result<i64, CallError> {
         return Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000));
     }
     Err(CallError::unanswered(peer, "TIME gave no time"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_servers_can_be_asked_for_several_locks_at_once() {
+        for (info, one) in [
+            ("redis_version:7.0.15\r\nredis_mode:standalone\r\n", true),
+            ("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:standalone\r\n", true),
+            ("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n", false),
+            ("redis_version:7.0.15\r\nredis_mode:cluster\r\n", false),
+            ("proxy_version:1.0.5\r\n", false),
+        ] {
+            assert_eq!(is_one_server(&Value::BulkString(format!("# Server\r\n{info}").into())), one, "{info}");
+        }
+    }
 }

@@ -6,7 +6,8 @@
 -- For each, in this order, what release.lua answers for one. With no keys it does nothing.
 if not KEYS[1] then return {} end
 local holders = redis.pcall('MGET', unpack(KEYS))
-if holders.err then return holders end
+-- Nothing was done. In its own words not every version tells that from a script that broke off.
+if holders.err then return {err = 'NOPERM who may not MGET asks for each alone'} end
 local freed, channels, answers = {}, {}, {}
 for i = 1, #KEYS do
   if holders[i] == ARGV[2 * i - 1] then
