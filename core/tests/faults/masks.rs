@@ -209,7 +209,9 @@ async fn try_mask(servers: Arc<Vec<Server>>, mask: Vec<Node>, ways: &[Way]) -> V
                     Node::Foreign => assert_eq!(node.get(name).as_deref(), Some(FOREIGN), "{mask:?}"),
                     Node::Gave(number) => {
                         let theirs = format!("permit:{SOMEBODY} {number}");
-                        assert_eq!(node.ask::<Vec<String>>(&["ZRANGE", name, "0", "-1"]), [theirs], "{mask:?}");
+                        // What was dropped may arrive, and be given back, after all was clean.
+                        let holders: Vec<String> = node.ask(&["ZRANGE", name, "0", "-1"]);
+                        assert!(holders.contains(&theirs), "{mask:?}: {holders:?}");
                     }
                     _ => {}
                 }
