@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -94,6 +95,7 @@ def scraped(url: str, directory: pathlib.Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
         where: str = until("it listens", lambda: listens(directory / "log"))
+        until("it is ready", lambda: is_ready(where))
         # A rate needs two scrapes.
         until(
             "scraped",
@@ -116,6 +118,17 @@ def scrapes(url: str, directory: pathlib.Path) -> None:
 def listens(log: pathlib.Path) -> str | None:
     found = re.search(r"address=(127\.0\.0\.1:[1-9]\d*)|addr=(127\.0\.0\.1:[1-9]\d*)", log.read_text())
     return f"http://{found.group(1) or found.group(2)}" if found else None
+
+
+def is_ready(prometheus: str) -> bool:
+    """Not as soon as it listens: then it first reads what it has."""
+    try:
+        get(f"{prometheus}/-/ready")
+    except urllib.error.HTTPError as error:
+        if error.code != 503:
+            raise
+        return False
+    return True
 
 
 def until(what: str, holds: Any) -> Any:
