@@ -7,6 +7,7 @@ use std::{
 };
 
 use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
+use tokio::io::AsyncWriteExt as _;
 
 use super::{
     NODE_TIMEOUT, SLACK, eventually, fresh, long, ms,
@@ -122,7 +123,7 @@ async fn tls_is_verified() {
     refuses(&format!("rediss://127.0.0.1:{port}?ca={ca}"), "certificate: Expired").await;
     // TLS to who does not speak it, and the other way round.
     let plain = Server::start();
-    refuses(&format!("rediss://127.0.0.1:{}?ca={ca}", plain.port), "").await;
+    refuses(&format!("rediss://127.0.0.1:{}?ca={ca}", plain.port), "nothing was answered over TLS").await;
     refuses(&format!("redis://127.0.0.1:{port}"), "").await;
 }
 
@@ -223,6 +224,26 @@ async fn tls_with_those_that_are_managed() {
     lease.extend(None).await.unwrap();
     assert_eq!(lease.release().await.unwrap(), Release::Released);
     refuses(&format!("rediss+cluster://127.0.0.1:{port}"), "UnknownIssuer").await;
+}
+
+/// Who is managed is tried until time is up: what then is said is why the tries before failed, not that the last was cut short.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_failed_is_told_though_the_last_try_was_cut_short() {
+    for kind in ["redis+cluster://HOST", "redis+sentinel://HOST/m"] {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = kind.replace("HOST", &socket.local_addr().unwrap().to_string());
+        let peer = tokio::spawn(async move {
+            // The first is told the end, the others hear nothing.
+            let (mut first, _) = socket.accept().await.unwrap();
+            first.shutdown().await.unwrap();
+            let mut silent = vec![first];
+            loop {
+                silent.push(socket.accept().await.unwrap().0);
+            }
+        });
+        refuses(&url, "closed").await;
+        peer.abort();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use crate::{Error, ErrorKind, error::Trouble};
+use crate::{Error, ErrorKind, clock::Instant, error::Trouble};
 
 /// The answer to one request.
 pub(super) type Reply = Result<Value, CallError>;
@@ -111,6 +111,11 @@ impl CallError {
     /// Whether the request may have been, or may yet be, carried out.
     pub(super) fn is_ambiguous(&self) -> bool {
         matches!(self, Self::Unanswered(_) | Self::BrokenOff(_))
+    }
+
+    /// Why a request came to nothing that was tried until `expires`: a try that was cut short tells less than the one before.
+    pub(super) fn or_before(self, earlier: Option<Self>, expires: Instant) -> Self {
+        earlier.filter(|_| Instant::now() >= expires).unwrap_or(self)
     }
 
     pub(super) fn into_error(self) -> Error {

@@ -177,7 +177,7 @@ impl Cluster {
     async fn run(self: Arc<Self>, request: Errand, driver: Driver) -> Answer {
         let expires = request.expires;
         let slot = slot::of(request.first_key());
-        let (mut unanswered, mut pause, mut asking) = (None, Duration::ZERO, None);
+        let (mut unanswered, mut earlier, mut pause, mut asking) = (None, None, Duration::ZERO, None);
         loop {
             let (node, asks) = match asking.take() {
                 Some(address) => (self.node_at(&address), true),
@@ -207,9 +207,10 @@ impl Cluster {
             let again = Instant::now().after(pause);
             if !passes || again >= expires || self.is_closed() {
                 // What was sent before may have been carried out.
-                return Err(unanswered.unwrap_or(error));
+                return Err(unanswered.unwrap_or_else(|| error.or_before(earlier, expires)));
             }
             request.meets(&error);
+            earlier = Some(error);
             // At once the first time: most often the answer says where to go.
             if !pause.is_zero() {
                 timer::sleep_until(again).await;

@@ -13,14 +13,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt, Shared};
+use futures_util::future::{self, BoxFuture, FutureExt, Shared};
 use rustc_hash::FxHashMap;
 
 use super::{
     call::{CallError, Reply},
     config::{Address, NodeConfig},
     connection::Connection,
-    open,
+    open::{self, Progress},
     request::{Answer, Answered, Errand, Server, counted},
     restart::Run,
     round::Ticket,
@@ -50,7 +50,11 @@ enum Lane {
     Open(Arc<Connection>),
 }
 
-type Opening = Shared<BoxFuture<'static, Result<Arc<Connection>, CallError>>>;
+#[derive(Clone)]
+struct Opening {
+    opened: Shared<BoxFuture<'static, Result<Arc<Connection>, CallError>>>,
+    progress: Arc<Progress>,
+}
 
 impl Node {
     pub(super) fn new(config: NodeConfig) -> Arc<Self> {
@@ -90,17 +94,18 @@ impl Node {
                 }
             }
         };
-        match timer::until(Some(expires), opening).await {
+        match timer::until(Some(expires), opening.opened).await {
             Some(opened) => opened,
-            None => Err(CallError::not_sent(&self.config.name, "no connection in time")),
+            None => Err(opening.progress.late(&self.config)),
         }
     }
 
     /// Opens a connection on the engine, whether anybody goes on waiting for it or not.
     fn open(self: &Arc<Self>, driver: &Driver) -> Opening {
-        let (node, driver) = (Arc::clone(self), driver.clone());
+        let (node, driver, progress) = (Arc::clone(self), driver.clone(), Arc::<Progress>::default());
+        let task_progress = Arc::clone(&progress);
         let task = async move {
-            let opened = open::open(&node.config, &driver, None).await.map(|(connection, run)| {
+            let opened = open::open(&node.config, &driver, None, &task_progress).await.map(|(connection, run)| {
                 // Before anything is asked on it: an answer is never older than the run that is known.
                 node.meets(run);
                 connection
@@ -118,17 +123,15 @@ impl Node {
             opened
         };
         let name = self.config.name.clone();
-        let task = match runtime::engine() {
-            Ok(engine) => engine.handle().spawn(task),
-            Err(error) => return async { Err(CallError::NotSent(error)) }.boxed().shared(),
-        };
-        let opened = async move {
-            match task.await {
-                Ok(opened) => opened,
-                Err(_) => Err(CallError::not_sent(&name, "the engine has stopped")),
+        let opened = match runtime::engine() {
+            Ok(engine) => {
+                let task = engine.handle().spawn(task);
+                let stopped = move |_| CallError::not_sent(&name, "the engine has stopped");
+                async move { task.await.map_err(stopped).flatten() }.boxed()
             }
+            Err(error) => future::ready(Err(CallError::NotSent(error))).boxed(),
         };
-        opened.boxed().shared()
+        Opening { opened: opened.shared(), progress }
     }
 
     fn meets(&self, run: Option<Run>) {

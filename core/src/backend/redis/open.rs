@@ -3,7 +3,14 @@
 //! All of it runs on the engine, so that an attempt that is decided without this server, or a caller that
 //! goes away, does not keep the connection from coming about for the next one.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use redis::Value;
 use socket2::{Socket, TcpKeepalive};
@@ -20,12 +27,29 @@ use crate::{Error, ErrorKind, clock::Instant, engine::driver::Driver, error::Tro
 /// How long opening may take in all.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Whether there is a socket yet, for those who give up before the connection can be used.
+#[derive(Default)]
+pub(super) struct Progress(AtomicBool);
+
+impl Progress {
+    /// Time is up.
+    pub(super) fn late(&self, config: &NodeConfig) -> CallError {
+        let why = match (self.0.load(Ordering::Relaxed), &config.tls) {
+            (false, _) => "no connection in time",
+            (true, None) => "connected, but the log-in was not answered in time",
+            (true, Some(_)) => "connected, but nothing was answered over TLS in time",
+        };
+        CallError::not_sent(&config.name, why)
+    }
+}
+
 /// Opens a connection, logged in and driven by `driver`, and says which run of the server it leads to, if that tells. To
 /// be awaited on the engine.
 pub(super) async fn open(
     config: &NodeConfig,
     driver: &Driver,
     on_push: Option<OnPush>,
+    progress: &Progress,
 ) -> Result<(Arc<Connection>, Option<Run>), CallError> {
     let expires = Instant::now().after(OPEN_TIMEOUT);
     let socket = match tokio::time::timeout(OPEN_TIMEOUT, connect(&config.address)).await {
@@ -34,8 +58,9 @@ pub(super) async fn open(
             let error = Error::unavailable(format!("{}: {error}", config.name)).in_trouble(Trouble::NoConnection);
             return Err(CallError::NotSent(error));
         }
-        Err(_) => return Err(CallError::not_sent(&config.name, "no connection in time")),
+        Err(_) => return Err(progress.late(config)),
     };
+    progress.0.store(true, Ordering::Relaxed);
     let tls = match (&config.address, &config.tls) {
         (Address::Tcp(host, _), Some(tls)) => Some(tls.client(host).map_err(CallError::NotSent)?),
         _ => None,
@@ -47,6 +72,9 @@ pub(super) async fn open(
         Ok(run) => run,
         Err(error) => {
             connection.close("the log-in failed");
+            if Instant::now() >= expires {
+                return Err(progress.late(config));
+            }
             // Nothing of a caller's was sent.
             return Err(CallError::NotSent(error.into_error()));
         }

@@ -203,7 +203,7 @@ impl SentinelServer {
 
     async fn run(self: Arc<Self>, request: Errand, driver: Driver) -> Answer {
         let expires = request.expires;
-        let (mut unanswered, mut pause) = (None, FIRST_PAUSE);
+        let (mut unanswered, mut earlier, mut pause) = (None, None, FIRST_PAUSE);
         loop {
             let error = match self.node(expires).await {
                 Ok(node) => match Arc::clone(&node).run(request.clone(), driver.clone(), false).await {
@@ -229,9 +229,10 @@ impl SentinelServer {
             }
             if !passes || again >= expires || self.is_closed() {
                 // What was sent before may have been carried out.
-                return Err(unanswered.unwrap_or(error));
+                return Err(unanswered.unwrap_or_else(|| error.or_before(earlier, expires)));
             }
             request.meets(&error);
+            earlier = Some(error);
             timer::sleep_until(again).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -14,7 +14,13 @@ use futures_util::future::BoxFuture;
 use redis::Value;
 use tokio::sync::{Notify, watch};
 
-use super::{call::CallError, config::NodeConfig, connection::Connection, open, quorum};
+use super::{
+    call::CallError,
+    config::NodeConfig,
+    connection::Connection,
+    open::{self, Progress},
+    quorum,
+};
 use crate::{
     backend::Watch,
     engine::{driver::Driver, runtime},
@@ -177,7 +183,7 @@ async fn keep_subscribed(subscriptions: Weak<Subscriptions>, index: usize, node:
             })
         };
         let opened = match node.locate().await {
-            Ok(config) => open::open(&config, &Driver::engine(), Some(on_push)).await,
+            Ok(config) => open::open(&config, &Driver::engine(), Some(on_push), &Progress::default()).await,
             Err(error) => Err(error),
         };
         match opened {
