@@ -10,12 +10,13 @@
 //! * its caller went away: the answer is read and dropped, and the connection goes on.
 
 use std::{
-    future::Future,
+    future::{self, Future},
     io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicI64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -530,8 +531,25 @@ async fn drive(driving: Driving, socket: Arc<Socket>, notify: Arc<Notify>) {
             if connection.wants_write() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         tokio::select! {
             biased;
-            () = notify.notified() => connection.flush(),
+            () = notify.notified() => {
+                behind_the_others().await;
+                connection.flush();
+            }
             ready = fd.ready(interest) => connection.serve(ready),
         }
     }
+}
+
+/// Goes to the end of the runtime's queue. A runtime of several threads wakes a task before those that wait already, so that
+/// each of them would have what it asks for written alone. Not tokio's `yield_now`, which also lets pass who comes later.
+async fn behind_the_others() {
+    let mut there = false;
+    future::poll_fn(|context| {
+        if std::mem::replace(&mut there, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
