@@ -32,6 +32,13 @@ export function number(argument: string, value: unknown): number {
   return value
 }
 
+/** A whole number from 1 to `most`: made whole, it would be another one than was given. */
+export function whole(argument: string, value: unknown, most: number): number {
+  const given = number(argument, value)
+  if (Number.isInteger(given) && given >= 1 && given <= most) return given
+  throw invalid(argument, `must be a whole number from 1 to ${most.toLocaleString('en')}, not ${given}`)
+}
+
 export function optionalNumber(argument: string, value: unknown): number | undefined {
   return value === undefined ? undefined : number(argument, value)
 }
@@ -88,6 +95,13 @@ export function names(argument: string, value: unknown): readonly string[] {
   if (!Array.isArray(value)) throw wrong(argument, 'an array of strings', value)
   const all = Array.from(value, (name) => string(argument, name))
   return all.length < 2 ? all : all.sort((one, other) => Buffer.compare(Buffer.from(one), Buffer.from(other)))
+}
+
+/** A list of any kind. A string is one, of letters: that is never meant. */
+export function list<T>(argument: string, value: Iterable<T>): readonly T[] {
+  if (Array.isArray(value)) return value
+  if (typeof value === 'object' && value !== null && Symbol.iterator in value) return [...value]
+  throw wrong(argument, 'an array', value)
 }
 
 /** A URL or a list of them. */

@@ -1,7 +1,7 @@
 /** The manager: makes leases on one backend. */
 
 import * as arg from './check.js'
-import { errorFrom, invalid } from './errors.js'
+import { errorFrom } from './errors.js'
 import { LockEvents } from './events.js'
 import { Lease, type Keeper } from './lease.js'
 import { check, open, run } from './loop.js'
@@ -154,9 +154,7 @@ export class LockManager extends LockEvents {
    * to (`capabilities.semaphore`).
    */
   semaphore(resource: string, permits: number): Lock {
-    if (!Number.isInteger(arg.number('permits', permits)) || permits < 1) {
-      throw invalid('permits', `must be a whole number from 1 to 65,535, not ${permits}`)
-    }
+    arg.whole('permits', permits, 65_535)
     return new Lock(this, resource, permits)
   }
 
@@ -214,7 +212,7 @@ export class LockManager extends LockEvents {
   list(pattern = '*', limit = 1000): Promise<Holder[]> {
     try {
       arg.string('pattern', pattern)
-      arg.number('limit', limit)
+      arg.whole('limit', limit, 100_000)
     } catch (error) {
       return Promise.reject(error as Error)
     }

@@ -97,7 +97,7 @@ class Redlock extends EventEmitter {
     super()
     // Without a listener, an event of this name would be thrown.
     this.on('error', () => undefined)
-    this.servers = (Array.isArray(clients) ? clients : [...clients]) as Client[]
+    this.servers = arg.list('clients', clients) as Client[]
     if (this.servers.length === 0) throw new Error('Redlock must be instantiated with at least one redis client.')
     this.clients = new Set(this.servers)
     this.settings = numbers(options, defaults)
