@@ -12,12 +12,15 @@ use std::{
 use floor::{Floor, Scripts};
 use polylock::{Acquire, LockManager};
 use rslock::LockManager as Rslock;
+use tokio::runtime::Builder;
 
 const ROUNDS: usize = 60;
 const PAIRS: usize = 25;
 const WARM_UP: usize = 5;
 const IN_FLIGHT: usize = 64;
 const TTL: Duration = Duration::from_secs(30);
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 fn row(what: &str, unit: &str, ours: f64, peer: f64, name: &str) {
     let row = serde_json::json!({
@@ -39,25 +42,29 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-async fn ours(locks: &LockManager, name: &str) -> Result<(), Box<dyn Error>> {
+async fn ours(locks: LockManager, name: &str) -> Result<(), Failure> {
     locks.acquire(name, Acquire::ttl(TTL)).await?.release().await?;
     Ok(())
 }
 
-async fn theirs(locks: &Rslock, name: &str) -> Result<(), Box<dyn Error>> {
+async fn theirs(locks: Rslock, name: &str) -> Result<(), Failure> {
     let lock = locks.lock(name, TTL).await?;
     locks.unlock(&lock).await;
     Ok(())
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let (Some(url), Some(nodes)) = (args.next(), args.next()) else {
         return Err("usage: polylock-bench URL URLS".into());
     };
-    let locks = polylock::connect(url.as_str()).await?;
-    let peer = Rslock::new(vec![url.as_str()]);
+    Builder::new_current_thread().enable_all().build()?.block_on(one_thread(&url, &nodes))?;
+    Builder::new_multi_thread().enable_all().build()?.block_on(threads(&url))
+}
+
+async fn one_thread(url: &str, nodes: &str) -> Result<(), Failure> {
+    let locks = polylock::connect(url).await?;
+    let peer = Rslock::new(vec![url]);
     let address = url.trim_start_matches("redis://");
     let mut floor = Floor::open(address, "bench:floor")?;
     let scripts = floor.scripts();
@@ -67,12 +74,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     row("acquire + release", "us", of_us, of_floor, "raw socket");
 
     five(nodes.split(',').collect()).await?;
-    blocking(&url, floor)?;
+    blocking(url, floor)?;
 
     let mut rates: [Vec<f64>; 4] = Default::default();
     for _ in 0..7 {
-        rates[0].push(many(|name| ours(&locks, name)).await?);
-        rates[1].push(many(|name| theirs(&peer, name)).await?);
+        rates[0].push(many(|name| ours(locks.clone(), name)).await?);
+        rates[1].push(many(|name| theirs(peer.clone(), name)).await?);
         rates[2].push(redis_benchmark(address, &scripts, ["-c", "64", "-P", "1"])?);
         rates[3].push(redis_benchmark(address, &scripts, ["-c", "1", "-P", "64"])?);
     }
@@ -83,18 +90,34 @@ async fn main() -> Result<(), Box<dyn Error>> {
     row(&what, "pairs/s", of_us, pipelined, "redis-benchmark, one connection");
 
     // What counting costs: more rounds, as the difference is small.
-    let quiet = polylock::connect(url.as_str()).metrics(false).await?;
+    let quiet = polylock::connect(url).metrics(false).await?;
     let (mut counting, mut not) = (Vec::new(), Vec::new());
     for round in 0..82 {
         // Each is the first as often as the other.
         if (round + 1) / 2 % 2 == 0 {
-            counting.push(many(|name| ours(&locks, name)).await?);
+            counting.push(many(|name| ours(locks.clone(), name)).await?);
         } else {
-            not.push(many(|name| ours(&quiet, name)).await?);
+            not.push(many(|name| ours(quiet.clone(), name)).await?);
         }
     }
     row(&format!("{IN_FLIGHT} in flight, metrics on"), "pairs/s", median(counting), median(not), "metrics off");
     quiet.close().await;
+    locks.close().await;
+    Ok(())
+}
+
+/// On a runtime with a thread for each core, a task for each of those in flight.
+async fn threads(url: &str) -> Result<(), Failure> {
+    let locks = polylock::connect(url).await?;
+    let peer = Rslock::new(vec![url]);
+    let (mut of_us, mut of_peer) = (Vec::new(), Vec::new());
+    for _ in 0..21 {
+        let locks = locks.clone();
+        of_us.push(tasks(move |name| ours(locks.clone(), name)).await?);
+        let peer = peer.clone();
+        of_peer.push(tasks(move |name| theirs(peer.clone(), name)).await?);
+    }
+    row(&format!("{IN_FLIGHT} tasks, several threads"), "pairs/s", median(of_us), median(of_peer), "rslock");
     locks.close().await;
     Ok(())
 }
@@ -104,15 +127,15 @@ async fn turns(
     locks: &LockManager,
     peer: &Rslock,
     mut floor: impl FnMut() -> std::io::Result<()>,
-) -> Result<[f64; 3], Box<dyn Error>> {
+) -> Result<[f64; 3], Failure> {
     let mut samples: [Vec<f64>; 3] = Default::default();
     for round in 0..WARM_UP + ROUNDS {
         for (contender, samples) in samples.iter_mut().enumerate() {
             for _ in 0..PAIRS {
                 let began = Instant::now();
                 match contender {
-                    0 => ours(locks, "bench:ours").await?,
-                    1 => theirs(peer, "bench:peer").await?,
+                    0 => ours(locks.clone(), "bench:ours").await?,
+                    1 => theirs(peer.clone(), "bench:peer").await?,
                     _ => floor()?,
                 }
                 if round >= WARM_UP {
@@ -125,7 +148,7 @@ async fn turns(
 }
 
 /// On several servers. Their floor writes to all and reads from all, in order.
-async fn five(urls: Vec<&str>) -> Result<(), Box<dyn Error>> {
+async fn five(urls: Vec<&str>) -> Result<(), Failure> {
     let locks = polylock::connect(urls.as_slice()).await?;
     let peer = Rslock::new(urls.clone());
     let mut floors = Vec::new();
@@ -148,7 +171,7 @@ async fn five(urls: Vec<&str>) -> Result<(), Box<dyn Error>> {
 
 /// Pairs per second of our scripts by redis-benchmark, which runs one command at a time: so many acquisitions, each of a
 /// fresh name, and then so many releases. (Of names that are not held, mostly, which costs the server less.)
-fn redis_benchmark(address: &str, scripts: &Scripts, how: [&str; 4]) -> Result<f64, Box<dyn Error>> {
+fn redis_benchmark(address: &str, scripts: &Scripts, how: [&str; 4]) -> Result<f64, Failure> {
     let (host, port) = address.rsplit_once(':').ok_or("no port")?;
     let mut seconds_a_pair = 0.0;
     for words in [scripts.acquire("bench:__rand_int__"), scripts.release("bench:__rand_int__")] {
@@ -164,7 +187,7 @@ fn redis_benchmark(address: &str, scripts: &Scripts, how: [&str; 4]) -> Result<f
 }
 
 /// The same on a thread that blocks.
-fn blocking(url: &str, mut floor: Floor) -> Result<(), Box<dyn Error>> {
+fn blocking(url: &str, mut floor: Floor) -> Result<(), Failure> {
     let url = url.to_owned();
     let (of_us, of_floor) = std::thread::spawn(move || {
         let locks = polylock::connect(url).lazy().map_err(|error| error.to_string())?;
@@ -200,22 +223,42 @@ fn blocking(url: &str, mut floor: Floor) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Pairs per second with 64 in flight.
-async fn many<F>(pair: impl Fn(&'static str) -> F) -> Result<f64, Box<dyn Error>>
+/// Pairs per second with 64 in flight, in one task.
+async fn many<F>(pair: impl Fn(&'static str) -> F) -> Result<f64, Failure>
 where
-    F: Future<Output = Result<(), Box<dyn Error>>>,
+    F: Future<Output = Result<(), Failure>>,
 {
     let began = Instant::now();
-    let workers = (0..IN_FLIGHT).map(|number| {
-        let name: &'static str = Box::leak(format!("bench:{number}").into_boxed_str());
-        let pair = &pair;
-        async move {
-            for _ in 0..PAIRS {
-                pair(name).await?;
-            }
-            Ok::<_, Box<dyn Error>>(())
-        }
-    });
-    futures_util::future::try_join_all(workers).await?;
+    futures_util::future::try_join_all((0..IN_FLIGHT).map(|number| pairs(&pair, number))).await?;
     Ok((IN_FLIGHT * PAIRS) as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Pairs per second of 64 tasks.
+async fn tasks<P, F>(pair: P) -> Result<f64, Failure>
+where
+    P: Fn(&'static str) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<(), Failure>> + Send,
+{
+    let began = Instant::now();
+    let task = |number| {
+        let pair = pair.clone();
+        tokio::spawn(async move { pairs(&pair, number).await })
+    };
+    let tasks: Vec<_> = (0..IN_FLIGHT).map(task).collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok((IN_FLIGHT * PAIRS) as f64 / began.elapsed().as_secs_f64())
+}
+
+/// What one of those in flight does.
+async fn pairs<F>(pair: &impl Fn(&'static str) -> F, number: usize) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    let name: &'static str = Box::leak(format!("bench:{number}").into_boxed_str());
+    for _ in 0..PAIRS {
+        pair(name).await?;
+    }
+    Ok(())
 }
