@@ -149,8 +149,8 @@ impl Config {
                         .ok_or_else(|| invalid("takes table=name or table=schema.name, of letters, digits and _"))?;
                 }
                 ("sslmode", mode) => ssl_mode = Some(mode.to_owned()),
-                ("sslrootcert", "system") => roots = None,
-                ("sslrootcert", path) => roots = Some(PathBuf::from(path)),
+                ("sslrootcert", "system") => roots = Some(None),
+                ("sslrootcert", path) => roots = Some(Some(PathBuf::from(path))),
                 ("sslcert", path) => certificates = Some(PathBuf::from(path)),
                 ("sslkey", path) => private_key = Some(PathBuf::from(path)),
                 _ => theirs.push(pair),
@@ -170,10 +170,14 @@ impl Config {
         }
         config.tls = match ssl_mode.as_deref() {
             Some("disable") => Tls::Disable,
-            // A file of roots asks for verification.
+            // Who names roots asks for verification.
             None | Some("prefer" | "allow") if roots.is_none() => Tls::Prefer,
-            None | Some("prefer" | "allow" | "require" | "verify-ca" | "verify-full") => Tls::Verify { roots },
-            Some(_) => return Err(invalid("takes sslmode=disable, prefer, require, verify-ca or verify-full")),
+            None | Some("prefer" | "allow" | "require" | "verify-ca" | "verify-full") => {
+                Tls::Verify { roots: roots.flatten() }
+            }
+            Some(_) => {
+                return Err(invalid("takes sslmode=disable, allow, prefer, require, verify-ca or verify-full"));
+            }
         };
         config.identity = match (certificates, private_key) {
             (Some(certificates), Some(key)) => Some(Identity { certificates, key }),
@@ -278,7 +282,13 @@ mod tests {
         let tls = |query: &str| parse(&format!("postgres://h/d?{query}")).tls;
         assert_eq!(tls(""), Tls::Prefer);
         assert_eq!(tls("sslmode=disable"), Tls::Disable);
-        for query in ["sslmode=require", "sslmode=verify-ca", "sslmode=verify-full&sslrootcert=system"] {
+        for query in [
+            "sslmode=require",
+            "sslmode=verify-ca",
+            "sslmode=verify-full&sslrootcert=system",
+            "sslmode=prefer&sslrootcert=system",
+            "sslrootcert=system",
+        ] {
             assert_eq!(tls(query), Tls::Verify { roots: None }, "{query}");
         }
         assert_eq!(tls("sslrootcert=/ca.pem"), Tls::Verify { roots: Some("/ca.pem".into()) });

@@ -95,14 +95,18 @@ impl Batches {
         }
     }
 
+    fn errands(&self) -> impl Iterator<Item = Errand> {
+        self.of.iter().flat_map(|batch| &batch.waiting).map(|(ticket, _)| ticket.errand())
+    }
+
     /// Whether a request of the same claim waits.
     pub(super) fn has_claim_of(&self, errand: &Errand) -> bool {
-        self.of.iter().flat_map(|batch| &batch.waiting).any(|(ticket, _)| ticket.errand().is_of_the_claim_of(errand))
+        self.errands().any(|other| other.is_of_the_claim_of(errand))
     }
 
     /// When the first of them is due.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.of.iter().flat_map(|batch| &batch.waiting).map(|(ticket, _)| ticket.errand().expires).min()
+        self.errands().map(|errand| errand.expires).min()
     }
 
     /// How many bytes wait.

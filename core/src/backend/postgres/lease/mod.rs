@@ -193,6 +193,20 @@ impl LeaseBackend {
         }
     }
 
+    /// Asks, and asks again for the same without NOTIFY if that may be what is refused: its queue is full, or the right is
+    /// missing. Then waiters find out by looking.
+    async fn ask_or_quietly(
+        &self,
+        [loud, quiet]: [&Statement; 2],
+        params: &[&(dyn ToSql + Sync)],
+        driver: &Driver,
+    ) -> std::result::Result<Option<Row>, Failure> {
+        match self.ask(loud, params, self.patience(), driver).await.1 {
+            Err(Failure::Refused { .. }) => self.ask(quiet, params, self.patience(), driver).await.1,
+            answer => answer,
+        }
+    }
+
     async fn extend_lease(&self, claim: &Claim, ttl: Duration, driver: &Driver) -> Extension {
         let (asked_for, us) = (Asked::new(&self.statements, claim, &self.prefix), micros(ttl));
         let (statement, params) = asked_for.extend(&us);
@@ -206,15 +220,8 @@ impl LeaseBackend {
 
     async fn release_lease(&self, claim: &Claim, driver: &Driver) -> Release {
         let asked_for = Asked::new(&self.statements, claim, &self.prefix);
-        let (statement, params) = asked_for.release();
-        match self.ask(statement, &params, self.patience(), driver).await.1 {
-            // NOTIFY may be what it refuses: its queue is full, or the right is missing. Then waiters find out by looking.
-            Err(Failure::Refused { .. }) => {
-                let (statement, params) = asked_for.release_quietly();
-                released(self.ask(statement, &params, self.patience(), driver).await.1)
-            }
-            answer => released(answer),
-        }
+        let (statements, params) = asked_for.release();
+        released(self.ask_or_quietly(statements, &params, driver).await)
     }
 
     async fn holder(&self, resource: &Resource, driver: &Driver) -> Result<Option<Holder>> {
@@ -238,12 +245,7 @@ impl LeaseBackend {
 
     async fn break_lease(&self, resource: &Resource, owner: &str, driver: &Driver) -> Result<bool> {
         let (key, Statements { break_lock, break_quietly, .. }) = (self.key(resource), &*self.statements);
-        let mut answer = self.ask(break_lock, &[&key, &owner], self.patience(), driver).await.1;
-        if matches!(answer, Err(Failure::Refused { .. })) {
-            // As for a release.
-            answer = self.ask(break_quietly, &[&key, &owner], self.patience(), driver).await.1;
-        }
-        match answer {
+        match self.ask_or_quietly([break_lock, break_quietly], &[&key, &owner], driver).await {
             Ok(row) => Ok(row.is_some()),
             Err(failure) if failure.is_undefined_table() => Ok(false),
             Err(failure) => Err(failure.into_error()),
@@ -301,7 +303,7 @@ impl Drop for OnItsWay<'_> {
         let within = self.backend.patience();
         runtime::spawn(async move {
             let asked_for = Asked::new(&statements, &claim, &prefix);
-            let (statement, params) = asked_for.release();
+            let ([statement, _], params) = asked_for.release();
             let answer = connection.query(statement, &params, Instant::now().after(within), &Driver::engine()).await;
             if released(answer) != Release::Unknown {
                 claim.progress.resolve(0);

@@ -127,12 +127,9 @@ impl<'a> Asked<'a> {
         (&self.kind.extend, self.params(&[ttl]))
     }
 
-    pub(super) fn release(&self) -> (&Statement, Vec<&(dyn ToSql + Sync)>) {
-        (&self.kind.release, self.params(&[]))
-    }
-
-    pub(super) fn release_quietly(&self) -> (&Statement, Vec<&(dyn ToSql + Sync)>) {
-        (&self.kind.release_quietly, self.params(&[]))
+    /// With NOTIFY, and without.
+    pub(super) fn release(&self) -> ([&Statement; 2], Vec<&(dyn ToSql + Sync)>) {
+        ([&self.kind.release, &self.kind.release_quietly], self.params(&[]))
     }
 }
 
