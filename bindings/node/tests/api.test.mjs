@@ -244,6 +244,11 @@ test('an unknown option is an InvalidArgumentError that names it and those that 
   assert.throws(() => connect('memory:', { timeout: 5 }), unknown)
   await assert.rejects(locks.acquire('r', { timeout: 5 }), unknown)
   await assert.rejects(locks.tryAcquire('r', { timeout: 5 }), unknown)
+  await assert.rejects(locks.tryAcquire('r', { wait: 5 }), {
+    ...unknown,
+    argument: 'wait',
+    message: /^wait is no option/,
+  })
   await assert.rejects(locks.acquireAll(['r'], { timeout: 5 }), unknown)
   await assert.rejects(locks.shared('r').acquire({ timeout: 5 }), unknown)
   await assert.rejects(

@@ -337,7 +337,8 @@ const enum Target {
   Several = -2,
 }
 
-const ACQUIRE_OPTIONS = ['ttl', 'wait', 'autoExtend', 'maxHold', 'label', 'fair', 'signal'] as const
+const TRY_OPTIONS = ['ttl', 'autoExtend', 'maxHold', 'label', 'fair', 'signal'] as const
+const ACQUIRE_OPTIONS = ['wait', ...TRY_OPTIONS] as const
 const CONNECT_OPTIONS = ['prefix', 'driftFactor', 'nodeTimeout'] as const
 
 /** `how`: bits beside those of the options. */
@@ -360,7 +361,7 @@ function acquire(
       label,
       fair = false,
       signal: given,
-    } = arg.options(options, ACQUIRE_OPTIONS)
+    } = arg.options(options, how === How.Once ? TRY_OPTIONS : ACQUIRE_OPTIONS)
     signal = arg.optionalSignal('signal', given)
     target = mode === Target.Several ? arg.names('resources', resource) : arg.string('resource', resource)
     arg.number('ttl', ttl)
