@@ -13,7 +13,7 @@ FOUND = {
     "deaf": "was lost, and not told so",
     "repeating": "have the same token",
 }
-# What a worker does and what it meets is drawn, so a mistake may need more than one run to show.
+# What a worker does and what it meets is drawn, so a mistake may need more than one run to show all that it leads to.
 RUNS, SECONDS = 10, 6
 
 
@@ -24,11 +24,9 @@ def finds(python: str, mistake: str, violation: str) -> bool:
         run = subprocess.run(
             [HERE / "faults.py", *options, f"right={right}", f"wrong={wrong}"], capture_output=True, text=True
         )
-        if run.returncode == 1:
-            found = violation in run.stdout
-            if not found:
-                print(run.stdout, run.stderr, sep="\n")
-            return found
+        if run.returncode == 1 and violation in run.stdout:
+            return True
+        print(run.stdout, run.stderr, sep="\n")
     return False
 
 
