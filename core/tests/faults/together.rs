@@ -84,8 +84,8 @@ fn many_tasks_take_few_scripts() {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let tasks: Vec<_> = (0..MANY).map(|_| runtime.spawn(pairs(fresh("together")))).collect();
     runtime.block_on(join_all(tasks)).into_iter().for_each(Result::unwrap);
-    // Each alone takes two.
-    assert!(server.scripts() < (MANY * PAIRS) as u64, "{} scripts", server.scripts());
+    // Each alone takes two; the first ones go alone.
+    assert!(server.scripts() < (MANY * PAIRS * 3 / 2) as u64, "{} scripts", server.scripts());
 }
 
 #[test]
