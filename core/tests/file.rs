@@ -239,10 +239,10 @@ fn breaks_what_another_process_holds() {
     assert_eq!(files, ["r.lock"]);
 }
 
-/// The sum of the times that ten hand-overs take, from `free` to the next holder.
+/// How long the sixth fastest of ten hand-overs takes, from `free` to the next holder.
 fn ten_hand_overs(mut free: impl FnMut(Other)) -> Duration {
     let directory = Directory::new();
-    let mut sum = Duration::ZERO;
+    let mut times = Vec::new();
     for _ in 0..10 {
         let mut other = Other::start(&directory);
         let token = other.acquire();
@@ -260,13 +260,14 @@ fn ten_hand_overs(mut free: impl FnMut(Other)) -> Duration {
         free(other);
         let (next, at) = waiter.join().unwrap();
         assert!(next > token);
-        sum += at.saturating_duration_since(freed);
+        times.push(at.saturating_duration_since(freed));
     }
-    sum
+    times.sort_unstable();
+    times[5]
 }
 
-/// Who is not woken looks again after 125 ms in the middle: ten times that are 1.25 s.
-const WOKEN: Duration = Duration::from_millis(700);
+/// Who is not woken looks again after 125 ms in the middle.
+const WOKEN: Duration = Duration::from_millis(70);
 
 #[test]
 fn is_woken_by_a_release_in_another_process() {

@@ -8,7 +8,8 @@ use std::{
 
 use polylock::{Acquire, ErrorKind, Lease, LockManager, LossReason, Release};
 
-const TTL: Duration = Duration::from_millis(100);
+/// The first lease has to be listened to before it is over.
+const TTL: Duration = Duration::from_secs(1);
 
 /// A lease that is not renewed, and what it tells of its loss.
 async fn short(locks: &LockManager, name: &str) -> (Lease, Receiver<LossReason>) {
@@ -20,7 +21,7 @@ async fn short(locks: &LockManager, name: &str) -> (Lease, Receiver<LossReason>)
 
 async fn is_over(lease: &Lease) {
     while lease.is_held() {
-        tokio::time::sleep(TTL / 10).await;
+        tokio::time::sleep(TTL / 100).await;
     }
 }
 

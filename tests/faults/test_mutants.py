@@ -6,6 +6,7 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 HERE = pathlib.Path(__file__).parent
 FOUND = {
@@ -26,7 +27,7 @@ def finds(python: str, mistake: str, violation: str) -> bool:
         )
         if run.returncode == 1 and violation in run.stdout:
             return True
-        print(run.stdout, run.stderr, sep="\n")
+    print(textwrap.indent(run.stdout + run.stderr, "| "))  # with no line that is counted as one of this suite's
     return False
 
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
 
-use super::{SLACK, eventually, fresh, long, manager, ms, server::Server, soon};
+use super::{NODE_TIMEOUT, SLACK, eventually, fresh, long, manager, ms, server::Server, soon};
 
 /// What a busy machine may need until a server is in some state.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -118,7 +118,7 @@ async fn what_passes_is_waited_for() {
         let error = locks.try_acquire(fresh("r"), long()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{says}: {error:?}");
         assert!(error.to_string().contains(says), "{says}: {error}");
-        let error = locks.acquire(fresh("r"), long().wait(ms(200))).await.unwrap_err();
+        let error = locks.acquire(fresh("r"), long().wait(NODE_TIMEOUT)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{says}: {error:?}");
         assert!(error.to_string().contains(says), "{says}: {error}");
         let waiter = tokio::spawn(async move { locks.acquire(fresh("r"), long().wait(PATIENCE)).await });

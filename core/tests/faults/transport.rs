@@ -15,8 +15,9 @@ use super::{
     soon,
 };
 
+/// A manager that has time for TLS, on a busy machine, too.
 fn connect(url: &str) -> LockManager {
-    polylock::connect(url).node_timeout(NODE_TIMEOUT).lazy().expect("no manager")
+    polylock::connect(url).node_timeout(SLACK).lazy().expect("no manager")
 }
 
 /// Everything that is asked of a server, once.
@@ -103,8 +104,18 @@ impl Drop for Certificates {
     }
 }
 
+/// At once.
 async fn refuses(url: &str, why: &str) {
-    let error = connect(url).try_acquire(fresh("r"), long()).await.unwrap_err();
+    fails(&connect(url), why).await;
+}
+
+/// When time is up.
+async fn gives_up(url: &str, why: &str) {
+    fails(&polylock::connect(url).node_timeout(NODE_TIMEOUT).lazy().expect("no manager"), why).await;
+}
+
+async fn fails(locks: &LockManager, why: &str) {
+    let error = locks.try_acquire(fresh("r"), long()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(format!("{error:?}").contains(why), "{error:?}");
 }
@@ -123,7 +134,7 @@ async fn tls_is_verified() {
     refuses(&format!("rediss://127.0.0.1:{port}?ca={ca}"), "certificate: Expired").await;
     // TLS to who does not speak it, and the other way round.
     let plain = Server::start();
-    refuses(&format!("rediss://127.0.0.1:{}?ca={ca}", plain.port), "nothing was answered over TLS").await;
+    gives_up(&format!("rediss://127.0.0.1:{}?ca={ca}", plain.port), "nothing was answered over TLS").await;
     refuses(&format!("redis://127.0.0.1:{port}"), "").await;
 }
 
@@ -207,7 +218,7 @@ async fn tls_with_those_that_are_managed() {
          tls-auth-clients no\ntls-replication yes\nsentinel monitor m 127.0.0.1 {port} 1\n"
     ));
     all_works(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m?ca={ca}")).await;
-    refuses(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m"), "UnknownIssuer").await;
+    gives_up(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m"), "UnknownIssuer").await;
 
     let (port, bus) = (free_port(), free_port().to_string());
     let port_text = port.to_string();
@@ -223,7 +234,7 @@ async fn tls_with_those_that_are_managed() {
     let lease = soon(&locks, &fresh("r")).await;
     lease.extend(None).await.unwrap();
     assert_eq!(lease.release().await.unwrap(), Release::Released);
-    refuses(&format!("rediss+cluster://127.0.0.1:{port}"), "UnknownIssuer").await;
+    gives_up(&format!("rediss+cluster://127.0.0.1:{port}"), "UnknownIssuer").await;
 }
 
 /// Who is managed is tried until time is up: what then is said is why the tries before failed, not that the last was cut short.
@@ -241,7 +252,7 @@ async fn what_failed_is_told_though_the_last_try_was_cut_short() {
                 silent.push(socket.accept().await.unwrap().0);
             }
         });
-        refuses(&url, "closed").await;
+        gives_up(&url, "closed").await;
         peer.abort();
     }
 }

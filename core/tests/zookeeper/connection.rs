@@ -118,7 +118,7 @@ async fn whoever_gives_up_at_any_point_leaves_no_contender() {
 /// A contender does not end with its ttl: it is deleted for as long as that takes, while the session lives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silence_longer_than_the_ttl_leaves_no_contender() {
-    let short = || Acquire::ttl(Duration::from_millis(200)).auto_extend(false);
+    let short = || Acquire::ttl(Duration::from_secs(1)).auto_extend(false);
     let (through, rules) = proxy();
     let locks = connect(&format!("{through}?session_timeout=4"));
     let (kept, lapsed, released) = (name(), name(), name());
