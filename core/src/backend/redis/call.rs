@@ -115,7 +115,8 @@ impl CallError {
 
     /// Why a request came to nothing that was tried until `expires`: a try that was cut short tells less than the one before.
     pub(super) fn or_before(self, earlier: Option<Self>, expires: Instant) -> Self {
-        earlier.filter(|_| Instant::now() >= expires).unwrap_or(self)
+        let cut_short = matches!(&self, Self::NotSent(error) if error.is_retryable()) && Instant::now() >= expires;
+        earlier.filter(|_| cut_short).unwrap_or(self)
     }
 
     pub(super) fn into_error(self) -> Error {
