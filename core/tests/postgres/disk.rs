@@ -80,10 +80,14 @@ async fn a_full_disk_costs_new_names_and_no_lease_in_session_mode() {
 /// Without room for its log the server goes down: leases are lost by their deadline, and told; no row is half-written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_room_for_its_log_costs_leases_and_no_token() {
-    let Some((mut server, disk)) = on_a_small_disk(&[]) else { return };
+    // With no checkpoint, which would let it use the room of its old log again, for ever.
+    let Some((mut server, disk)) = on_a_small_disk(&["max_wal_size=1GB", "checkpoint_timeout=1h"]) else { return };
     let (locks, ttl) = (manager(&server.url), 2000 * MS);
     let held = locks.acquire("held", Acquire::ttl(ttl)).await.unwrap();
     let filler = fill(&disk);
+    // Room for pages of the table, and none for another part of the log, which has 1 MB.
+    let length = fs::metadata(&filler).unwrap().len() - (1 << 19);
+    fs::OpenOptions::new().write(true).open(&filler).unwrap().set_len(length).unwrap();
     let mut last = 0;
     let error = loop {
         match locks.try_acquire("r", Acquire::ttl(ttl)).await {
