@@ -723,6 +723,7 @@ test('a client that cannot be read is an error at once', () => {
     /different key prefixes/,
   )
   assert.throws(() => new Redlock([]), /at least one redis client/)
+  assert.throws(() => new Redlock([{ options: { host: 'localhost', Connector: class {} } }]), /Connector/)
   for (const clients of ['redis://localhost', undefined, null, 5, {}]) {
     assert.throws(() => new Redlock(clients), /^TypeError: clients must be an array, not /)
   }

@@ -75,6 +75,7 @@ function ofUrl(url: string, { keyPrefix, url: _, ...rest }: Fields): Place {
 
 function ofIoredis(options: Fields): Place {
   const { host, port, path, db, username, password, tls, keyPrefix } = options
+  if (options['Connector'] != null) throw cannotRead('its Connector alone knows where the server is')
   if (Array.isArray(options['sentinels'])) return ofSentinels(options['sentinels'], options)
   return place({ host, port, path, db, username, password, tls, prefix: keyPrefix } as Settings)
 }
