@@ -10,7 +10,7 @@ use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
-    NODE_TIMEOUT, SLACK, eventually, fresh, long, ms,
+    SLACK, eventually, fresh, long, managed, ms,
     server::{Server, free_port},
     soon,
 };
@@ -111,7 +111,7 @@ async fn refuses(url: &str, why: &str) {
 
 /// When time is up.
 async fn gives_up(url: &str, why: &str) {
-    fails(&polylock::connect(url).node_timeout(NODE_TIMEOUT).lazy().expect("no manager"), why).await;
+    fails(&managed::connect(url.to_owned()), why).await;
 }
 
 async fn fails(locks: &LockManager, why: &str) {
