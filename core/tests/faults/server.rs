@@ -15,6 +15,9 @@ use std::{
 use redis::{Connection, FromRedisValue};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Among the arguments of a server: a port that nobody has when it starts.
+pub const FREE_PORT: &str = "a free port";
+
 /// A `redis-server` of this test's own, without persistence. Dropping it stops it.
 pub struct Server {
     pub port: u16,
@@ -42,12 +45,16 @@ impl Server {
     }
 
     fn inside(directory: PathBuf, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let environment: Vec<_> =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        // Another process may take the port before the server does.
+        // Another process may take a port before the server does.
         for _ in 0..10 {
             let port = free_port();
+            let chosen = |&argument: &&str| match argument {
+                FREE_PORT => free_port().to_string(),
+                other => other.to_owned(),
+            };
+            let arguments: Vec<String> = arguments.iter().map(chosen).collect();
             let mut child = launch(port, &directory, &arguments, &environment);
             if wait_ready(port, &mut child) {
                 let (child, admin) = (Mutex::new(child), Mutex::new(None));
@@ -61,22 +68,35 @@ impl Server {
 
     /// One that is ready to become a part of a cluster.
     pub fn of_a_cluster() -> Self {
-        let bus = free_port().to_string();
-        Self::with(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "5000"], &[])
+        Self::with(&["--cluster-enabled", "yes", "--cluster-port", FREE_PORT, "--cluster-node-timeout", "5000"], &[])
     }
 
     /// The port by which the servers of a cluster talk to each other.
     pub fn bus(&self) -> &str {
-        let index = self.arguments.iter().position(|argument| argument == "--cluster-port").expect("no cluster");
+        self.argument("--cluster-port")
+    }
+
+    /// The port by which it speaks TLS.
+    pub fn tls_port(&self) -> u16 {
+        self.argument("--tls-port").parse().expect("no port")
+    }
+
+    fn argument(&self, name: &str) -> &str {
+        let index = self.arguments.iter().position(|argument| argument == name).expect("not given");
         &self.arguments[index + 1]
     }
 
     /// A sentinel with this configuration.
     pub fn sentinel(configuration: &str) -> Self {
+        Self::sentinel_with(configuration, &[])
+    }
+
+    /// And with more arguments.
+    pub fn sentinel_with(configuration: &str, arguments: &[&str]) -> Self {
         let directory = own_directory();
         let file = directory.join("sentinel");
         std::fs::write(&file, configuration).expect("no file");
-        Self::inside(directory, &[&file.to_string_lossy(), "--sentinel"], &[])
+        Self::inside(directory, &[&[&file.to_string_lossy(), "--sentinel"], arguments].concat(), &[])
     }
 
     pub fn url(&self) -> String {

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{
     SLACK, eventually, fresh, long, managed, ms,
-    server::{Server, free_port},
+    server::{FREE_PORT, Server, free_port},
     soon,
 };
 
@@ -88,12 +88,12 @@ impl Certificates {
 
     /// A server that shows this certificate, and its port for TLS.
     fn server(&self, certificate: &str, clients: &str) -> (Server, u16) {
-        let port = free_port();
         let (file, key) = (self.path(&format!("{certificate}.pem")), self.path(&format!("{certificate}.key")));
-        let (port_text, ca) = (port.to_string(), self.path("ca.pem"));
-        let tls = ["--tls-port", &port_text, "--tls-cert-file", &file, "--tls-key-file", &key];
+        let ca = self.path("ca.pem");
+        let tls = ["--tls-port", FREE_PORT, "--tls-cert-file", &file, "--tls-key-file", &key];
         let server =
             Server::with(&[&tls[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", clients]].concat(), &[]);
+        let port = server.tls_port();
         (server, port)
     }
 }
@@ -212,20 +212,20 @@ async fn tls_with_those_that_are_managed() {
     let files = Certificates::make();
     let (file, key, ca) = (files.path("server.pem"), files.path("server.key"), files.path("ca.pem"));
     let (_primary, port) = files.server("server", "no");
-    let sentinel_port = free_port();
-    let _sentinel = Server::sentinel(&format!(
-        "tls-port {sentinel_port}\ntls-cert-file {file}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n\
+    let configuration = format!(
+        "tls-cert-file {file}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n\
          tls-auth-clients no\ntls-replication yes\nsentinel monitor m 127.0.0.1 {port} 1\n"
-    ));
+    );
+    let sentinel = Server::sentinel_with(&configuration, &["--tls-port", FREE_PORT]);
+    let sentinel_port = sentinel.tls_port();
     all_works(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m?ca={ca}")).await;
     gives_up(&format!("rediss+sentinel://127.0.0.1:{sentinel_port}/m"), "UnknownIssuer").await;
 
-    let (port, bus) = (free_port(), free_port().to_string());
-    let port_text = port.to_string();
-    let tls = ["--tls-port", &port_text, "--tls-cert-file", &file, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+    let tls = ["--tls-port", FREE_PORT, "--tls-cert-file", &file, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
     let more =
-        ["--tls-auth-clients", "no", "--tls-cluster", "yes", "--cluster-enabled", "yes", "--cluster-port", &bus];
+        ["--tls-auth-clients", "no", "--tls-cluster", "yes", "--cluster-enabled", "yes", "--cluster-port", FREE_PORT];
     let cluster = Server::with(&[&tls[..], &more].concat(), &[]);
+    let port = cluster.tls_port();
     let _: () = cluster.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let works = || cluster.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
     eventually(Duration::from_secs(20), "the cluster is up", works).await;
