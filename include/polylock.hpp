@@ -382,7 +382,7 @@ public:
 
     /** Acquires several resources exclusively, all or none. Blocks. */
     lease acquire_all(const std::vector<std::string> &resources, const options &how = options{}) {
-        const auto names = pointers(resources, "resource");
+        const auto names = pointers(resources, "resources");
         polylock_error err = 0;
         polylock_lease won = 0;
         detail::check(polylock_acquire_all(handle_.get(), names.data(), names.size(), how.get(), &won, &err), err);
@@ -391,7 +391,7 @@ public:
 
     /** Tries once; nothing if somebody else holds one of them. */
     std::optional<lease> try_acquire_all(const std::vector<std::string> &resources, const options &how = options{}) {
-        const auto names = pointers(resources, "resource");
+        const auto names = pointers(resources, "resources");
         polylock_error err = 0;
         polylock_lease won = 0;
         return tried(polylock_try_acquire_all(handle_.get(), names.data(), names.size(), how.get(), &won, &err), won,
@@ -505,7 +505,7 @@ private:
     }
 
     pending_lease start_all(const std::vector<std::string> &resources, const options &how, polylock_queue on) {
-        const auto names = pointers(resources, "resource");
+        const auto names = pointers(resources, "resources");
         polylock_error err = 0;
         polylock_future future = 0;
         detail::check(polylock_acquire_all_start(handle_.get(), names.data(), names.size(), how.get(), on, &future,

@@ -113,7 +113,7 @@ pub(crate) async fn acquire(
         _ => Acquired::Error,
     };
     waiting.measured.end(outcome, Instant::now());
-    Err(error.on(&Names(&resources).to_string()))
+    Err(target.blamed(error).on(&Names(&resources).to_string()))
 }
 
 /// What has been learnt so far.

@@ -136,6 +136,17 @@ impl Error {
         Self::new(ErrorKind::Forked, "this object belongs to the parent process; make a new manager after fork")
     }
 
+    /// Calls the argument `name` if it is `argument`: as the caller knows it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn renamed(mut self, argument: &str, name: &'static str) -> Self {
+        if self.0.argument == Some(argument) {
+            self.0.argument = Some(name);
+            self.0.message.replace_range(..argument.len(), name);
+        }
+        self
+    }
+
     /// Says which resource the operation was about, unless that is known already.
     #[must_use]
     pub fn on(mut self, resource: &str) -> Self {
@@ -240,5 +251,10 @@ mod tests {
         assert!(error.is_retryable());
         let invalid = Error::invalid("ttl", "must be positive");
         assert_eq!((invalid.argument(), invalid.to_string().as_str()), (Some("ttl"), "ttl must be positive"));
+        let renamed = invalid.on("ttl").renamed("ttl", "time").renamed("wait", "patience");
+        assert_eq!(
+            (renamed.argument(), renamed.to_string().as_str()),
+            (Some("time"), r#""ttl": time must be positive"#)
+        );
     }
 }

@@ -217,7 +217,7 @@ impl LockManager {
         }
         let resources = target.resources()?;
         let extended = self.open()?.backend.extend_for(&resources, owner, ttl, driver).await;
-        extended.map_err(|error| error.on(&Names(&resources).to_string()))
+        extended.map_err(|error| target.blamed(error).on(&Names(&resources).to_string()))
     }
 
     /// What each server says to a question of its own language. For `polylock doctor`.

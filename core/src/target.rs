@@ -42,31 +42,46 @@ impl Mode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     names: Vec<String>,
+    /// They were given as a list, which may be one of one.
+    is_list: bool,
     mode: Mode,
 }
 
 impl Target {
     /// `name` together with others that hold it shared.
     pub fn shared(name: &str) -> Self {
-        Self { names: vec![name.to_owned()], mode: Mode::Shared }
+        Self::one(name, Mode::Shared)
     }
 
     /// One of `of` permits of the semaphore `name`.
     pub fn permit(name: &str, of: u32) -> Self {
-        Self { names: vec![name.to_owned()], mode: Mode::Permit { of } }
+        Self::one(name, Mode::Permit { of })
     }
 
     /// All of `names` exclusively, or none.
     pub fn all(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { names: names.into_iter().map(Into::into).collect(), mode: Mode::Exclusive }
+        Self { names: names.into_iter().map(Into::into).collect(), is_list: true, mode: Mode::Exclusive }
+    }
+
+    fn one(name: impl Into<String>, mode: Mode) -> Self {
+        Self { names: vec![name.into()], is_list: false, mode }
     }
 
     pub(crate) fn mode(&self) -> Mode {
         self.mode
     }
 
+    /// `error`, which names the argument that was given: `resources` where that was a list.
+    pub(crate) fn blamed(&self, error: Error) -> Error {
+        if self.is_list { error.renamed("resource", "resources") } else { error }
+    }
+
     /// The names, checked, in one order for everybody: whoever takes several takes them in this one.
     pub(crate) fn resources(&self) -> Result<Arc<[Resource]>> {
+        self.checked().map_err(|error| self.blamed(error))
+    }
+
+    fn checked(&self) -> Result<Arc<[Resource]>> {
         const MOST: usize = 64;
         if self.names.is_empty() || self.names.len() > MOST {
             return Err(Error::invalid("resource", format!("must be 1 to {MOST} names, not {}", self.names.len())));
@@ -87,19 +102,19 @@ impl Target {
 
 impl From<&str> for Target {
     fn from(name: &str) -> Self {
-        Self::all([name])
+        Self::one(name, Mode::Exclusive)
     }
 }
 
 impl From<&String> for Target {
     fn from(name: &String) -> Self {
-        Self::all([name])
+        Self::one(name, Mode::Exclusive)
     }
 }
 
 impl From<String> for Target {
     fn from(name: String) -> Self {
-        Self::all([name])
+        Self::one(name, Mode::Exclusive)
     }
 }
 
@@ -145,9 +160,12 @@ mod tests {
 
     #[test]
     fn refuses_nothing_and_the_same_twice() {
-        for target in [Target::all(Vec::<String>::new()), ["a", "a"].into(), vec!["x"; 65].into(), "".into()] {
-            assert_eq!(target.resources().unwrap_err().argument(), Some("resource"));
+        for target in [Target::all(Vec::<String>::new()), ["a", "a"].into(), vec!["x"; 65].into(), [""].into()] {
+            let error = target.resources().unwrap_err();
+            assert_eq!(error.argument(), Some("resources"));
+            assert!(error.to_string().starts_with("resources "), "{error}");
         }
+        assert_eq!(Target::from("").resources().unwrap_err().argument(), Some("resource"));
         for of in [0, 65_536] {
             assert_eq!(Target::permit("s", of).resources().unwrap_err().argument(), Some("of"));
         }

@@ -75,7 +75,7 @@ func (m *Manager) Acquire(ctx context.Context, resource string, given ...Option)
 
 // AcquireAll takes several resources exclusively: all of them or none.
 func (m *Manager) AcquireAll(ctx context.Context, resources []string, given ...Option) (*Lease, error) {
-	texts, free, wrong := wholeTexts(resources, "resource")
+	texts, free, wrong := wholeTexts(resources, "resources")
 	if wrong != nil {
 		return nil, wrong
 	}

@@ -313,7 +313,7 @@ pub extern "C" fn polylock_acquire_all_start(
     err: *mut polylock_error,
 ) -> polylock_status {
     boundary::status(err, || {
-        acquire(manager, resources.texts(count, "resource").map(Names::All), options, queue, future)
+        acquire(manager, resources.texts(count, "resources").map(Names::All), options, queue, future)
     })
 }
 

@@ -131,7 +131,7 @@ pub extern "C" fn polylock_acquire_all(
     lease: *mut polylock_lease,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || acquire(manager, resources.texts(count, "resource").map(Names::All), options, lease))
+    boundary::status(err, || acquire(manager, resources.texts(count, "resources").map(Names::All), options, lease))
 }
 
 /// As polylock_acquire_all, but tries once: see polylock_try_acquire.
@@ -144,7 +144,9 @@ pub extern "C" fn polylock_try_acquire_all(
     lease: *mut polylock_lease,
     err: *mut polylock_error,
 ) -> polylock_status {
-    boundary::status(err, || try_acquire(manager, resources.texts(count, "resource").map(Names::All), options, lease))
+    boundary::status(err, || {
+        try_acquire(manager, resources.texts(count, "resources").map(Names::All), options, lease)
+    })
 }
 
 fn inspect(handle: polylock_manager, resource: Result<&str>, holder: *mut polylock_holder) -> Result<()> {

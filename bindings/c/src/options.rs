@@ -62,7 +62,7 @@ impl Settings {
 /// What to acquire, and how, as `options` say; the defaults for 0.
 ///
 /// # Errors
-/// `InvalidHandle`; `InvalidArgument` naming `resource` if several are to be held otherwise than exclusively.
+/// `InvalidHandle`; `InvalidArgument` naming `resources` if several are to be held otherwise than exclusively.
 pub(crate) fn request(options: polylock_options, names: Names) -> Result<(Target, Acquire)> {
     let settings = find_or_none::<Settings>(options)?;
     let mode = settings.as_ref().and_then(|settings| settings.0.load().mode).unwrap_or(Mode::Exclusive);
@@ -72,7 +72,7 @@ pub(crate) fn request(options: polylock_options, names: Names) -> Result<(Target
         (Mode::Shared, Names::One(name)) => Target::shared(&name),
         (Mode::Permit { of }, Names::One(name)) => Target::permit(&name, of),
         (Mode::Shared | Mode::Permit { .. }, Names::All(_)) => {
-            return Err(Error::invalid("resource", "is several, which can only be held exclusively"));
+            return Err(Error::invalid("resources", "are several, which can only be held exclusively"));
         }
     };
     Ok((target, settings.map_or_else(Acquire::default, |settings| settings.to_acquire())))

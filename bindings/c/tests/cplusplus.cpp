@@ -67,9 +67,9 @@ static void errors_are_thrown() {
     CHECK(name.argument() == "resource" && !name.is_retryable());
     const std::string cut{"a\0b", 3};
     const std::vector<std::string> names{"x", cut};
-    CHECK(thrown_by([&] { locks.acquire_all(names); }).argument() == "resource");
+    CHECK(thrown_by([&] { locks.acquire_all(names); }).argument() == "resources");
     CHECK(thrown_by([&] { locks.try_acquire_all(names); }).code() == POLYLOCK_ERR_INVALID_ARGUMENT);
-    CHECK(thrown_by([&] { locks.acquire_all_start(names); }).argument() == "resource");
+    CHECK(thrown_by([&] { locks.acquire_all_start(names); }).argument() == "resources");
     CHECK(thrown_by([&] { locks.waiting(cut); }).argument() == "resource");
     CHECK(thrown_by([&] { options{}.label(cut); }).argument() == "label");
     CHECK(thrown_by([&] { manager{names}; }).argument() == "url");

@@ -177,11 +177,11 @@ static void all_of_several_or_none(void)
     CHECK_OK(polylock_acquire_all(locks, both, 2, options, &lease, NULL));
     CHECK_OK(polylock_lease_free(lease));
     CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_acquire_all(locks, twice, 2, options, &none, &err));
-    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "resource", "twice");
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "resources", "twice");
     CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_acquire_all(locks, both, 0, options, &none, NULL));
     CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_acquire_all(locks, NULL, 2, options, &none, NULL));
     CHECK_IS(POLYLOCK_ERR_INVALID_ARGUMENT, polylock_acquire_all(locks, both, 2, shared, &none, &err));
-    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "resource", "exclusively");
+    check_error(err, POLYLOCK_ERR_INVALID_ARGUMENT, "resources", "exclusively");
     CHECK(none == 77);
     CHECK_OK(polylock_lease_free(first));
     CHECK_OK(polylock_queue_free(queue));

@@ -183,13 +183,10 @@ pub fn break_lock(
     fencing_token: Option<BigInt>,
     owner: Option<String>,
 ) -> Begun {
-    let seen = match (fencing_token, owner) {
+    let seen = match (fencing_token.map(|token| token.get_u64()), owner) {
         (_, Some(owner)) => Seen::Owner(owner),
-        (token, None) => {
-            // What no token can be becomes 0, which the engine refuses.
-            let token = token.map(|token| token.get_u64()).filter(|(negative, _, lossless)| !negative && *lossless);
-            Seen::FencingToken(token.map_or(0, |(_, token, _)| token))
-        }
+        (Some((false, token @ 1.., true)), None) => Seen::FencingToken(token),
+        _ => return failed(Error::invalid("seen", "must be positive, and below 2^64").on(&resource)),
     };
     with_manager(env, manager, |locks, driver| async move {
         Outcome::Was(locks.break_lock_by(&resource, seen, &driver).await)

@@ -432,7 +432,9 @@ for (const { name, url } of backends) {
     assert.equal(typeof held[1].owner, 'string')
     assert.equal(await locks.usingAll([first], { ttl: 5_000, wait: 0 }, ({ isHeld }) => isHeld), true)
     assert.equal(await locks.inspect(first), null)
-    await assert.rejects(locks.acquireAll([]), (error) => error.argument === 'resource')
+    for (const wrong of [[], ['a', 'a'], ['']]) {
+      await assert.rejects(locks.acquireAll(wrong), { argument: 'resources', message: /resources (must|names)/ })
+    }
     await assert.rejects(locks.acquireAll('r'), TypeError)
     // Everybody in another order, and no deadlock.
     const orders = Array.from({ length: 30 }, (_, index) => [first, second, third].sort(() => (index % 2) - 0.5))

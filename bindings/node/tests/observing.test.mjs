@@ -89,7 +89,7 @@ test('refuses what it cannot mean', async () => {
     })
   }
   for (const seen of [0n, -1n, 2n ** 70n]) {
-    await assert.rejects(locks.break('r', seen), { argument: 'fencingToken' })
+    await assert.rejects(locks.break('r', seen), { argument: 'seen', message: /seen must/ })
   }
   await assert.rejects(locks.break('r', { owner: '' }), { argument: 'owner' })
   for (const seen of [undefined, null, 5, 'x', {}]) await assert.rejects(locks.break('r', seen), TypeError)

@@ -86,12 +86,12 @@ fn wrong_type(argument: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
 pub(crate) fn target(resource: &Bound<'_, PyAny>, mode: &Bound<'_, PyAny>) -> PyResult<Target> {
     if mode.is_none() {
         if resource.is_instance_of::<PyList>() || resource.is_instance_of::<PyTuple>() {
-            let names = resource.try_iter()?.map(|name| text("resource", &name?)).collect::<PyResult<Vec<_>>>()?;
+            let names = resource.try_iter()?.map(|name| text("names", &name?)).collect::<PyResult<Vec<_>>>()?;
             return Ok(Target::all(names));
         }
-        return Ok(text("resource", resource)?.into());
+        return Ok(text("name", resource)?.into());
     }
-    let name = text("resource", resource)?;
+    let name = text("name", resource)?;
     if mode.is_instance_of::<PyString>() {
         return Ok(Target::shared(&name));
     }

@@ -52,17 +52,18 @@ pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
 
 /// `error` as the Python exception of its kind.
 pub(crate) fn to_python(error: Error) -> PyErr {
-    Python::attach(|py| match exception(py, &error) {
+    Python::attach(|py| match exception(py, error) {
         Ok(exception) => PyErr::from_value(exception.into_bound(py)),
         Err(failure) => failure,
     })
 }
 
-/// `error` as an instance of the Python class of its kind.
-pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyResult<Py<PyAny>> {
+/// `error` as an instance of the Python class of its kind. What the engine calls resources are names in Python's arguments.
+pub(crate) fn exception(py: Python<'_>, error: Error) -> PyResult<Py<PyAny>> {
     static FROM_NATIVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let from_native = FROM_NATIVE
         .get_or_try_init(py, || PyResult::Ok(py.import("polylock._errors")?.getattr("from_native")?.unbind()))?;
+    let error = error.renamed("resource", "name").renamed("resources", "names");
     let (no_connection, reply) = match error.trouble() {
         Some(Trouble::NoConnection) => (true, None),
         Some(Trouble::Said { reply, .. }) => (false, Some(reply.as_str())),

@@ -182,14 +182,14 @@ impl Manager {
     }
 
     fn inspect(&self, py: Python<'_>, resource: &Bound<'_, PyAny>) -> PyResult<Option<HolderFields>> {
-        let resource = arguments::text("resource", resource)?;
+        let resource = arguments::text("name", resource)?;
         let locks = self.locks()?;
         let holder = waiting::wait(py, |driver| async move { locks.inspect_by(&resource, &driver).await })?;
         Ok(holder.map(holder_fields))
     }
 
     fn inspect_start(&self, py: Python<'_>, queue: &Queue, resource: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-        let resource = arguments::text("resource", resource)?;
+        let resource = arguments::text("name", resource)?;
         let locks = self.locks()?;
         queue.start(py, |driver| async move { Ok(Outcome::Holder(locks.inspect_by(&resource, &driver).await?)) })
     }
@@ -225,7 +225,7 @@ impl Manager {
         fencing_token: &Bound<'_, PyAny>,
         owner: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
-        let (resource, seen) = (arguments::text("resource", resource)?, seen(fencing_token, owner)?);
+        let (resource, seen) = (arguments::text("name", resource)?, seen(fencing_token, owner)?);
         let locks = self.locks()?;
         waiting::wait(py, |driver| async move { locks.break_lock_by(&resource, seen, &driver).await })
     }
@@ -238,7 +238,7 @@ impl Manager {
         fencing_token: &Bound<'_, PyAny>,
         owner: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
-        let (resource, seen) = (arguments::text("resource", resource)?, seen(fencing_token, owner)?);
+        let (resource, seen) = (arguments::text("name", resource)?, seen(fencing_token, owner)?);
         let locks = self.locks()?;
         queue.start(
             py,
@@ -263,7 +263,7 @@ impl Manager {
     }
 
     fn waiting(&self, resource: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let resource = arguments::text("resource", resource)?;
+        let resource = arguments::text("name", resource)?;
         let locks = self.locks()?;
         boundary::guard(|| locks.waiting(&resource))?.map_err(to_python)
     }

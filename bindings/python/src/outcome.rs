@@ -38,7 +38,7 @@ impl Outcome {
             Self::Events(Some(events)) => {
                 events.into_iter().map(observe::event_fields).collect::<Vec<_>>().into_py_any(py)
             }
-            Self::Failed(error) => boundary::exception(py, &error),
+            Self::Failed(error) => boundary::exception(py, error),
         }
     }
 }

@@ -103,7 +103,8 @@ class Play:
                 try:
                     outcome = await asyncio.wait_for(self.act(action, expected), 60)
                 except polylock.Error as error:
-                    outcome = f"{error.kind}:{error.argument}" if error.argument else error.kind
+                    argument = "resource" if error.argument == "name" else error.argument
+                    outcome = f"{error.kind}:{argument}" if argument else error.kind
                 assert fits(outcome, expected), f"{file.name}: {step} (on {self.url}): {outcome}"
         finally:
             for actor in self.actors.values():

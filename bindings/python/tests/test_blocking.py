@@ -459,7 +459,7 @@ BAD = [
     ({"name": 7}, TypeError, None),
     ({"name": b"bytes"}, TypeError, None),
     ({"name": None}, TypeError, None),
-    ({"name": "\udcff"}, polylock.InvalidArgument, "resource"),
+    ({"name": "\udcff"}, polylock.InvalidArgument, "name"),
     ({"ttl": "1"}, TypeError, None),
     ({"ttl": None}, TypeError, None),
     ({"ttl": 2**53 + 1}, polylock.InvalidArgument, "ttl"),
@@ -484,7 +484,7 @@ def test_bad_arguments(memory: str, arguments: dict[str, Any], error: type[Excep
     with pytest.raises(error) as caught:
         locks.acquire(**given)
     assert getattr(caught.value, "argument", None) == argument
-    assert str(caught.value).startswith("resource" if "name" in arguments else next(iter(arguments)))
+    assert str(caught.value).startswith(next(iter(arguments)))
     if "wait" not in arguments:
         with pytest.raises(error):
             locks.try_acquire(**given)
@@ -655,10 +655,14 @@ def test_bad_arguments_of_the_other_locks(memory: str) -> None:
     for wrong in ("2", 2.0, True, None):
         with pytest.raises(TypeError):
             locks.semaphore("s", wrong)  # type: ignore[arg-type]
-    for names in ([], ["a", "a"], ["a", ""], [str(number) for number in range(65)]):
-        with pytest.raises(polylock.InvalidArgument) as caught, locks.lock_all(names):
+    for names in ([], ["a", "a"], ["a", ""], [""], ["\udcff"], [str(number) for number in range(65)]):
+        with pytest.raises(polylock.InvalidArgument, match="names ") as caught, locks.lock_all(names):
             pass
-        assert caught.value.argument == "resource"
+        assert caught.value.argument == "names"
+    for call in (locks.acquire, locks.try_acquire, locks.inspect, locks.waiting, lambda name: locks.break_(name, 1)):
+        with pytest.raises(polylock.InvalidArgument, match="name must") as caught:
+            call("")
+        assert caught.value.argument == "name"
     for wrong_names in ("ab", [1], None, {"a", "b"}):
         with pytest.raises(TypeError), locks.lock_all(wrong_names):  # type: ignore[arg-type]
             pass

@@ -43,7 +43,7 @@ pub async fn takes_all_or_none(store: Store) {
     let alone = one.acquire(&c, long()).await.unwrap();
     assert!(alone.fencing_token() > next.fencing_token());
     let twice = one.acquire([&a, &a], long()).await.unwrap_err();
-    assert_eq!(twice.argument(), Some("resource"));
+    assert_eq!(twice.argument(), Some("resources"));
 }
 
 pub async fn shares(store: Store) {

@@ -189,7 +189,7 @@ async fn several_at_once_are_of_one_slot() {
     let calls = || cluster.0.iter().map(Server::scripts).sum::<u64>();
     let before = calls();
     let error = locks.acquire(["order:1", "order:2"], long()).await.unwrap_err();
-    assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some("resource")), "{error:?}");
+    assert_eq!((error.kind(), error.argument()), (ErrorKind::InvalidArgument, Some("resources")), "{error:?}");
     assert_eq!(calls(), before, "something was sent");
     // And all primaries are looked at for a list.
     let names: Vec<String> = (0..3).map(|index| name_at(&cluster, index)).collect();

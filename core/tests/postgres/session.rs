@@ -196,7 +196,7 @@ async fn pairs_of_numbers_are_their_own_locks() {
     held.release().await.unwrap();
     assert!(theirs("pg_try_advisory_lock(-1, 7)").await);
     assert!(locks.try_acquire("-1,7", long()).await.unwrap().is_none());
-    assert_eq!(locks.acquire(["1,1", "+1,1"], long()).await.unwrap_err().argument(), Some("resource"));
+    assert_eq!(locks.acquire(["1,1", "+1,1"], long()).await.unwrap_err().argument(), Some("resources"));
     let both = locks.acquire(["1,1", "1,2"], long()).await.unwrap();
     assert!(!theirs("pg_try_advisory_lock(1, 2)").await);
     both.release().await.unwrap();

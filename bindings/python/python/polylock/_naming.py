@@ -50,12 +50,12 @@ def namer(template: str, function: Callable[..., Any]) -> Callable[..., str]:
     try:
         fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise InvalidArgument(f"resource {error}", argument="resource") from None
+        raise InvalidArgument(f"name {error}", argument="name") from None
     for field in fields:
         root = re.split(r"[.\[]", field, maxsplit=1)[0]
         if root not in signature.parameters:
-            why = f"resource names {field!r}, which is no parameter of {getattr(function, '__qualname__', function)}"
-            raise InvalidArgument(why, argument="resource")
+            why = f"name has {field!r}, which is no parameter of {getattr(function, '__qualname__', function)}"
+            raise InvalidArgument(why, argument="name")
     if not fields:
         name = template.format()
         return lambda *_args, **_kwargs: name

@@ -71,7 +71,7 @@ public final class LockManager implements AutoCloseable {
     /** Takes several resources exclusively: all of them or none. */
     public Lease acquireAll(List<String> resources, Options how) throws InterruptedException {
         return await(start(how, (arena, options, out, err) -> (int) Native.ACQUIRE_ALL_START.invokeExact(
-                handle, Native.wholeTexts(arena, resources, "resource"), (long) resources.size(), options, 0L, out, err)));
+                handle, Native.wholeTexts(arena, resources, "resources"), (long) resources.size(), options, 0L, out, err)));
     }
 
     /**
