@@ -164,7 +164,8 @@ impl Acquire {
 
 pub(crate) fn check_ttl(ttl: Duration) -> Result<()> {
     if ttl < Duration::from_millis(3) && !mutant!("D30") {
-        return Err(Error::invalid("ttl", format!("must be at least 3 ms, not {ttl:?}")));
+        let ms = ttl.as_nanos() as f64 / 1e6;
+        return Err(Error::invalid("ttl", format!("must be at least 3 ms, not {ms} ms")));
     }
     check_longest("ttl", ttl)
 }
@@ -205,6 +206,9 @@ mod tests {
         assert!(Acquire::ttl(second).wait(Duration::ZERO).check().is_ok());
         for ttl in [Duration::ZERO, Duration::from_millis(2), Duration::MAX] {
             assert_eq!(argument(Acquire::ttl(ttl)).as_deref(), Some("ttl"), "{ttl:?}");
+        }
+        for (ttl, said) in [(Duration::ZERO, "0 ms"), (Duration::from_micros(2900), "2.9 ms")] {
+            assert_eq!(check_ttl(ttl).unwrap_err().to_string(), format!("ttl must be at least 3 ms, not {said}"));
         }
         assert_eq!(argument(Acquire::ttl(second).wait(Duration::MAX)).as_deref(), Some("wait"));
         assert_eq!(argument(Acquire::ttl(second).max_hold(Duration::ZERO)).as_deref(), Some("max_hold"));
