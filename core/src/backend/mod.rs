@@ -247,6 +247,8 @@ pub(crate) struct Progress {
     tracked: AtomicBool,
     /// Nodes at which the background sees to it that nothing is left, as bits.
     pursued: AtomicU32,
+    /// Nodes at which a release has not found it, as bits.
+    missed: AtomicU32,
     /// It is given up: nothing of it may be granted any more.
     pub(crate) over: AtomicBool,
     /// The token that was agreed on; 0 before.
@@ -372,6 +374,16 @@ impl Progress {
     /// Says whether this is the first time for `node`.
     pub(crate) fn pursue(&self, node: usize) -> bool {
         self.pursued.fetch_or(1 << node, Ordering::Relaxed) & (1 << node) == 0
+    }
+
+    /// A release has come back from `node` without having found it.
+    pub(crate) fn miss(&self, node: usize) {
+        self.missed.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    /// Whether [`miss`](Self::miss) was told of `node`.
+    pub(crate) fn is_missed(&self, node: usize) -> bool {
+        self.missed.load(Ordering::Relaxed) & (1 << node) != 0
     }
 
     pub(crate) fn give_up(&self) {

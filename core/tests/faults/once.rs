@@ -277,3 +277,22 @@ async fn a_silent_minority_is_freed_when_it_comes_back() {
     proxies.iter().for_each(Proxy::heal);
     until_clean(&servers.iter().collect::<Vec<_>>(), &name).await;
 }
+
+/// It is released while one of three servers has not answered the attempt yet: that one gets the release behind it, and no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_its_release_follows_is_given_back_once() {
+    let servers = Server::several(3);
+    for server in &servers {
+        warm(server).await;
+    }
+    let (slow, before) = (&servers[2], servers[2].scripts());
+    let proxy = Proxy::before(slow.port).await;
+    proxy.rule(|request| if is_acquire(request) { Fate::Delay(ms(300)) } else { Fate::Pass });
+    let urls = [servers[0].url(), servers[1].url(), proxy.url()];
+    let locks = polylock::connect(urls).node_timeout(Duration::from_secs(5)).lazy().unwrap();
+    let lease = locks.acquire(&fresh("r"), long()).await.unwrap();
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    // It waits for what goes on in the background.
+    locks.close().await;
+    assert_eq!(slow.scripts(), before + 2);
+}

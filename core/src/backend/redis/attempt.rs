@@ -128,8 +128,11 @@ impl RedisBackend {
                 let fits = grant.is_none_or(|grant| grant.number.as_ref() == progress.permit.get());
                 let counts = fits && restart::votes(&nodes, index, sits_out, Instant::now());
                 note(progress, index, &answer, counts);
-                if grant.is_some() && progress.is_over() {
-                    overtaken.give_back(index, &nodes[index]);
+                if progress.is_over() {
+                    // A release that is on its way finds it, or is followed by others. One that has been there does not.
+                    if grant.is_some() && progress.is_missed(index) {
+                        overtaken.give_back(index, &nodes[index]);
+                    }
                 } else if !fits {
                     overtaken.give_back_for_certain(index, &nodes[index]);
                 }

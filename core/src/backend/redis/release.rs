@@ -104,7 +104,7 @@ enum Freed {
 
 impl Freed {
     fn of(progress: &Progress, index: usize, answer: request::Answer) -> Self {
-        match answer.map(|answered| (number(&answered.value), answered.repeated)) {
+        let freed = match answer.map(|answered| (number(&answered.value), answered.repeated)) {
             Ok((Some(1), _)) => {
                 // The attempt was carried out before this, then.
                 progress.resolve(index);
@@ -113,7 +113,11 @@ impl Freed {
             Ok((Some(_), true)) => Self::Repeated,
             Ok((Some(_), false)) => Self::NotOurs,
             Ok((None, _)) | Err(_) => Self::Unanswered,
+        };
+        if freed != Self::Ours {
+            progress.miss(index);
         }
+        freed
     }
 }
 
