@@ -5,6 +5,7 @@ import { createServer } from 'node:net'
 import { EventEmitter, getEventListeners, once } from 'node:events'
 import { test } from 'node:test'
 import { inspect } from 'node:util'
+import { runInNewContext } from 'node:vm'
 
 import {
   AcquireTimeoutError,
@@ -189,6 +190,16 @@ test('a wrong type is a TypeError that names the argument', async () => {
   }
   await rejects(locks.acquire('r', 5), 'options')
   await rejects(locks.acquire('r', null), 'options')
+  const noOptions = [[], [5_000], new Date(), new Map([['wait', 0]]), new Set(), Promise.resolve({}), /r/, new Uint8Array(1)]
+  for (const options of noOptions) {
+    await rejects(locks.acquire('r', options), 'options')
+    await rejects(locks.tryAcquire('r', options), 'options')
+    await rejects(
+      locks.using('r', options, () => {}),
+      'options',
+    )
+    assert.throws(() => connect('memory:', options), /^TypeError: options must be an object of options, not /)
+  }
   for (const argument of ['ttl', 'wait', 'maxHold']) await rejects(locks.acquire('r', { [argument]: '5' }), argument)
   await rejects(locks.acquire('r', { autoExtend: 1 }), 'autoExtend')
   await rejects(locks.acquire('r', { label: 5 }), 'label')
@@ -208,6 +219,23 @@ test('a wrong type is a TypeError that names the argument', async () => {
   for (const url of [undefined, null, 5, {}, [5], new Array(1)]) assert.throws(() => connect(url), TypeError)
   assert.throws(() => connect('memory:', { prefix: 5 }), /^TypeError: prefix must be a string, not number$/)
   assert.throws(() => connect('memory:', { nodeTimeout: '5' }), TypeError)
+})
+
+test('options are an object of any class of the caller, of any realm, or of no class', async () => {
+  class Settings {
+    wait = 0
+    get ttl() {
+      return 60_000
+    }
+  }
+  const locks = connect('memory:')
+  const all = [new Settings(), Object.assign(Object.create(null), { wait: 0 }), runInNewContext('({ wait: 0 })')]
+  for (const options of all) {
+    const lease = await locks.acquire('r', options)
+    if (options instanceof Settings) assert.ok(lease.remaining > 30_000)
+    await assert.rejects(locks.acquire('r', options), AcquireTimeoutError)
+    await lease.release()
+  }
 })
 
 test('a value without meaning is an InvalidArgumentError that names the argument', async () => {

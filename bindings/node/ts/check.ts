@@ -55,10 +55,19 @@ export function fn<F>(argument: string, value: F | undefined): F {
 
 const none = {}
 
+const tagOf = Object.prototype.toString
+
+/** An array, a Date, a Map or a Promise has no options, whatever it holds; an instance of a class of the caller's may. */
+function canHaveOptions(value: object): boolean {
+  const prototype: unknown = Object.getPrototypeOf(value)
+  return prototype === Object.prototype || prototype === null || tagOf.call(value) === '[object Object]'
+}
+
 /** One that is not `known` is refused: a misspelt `wait` would wait for ever. */
 export function options<T extends object>(value: T | undefined, known: readonly (keyof T & string)[]): Partial<T> {
   if (value === undefined) return none
-  for (const name in object('options', 'an object', value)) {
+  if (!canHaveOptions(object('options', 'an object', value))) throw wrong('options', 'an object of options', value)
+  for (const name in value) {
     if (!known.includes(name)) throw invalid(name, `is no option here; there are ${known.join(', ')}`)
   }
   return value
