@@ -638,6 +638,8 @@ test('the settings of clients are read', { skip }, async (context) => {
     'a URL of its class': () => new URL(`${redisUrl}/3`),
     'an object with a URL': () => ({ url: `${redisUrl}/3` }),
     'an object of settings': () => ({ ...at, db: 3 }),
+    'an object of settings of node-redis 3': () => ({ ...at, database: 3, prefix: 'p:' }),
+    'an object of settings of node-redis 4': () => ({ socket: at, database: 3 }),
     'ioredis 5': () => new Redis({ ...at, db: 3, keyPrefix: 'p:' }),
     'ioredis 4': () => new (require('ioredis4'))({ ...at, db: 3, keyPrefix: 'p:' }),
     'node-redis 3': () => require('redis3').createClient({ ...at, db: 3, prefix: 'p:' }),
@@ -694,11 +696,24 @@ test('a client that cannot be read is an error at once', () => {
       (error) => error instanceof InvalidArgumentError && error.argument === 'clients' && why.test(error.message),
     )
   cannot([{}], /no settings/)
+  // None of them is a client, or one whose server is known: a fake of tests, another kind of client, a wrapper.
+  cannot([{ isOpen: true }], /no settings/)
+  cannot([{ options: { host: 'localhost', port: 6379 }, evalsha() {} }], /no settings/)
+  cannot([{ connection_options: {} }], /no settings/)
+  cannot([new (require('pg').Client)('postgres://localhost/x')], /no settings/)
+  cannot([{ host: 'user@localhost' }], /its host is user@localhost/)
   cannot([5], /neither a URL nor an object/)
   cannot([null], /null/)
   const { Cluster } = require('ioredis')
   const natMap = { '10.0.0.1:1': { host: '127.0.0.1', port: 1 } }
   cannot([new Cluster(['redis://127.0.0.1:1'], { lazyConnect: true, natMap })], /natMap/)
+  cannot([new Cluster([{ host: 'redis.example' }], { lazyConnect: true, useSRVRecords: true })], /SRV/)
+  const logins = [
+    { host: 'a', password: 'x' },
+    { host: 'b', password: 'y' },
+  ]
+  cannot([new Cluster(logins, { lazyConnect: true })], /different logins/)
+  cannot([new Redis({ lazyConnect: true, Connector: class {} })], /Connector/)
   const sentinels = [{ host: '127.0.0.1', port: 1 }]
   cannot([new Redis({ sentinels, name: 'm', role: 'slave', lazyConnect: true })], /replica/)
   cannot([new Redis({ sentinels, name: 'm', enableTLSForSentinelMode: true, lazyConnect: true })], /TLS/)
@@ -723,7 +738,6 @@ test('a client that cannot be read is an error at once', () => {
     /different key prefixes/,
   )
   assert.throws(() => new Redlock([]), /at least one redis client/)
-  assert.throws(() => new Redlock([{ options: { host: 'localhost', Connector: class {} } }]), /Connector/)
   for (const clients of ['redis://localhost', undefined, null, 5, {}]) {
     assert.throws(() => new Redlock(clients), /^TypeError: clients must be an array, not /)
   }

@@ -46,16 +46,20 @@ export function placeOf(client: unknown): Place {
     const instead = 'give a URL instead, as in redis+sentinel://host,host/master'
     throw cannotRead(`createSentinel of node-redis does not show them; ${instead}`)
   }
-  if (isFields(fields['connection_options'])) return ofNodeRedis3(fields)
-  if ('isOpen' in fields) return ofNodeRedis(fields['options'])
-  if (isFields(fields['options'])) {
+  if (isFields(fields['connection_options']) && isFields(fields['options'])) return ofNodeRedis3(fields)
+  if ('isOpen' in fields && typeof fields['sendCommand'] === 'function') return ofNodeRedis(fields['options'])
+  // What stands in for a client in tests has options, too, and is connected to nothing.
+  if (isFields(fields['connector']) && isFields(fields['options'])) {
     // Where `select` has led it since.
     const selected = isFields(fields['condition']) ? fields['condition']['select'] : undefined
     return ofIoredis({ ...fields['options'], db: selected ?? fields['options']['db'] })
   }
   if (typeof fields['url'] === 'string') return ofUrl(fields['url'], fields)
   if (client instanceof URL) return { url: client.href, prefix: '' }
-  if ('host' in fields || 'port' in fields || 'path' in fields || 'sentinels' in fields) return ofIoredis(fields)
+  if (typeof fields['on'] !== 'function') {
+    if ('socket' in fields) return ofNodeRedis(fields)
+    if ('host' in fields || 'port' in fields || 'path' in fields || 'sentinels' in fields) return ofSettings(fields)
+  }
   throw cannotRead('it has no settings of a client of ioredis or node-redis')
 }
 
@@ -71,6 +75,17 @@ function ofUrl(url: string, { keyPrefix, url: _, ...rest }: Fields): Place {
   const besides = Object.keys(rest).filter((name) => rest[name] != null)
   if (besides.length > 0) throw cannotRead(`what is beside its url belongs into it: ${besides.join(', ')}`)
   return { url, prefix: text(keyPrefix) }
+}
+
+/** What one of the usual clients might be made of, whichever: some settings have several names. */
+function ofSettings(fields: Fields): Place {
+  return ofIoredis({
+    ...fields,
+    db: fields['db'] ?? fields['database'],
+    username: fields['username'] ?? fields['user'],
+    password: fields['password'] ?? fields['auth_pass'],
+    keyPrefix: fields['keyPrefix'] ?? fields['prefix'],
+  })
 }
 
 function ofIoredis(options: Fields): Place {
@@ -96,12 +111,13 @@ function ofSentinels(sentinels: readonly unknown[], options: Fields): Place {
 }
 
 function ofCluster(nodes: readonly unknown[], options: unknown): Place {
-  const { redisOptions, keyPrefix, natMap } = isFields(options) ? options : {}
+  const { redisOptions, keyPrefix, natMap, useSRVRecords } = isFields(options) ? options : {}
   if (natMap != null) throw cannotRead('its natMap cannot be carried over')
+  if (useSRVRecords === true) throw cannotRead('its nodes are names of SRV records')
   const common = isFields(redisOptions) ? redisOptions : {}
   const places = nodes.map((node): Settings => {
-    if (typeof node === 'number') return { port: node }
     if (isFields(node)) return node as Settings
+    if (/^\d+$/.test(text(node))) return { port: Number(node) }
     const { hostname, port, username, password } = new URL(
       /^\w+:\/\//.test(text(node)) ? text(node) : `redis://${text(node)}`,
     )
@@ -110,12 +126,17 @@ function ofCluster(nodes: readonly unknown[], options: unknown): Place {
   return clusterAt(places, common as Settings, keyPrefix ?? common['keyPrefix'])
 }
 
-/** A cluster with these nodes, which all have one login: that of the first unless there is a `common` one. */
+/** A cluster with these nodes, which must all be spoken to in one way. What they do not say themselves is in `common`. */
 function clusterAt(nodes: readonly Settings[], common: Settings, keyPrefix: unknown): Place {
-  const { username, password, tls } = { ...nodes[0], ...common }
-  const scheme = isSecure(tls) ? 'rediss+cluster' : 'redis+cluster'
+  const beginnings = nodes.map((node) => {
+    const isEither = [node.tls, common.tls].map((tls) => isSecure(tls)).includes(true)
+    const scheme = isEither ? 'rediss+cluster' : 'redis+cluster'
+    return `${scheme}://${user(node.username || common.username, node.password || common.password)}`
+  })
+  const [beginning = ''] = beginnings
+  if (beginnings.some((other) => other !== beginning)) throw cannotRead('its nodes have different logins or TLS')
   const hosts = nodes.map((node) => address(node, 6379))
-  return { url: `${scheme}://${user(username, password)}${hosts.join()}`, prefix: text(keyPrefix) }
+  return { url: beginning + hosts.join(), prefix: text(keyPrefix) }
 }
 
 function ofNodeRedis3(client: Fields): Place {
@@ -215,6 +236,7 @@ function place({ host, port, path, db, username, password, tls, prefix }: Settin
 
 function address({ host, port }: Settings, usual: number): string {
   const name = text(host) || 'localhost'
+  if (/[@/?#,]/.test(name)) throw cannotRead(`its host is ${name}`)
   return `${name.includes(':') && !name.startsWith('[') ? `[${name}]` : name}:${Number(port || usual)}`
 }
 
