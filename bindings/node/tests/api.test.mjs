@@ -190,7 +190,16 @@ test('a wrong type is a TypeError that names the argument', async () => {
   }
   await rejects(locks.acquire('r', 5), 'options')
   await rejects(locks.acquire('r', null), 'options')
-  const noOptions = [[], [5_000], new Date(), new Map([['wait', 0]]), new Set(), Promise.resolve({}), /r/, new Uint8Array(1)]
+  const noOptions = [
+    [],
+    [5_000],
+    new Date(),
+    new Map([['wait', 0]]),
+    new Set(),
+    Promise.resolve({}),
+    /r/,
+    new Uint8Array(1),
+  ]
   for (const options of noOptions) {
     await rejects(locks.acquire('r', options), 'options')
     await rejects(locks.tryAcquire('r', options), 'options')
