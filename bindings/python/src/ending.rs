@@ -1,4 +1,4 @@
-//! How a `with` of blocking code ends: natively, because a signal handler may raise at any line of Python code, and at the
+//! How a `with` ends. That of blocking code does natively, because a signal handler may raise at any line of Python code, and at the
 //! first of an `__exit__` it would leave the lock held for as long as its object lives.
 //!
 //! No code of Python's runs until the lease is released, nor below this at all but to make an error (see `boundary`).
@@ -38,7 +38,7 @@ impl LeaseEnd {
 }
 
 /// What a lock of Python's half is made of. It has a dictionary `_held` of the leases: who acquired each, the lease, and
-/// whether it was by `with`; the newest last.
+/// whether it was by `with`; the newest last. Who acquired is one object as long as it lives.
 #[pyclass(subclass, frozen, module = "polylock._native")]
 pub(crate) struct LockEnd;
 
@@ -48,6 +48,11 @@ impl LockEnd {
     #[pyo3(signature = (*_arguments, **_keywords))]
     fn new(_arguments: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>) -> Self {
         Self
+    }
+
+    /// Takes the lease of the `with` that `user` ends.
+    fn _entered_by<'py>(this: &Bound<'py, Self>, user: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        entered_by(this, user)
     }
 
     /// `__exit__`: releases what this thread entered.
@@ -97,13 +102,9 @@ fn end(lease: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = lease.py();
     let native = lease.getattr(intern!(py, "_native"))?.cast_into::<Lease>()?;
     let lease = native.get().engines();
-    let before = lease.loss();
     // An exception of a signal handler leaves the release to the engine.
     let failure = match waiting::outcome(py, |driver| async move { lease.end_by(&driver).await })? {
-        Ok(outcome) => {
-            let found = || (outcome == Some(Release::NotHeld)).then(|| lease.loss().unwrap_or(LossReason::Taken));
-            before.or_else(found).map(|loss| lost(loss).on(lease.resource().as_str()))
-        }
+        Ok(outcome) => lost_at_end(lease, outcome == Some(Release::NotHeld)),
         // The parent's, to be released by the parent.
         Err(failure) if failure.kind() == ErrorKind::Forked => None,
         Err(failure) => Some(failure),
@@ -114,12 +115,13 @@ fn end(lease: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>) -> PyResult<()> {
     }
 }
 
-/// The lease was lost before its release, or was found to be by that.
-fn lost(loss: LossReason) -> Error {
-    let why = match loss {
+/// The error for a lease that is released at the end of a `with`, if it was lost before that, or was found to be by that: `not_held`.
+/// What was given up is never lost later.
+pub(crate) fn lost_at_end(lease: &polylock::Lease, not_held: bool) -> Option<Error> {
+    let why = match lease.loss().or(not_held.then_some(LossReason::Taken))? {
         LossReason::Expired => "its deadline passed before it was released",
         LossReason::MaxHold => "it was held for longer than max_hold",
         _ => "somebody else took or deleted it before it was released",
     };
-    Error::new(ErrorKind::Lost, why)
+    Some(Error::new(ErrorKind::Lost, why).on(lease.resource().as_str()))
 }

@@ -7,7 +7,7 @@ use polylock::host::{Driver, OperationId};
 use pyo3::{prelude::*, types::PyString};
 
 use crate::{
-    arguments, boundary,
+    arguments, boundary, ending,
     outcome::{self, Outcome},
     queue::{Held, Queue},
     waiting,
@@ -138,6 +138,11 @@ impl Lease {
     fn release_start(&self, py: Python<'_>, queue: &Queue) -> PyResult<Py<PyAny>> {
         let lease = Arc::clone(&self.lease);
         queue.start(py, |driver| async move { Ok(Outcome::Released(lease.end_by(&driver).await?)) })
+    }
+
+    /// What the error says at the end of a `with`, if the lease was lost: see [`ending`].
+    fn lost_at_end(&self, not_held: bool) -> Option<String> {
+        ending::lost_at_end(&self.lease, not_held).map(|error| error.to_string())
     }
 
     /// Leaves the lock to its ttl: nothing is renewed or released any more.

@@ -87,6 +87,43 @@ def test_the_error_of_the_body_is_never_masked(url: str, name: str, run: Run) ->
     run(main())
 
 
+def test_a_loss_is_told_in_the_words_of_blocking_code(memory: str, run: Run) -> None:
+    name, blocking = "r", polylock.connect(memory)
+
+    async def main() -> None:
+        locks = polylock.asyncio.connect(memory)
+        hows: list[dict[str, Any]] = [{"ttl": 0.1, "auto_extend": False}, {"ttl": 0.1, "max_hold": 0.01}, {}]
+        for how in hows:
+            with pytest.raises(polylock.LockLost) as expected, blocking.lock(name, **how) as lease:
+                if not how:
+                    blocking.break_(name, lease.fencing_token)
+                await until(lambda: lease.lost)
+            with pytest.raises(polylock.LockLost) as caught:
+                async with locks.lock(name, **how) as lease:
+                    if not how:
+                        blocking.break_(name, lease.fencing_token)
+                    await until(lambda: lease.lost)
+            assert str(caught.value) == str(expected.value)
+            assert caught.value.resource == expected.value.resource == name
+
+    run(main())
+
+
+def test_who_did_not_enter_cannot_leave(memory: str, run: Run) -> None:
+    async def main() -> None:
+        async with polylock.asyncio.connect(memory) as locks:
+            lock = locks.shared("r")
+            await lock.acquire()
+            with pytest.raises(RuntimeError, match="not entered by this task"):
+                await lock.__aexit__(None, None, None)
+            await asyncio.gather(lock.__aenter__(), lock.__aenter__())
+            with pytest.raises(RuntimeError, match="not by one other alone"):
+                await lock.__aexit__(None, None, None)
+            await lock.__aexit__(ValueError, ValueError(), None)
+
+    run(main())
+
+
 async def until(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + 20
     while not condition():

@@ -6,7 +6,6 @@ import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 from . import _native, _process
-from ._errors import LockLost
 from ._metrics import Metric, metrics_of
 from ._native import LeaseEnd, LockEnd
 from ._values import Capabilities, Guarantee, LossReason, Mode, Released
@@ -174,19 +173,6 @@ class LeaseBase(LeaseEnd):
             self._forget_listeners()
         return released
 
-    def _loss_at_exit(self, loss: LossReason | None, outcome: str) -> LockLost | None:
-        """The error for leaving a `with`: the lease was lost before its release, or was found to be by that."""
-        if loss is None and outcome == "not_held":
-            loss = self._native.loss or "taken"
-        if loss is None:
-            return None
-        why = {
-            "expired": "its deadline passed before it was released",
-            "taken": "somebody else took or deleted it before it was released",
-            "max_hold": "it was held for longer than max_hold",
-        }[loss]
-        return LockLost(f"{self.resource!r}: {why}", resource=self.resource)
-
 
 AnyLease = TypeVar("AnyLease", bound=LeaseBase)
 
@@ -246,7 +232,7 @@ class LockBase(Generic[AnyLease], LockEnd):
     def _take(self, user: Hashable) -> AnyLease | None:
         """The newest lease of `user`. That of a `with` stays, to be found at its end."""
         for key, (owner, lease, entered) in reversed(list(self._held.items())):
-            if owner == user:
+            if owner is user:
                 if not entered:
                     self._held.pop(key, None)
                 return lease
@@ -255,23 +241,6 @@ class LockBase(Generic[AnyLease], LockEnd):
     def _enter(self, user: Hashable, lease: AnyLease) -> AnyLease:
         self._held[id(lease)] = user, lease, True
         return lease
-
-    def _leave(self, user: Hashable, error: BaseException | None) -> AnyLease | None:
-        """The lease of the `with` that ends, by `error` if it does so by one.
-
-        A generator may be entered by one thread or task and left by another, as dependencies and fixtures of
-        frameworks are: then it is the only one there is.
-        """
-        entered = {key: owner for key, (owner, _, by_with) in list(self._held.items()) if by_with}
-        keys = [key for key, owner in entered.items() if owner == user]
-        if not keys and len(entered) == 1:
-            keys = list(entered)
-        held = self._held.pop(keys[-1], None) if keys else None
-        if held is not None:
-            return held[1]
-        if error is None:
-            raise RuntimeError(f"{self!r} was not entered by this thread or task, and not by one other alone")
-        return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.Lock {self.name!r}>"

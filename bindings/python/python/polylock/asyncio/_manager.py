@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import ref
 
 from .._base import LeaseBase, LockBase, ManagerBase, native_manager
-from .._errors import Error, Forked
+from .._errors import Error, Forked, LockLost
 from .._metrics import Event, Subscription, log_to
 from .._naming import check_callback, check_name, kind_of, namer
 from .._values import Holder, LossReason, Released
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def _user() -> Hashable:
-    """This task. Its id would not do: the next task may get it, too."""
+    """This task: one object for as long as something has it. Its id would not do: the next task may get it, too."""
     task = current_task()
     return None if task is None else ref(task)
 
@@ -120,7 +120,6 @@ class Lease(LeaseBase):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        loss = self.loss
         try:
             on = bridge()
             outcome = self._native.release_start(on.queue)
@@ -133,9 +132,10 @@ class Lease(LeaseBase):
                 raise
             return  # what the body raised says more
         self._released(outcome)
-        lost = self._loss_at_exit(loss, outcome)
-        if lost is not None and error is None:
-            raise lost
+        if error is None:
+            lost = self._native.lost_at_end(outcome == "not_held")
+            if lost is not None:
+                raise LockLost(lost, resource=self.resource)
 
 
 class Lock(LockBase[Lease]):
@@ -226,9 +226,11 @@ class Lock(LockBase[Lease]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lease = self._leave(_user(), error)
+        lease: Lease | None = self._entered_by(_user())
         if lease is not None:
             await lease.__aexit__(kind, error, traceback)
+        elif error is None:
+            raise RuntimeError(f"{self!r} was not entered by this task, and not by one other alone")
 
 
 class LockManager(ManagerBase[Lock]):
