@@ -381,9 +381,7 @@ impl Waiting<'_> {
                 let error = Error::unavailable(format!("no answer within {waited:.3} s"));
                 match self.progress.as_ref().and_then(|progress| progress.trouble()) {
                     Some(trouble) => error.with_causes_of(&trouble),
-                    None => {
-                        self.manager.backend.nodes().into_iter().fold(error, |error, (name, _)| error.caused_by(name))
-                    }
+                    None => self.manager.backend.servers().into_iter().fold(error, Error::caused_by),
                 }
             }
             None => {

@@ -46,7 +46,12 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// What metrics call it.
     fn system(&self) -> &'static str;
 
-    /// The servers that it asks, by the names that errors give them, if it counts what they answer.
+    /// The servers that it may ask, by the names that errors give them.
+    fn servers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Those of them of which it counts what they answer.
     fn nodes(&self) -> Vec<(String, &NodeStats)> {
         Vec::new()
     }

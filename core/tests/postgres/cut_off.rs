@@ -62,6 +62,8 @@ async fn a_server_that_stands_still_costs_the_leases_and_no_more() {
     let asking = Instant::now();
     let error = leases.acquire("s", ttl.clone().wait(500 * MS)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let name = server.url.split(['@', '/']).nth(3).unwrap();
+    assert!(error.to_string().contains(name), "it names no server: {error}");
     assert!(asking.elapsed() < Duration::from_secs(30));
     assert!(lease.lost().await.is_some() && of_session.lost().await.is_some());
     assert!(stopped.elapsed() + 100 * MS >= deadline.min(2000 * MS));

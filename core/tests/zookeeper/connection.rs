@@ -126,10 +126,17 @@ async fn a_silence_longer_than_the_ttl_leaves_no_contender() {
     let lapses = locks.acquire(&lapsed, short()).await.unwrap();
     let releases = locks.acquire(&released, short()).await.unwrap();
     rules.silent.store(true, Ordering::SeqCst);
+    let asked = locks.clone();
+    let inspecting = tokio::spawn(async move { asked.inspect("r").await });
+    let waited = locks.acquire(&name(), Acquire::ttl(LONG).wait(Duration::from_millis(100))).await;
     assert_eq!(releases.release().await.unwrap(), Release::Unknown);
     assert_eq!(lapses.lost().await, Some(LossReason::Expired));
     // Which takes half of the session's timeout.
     until("the connection is not given up", || rules.ended.load(Ordering::SeqCst) > 0).await;
+    let host = through.split('/').nth(2).unwrap();
+    for error in [waited.unwrap_err(), inspecting.await.unwrap().unwrap_err()] {
+        assert!(error.to_string().contains(host), "it names no server: {error}");
+    }
     rules.silent.store(false, Ordering::SeqCst);
     until("a contender is left", || contenders(&lapsed).is_empty() && contenders(&released).is_empty()).await;
     assert!(session.is_held() && contenders(&kept).len() == 1, "the session has ended, and showed nothing");
@@ -156,11 +163,12 @@ async fn a_dead_ensemble_is_unavailable_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("no port");
     let silent = listener.local_addr().expect("no address");
     let refused = TcpListener::bind("127.0.0.1:0").expect("no port").local_addr().expect("no address");
-    for hosts in [refused.to_string(), format!("{refused},{silent}")] {
+    for hosts in [refused.to_string(), silent.to_string(), format!("{refused},{silent}")] {
         let locks = connect(&format!("zookeeper://{hosts}"));
         let asked = Instant::now();
         let error = locks.acquire("r", Acquire::ttl(LONG).wait(Duration::from_millis(300))).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(hosts.split(',').any(|host| error.to_string().contains(host)), "it names no server: {error}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
         assert_eq!(locks.try_acquire("r", Acquire::ttl(LONG)).await.unwrap_err().kind(), ErrorKind::Unavailable);
     }

@@ -55,10 +55,19 @@ const CAPABILITIES: Capabilities = Capabilities {
 
 /// What `connecting` comes to, within so long if somebody has said how long. It goes on in the background.
 async fn in_time<C>(
+    config: &Config,
     within: Option<Duration>,
     connecting: impl Future<Output = std::result::Result<C, Failure>>,
 ) -> std::result::Result<C, Failure> {
-    let none = || Err(Failure::NotSent(Error::unavailable("no connection in time")));
+    let none = || {
+        let error = Error::unavailable("no connection in time");
+        Err(Failure::NotSent(
+            config
+                .servers
+                .iter()
+                .fold(error, |error, server| error.caused_by(format!("{server}: no connection in time"))),
+        ))
+    };
     until(within.map(|within| Instant::now().after(within)), connecting).await.unwrap_or_else(none)
 }
 

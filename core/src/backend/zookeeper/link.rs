@@ -45,6 +45,8 @@ impl From<Malformed> for End {
 /// A connection on which the session is open.
 pub(super) struct Connected {
     stream: Box<dyn Stream>,
+    /// As errors name it.
+    server: String,
     /// When that was asked for.
     greeted: Instant,
 }
@@ -96,7 +98,7 @@ async fn greet(shared: &Shared, identity: &mut Identity, host: &str, port: u16) 
     if let Some(login) = &shared.config.login {
         stream.write_all(&wire::log_in(login)).await?;
     }
-    Ok(Connected { stream, greeted: sent })
+    Ok(Connected { stream, server: format!("{host}:{port}"), greeted: sent })
 }
 
 /// A request that was written and not answered yet.
@@ -113,6 +115,7 @@ pub(super) struct Link<'a> {
     shared: &'a Shared,
     identity: &'a mut Identity,
     timeout: Duration,
+    server: String,
     stream: Box<dyn Stream>,
     incoming: BytesMut,
     unanswered: VecDeque<Sent>,
@@ -133,6 +136,7 @@ impl<'a> Link<'a> {
             shared,
             identity,
             timeout,
+            server: connected.server,
             stream: connected.stream,
             incoming: BytesMut::with_capacity(4096),
             unanswered: VecDeque::new(),
@@ -150,6 +154,7 @@ impl<'a> Link<'a> {
     pub(super) async fn serve(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) -> End {
         match self.serve_until_error(orders).await {
             Ok(never) => match never {},
+            Err(End::Cut(error)) => End::Cut(Error::unavailable(format!("{}: {error}", self.server))),
             Err(end) => end,
         }
     }

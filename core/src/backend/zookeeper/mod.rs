@@ -178,6 +178,10 @@ impl Backend for ZookeeperBackend {
         "zookeeper"
     }
 
+    fn servers(&self) -> Vec<String> {
+        self.0.config.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect()
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             guarantee: Guarantee::Fenced,

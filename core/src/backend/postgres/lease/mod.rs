@@ -79,7 +79,7 @@ impl LeaseBackend {
 
     /// A connection, waited for no longer than for an answer if that is limited.
     async fn connection(&self) -> std::result::Result<Arc<Connection>, Failure> {
-        in_time(self.node_timeout, self.pool.get()).await
+        in_time(&self.config, self.node_timeout, self.pool.get()).await
     }
 
     fn key(&self, resource: &Resource) -> String {
@@ -325,6 +325,10 @@ pub(super) fn micros(ttl: Duration) -> i64 {
 impl Backend for LeaseBackend {
     fn system(&self) -> &'static str {
         "postgresql"
+    }
+
+    fn servers(&self) -> Vec<String> {
+        self.config.servers.iter().map(ToString::to_string).collect()
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -51,7 +51,7 @@ impl SessionBackend {
             Err(error) => return Attempt::Refused(error),
         };
         claim.progress.track();
-        let session = match in_time(self.node_timeout, self.sessions.for_claim()).await {
+        let session = match in_time(&self.config, self.node_timeout, self.sessions.for_claim()).await {
             Ok(session) => session,
             Err(failure) => return Attempt::Refused(failure.into_error()),
         };

@@ -35,7 +35,8 @@ impl SessionBackend {
     pub(super) async fn holders(&self, resource: &Resource, driver: &Driver) -> Result<Vec<Holder>> {
         let key = self.key(resource);
         let id = lock_id(&key, self.config.keys)?;
-        let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let session =
+            in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
         let rows = self.look(&session, &self.statements.inspect, &[&key, &id, &self.numbers()], driver).await?;
         Ok(read_holders(&rows, &self.prefix))
     }
@@ -47,7 +48,8 @@ impl SessionBackend {
         driver: &Driver,
     ) -> Result<Vec<Holder>> {
         let (pattern, limit) = (like(&self.prefix, pattern), i64::try_from(limit).unwrap_or(i64::MAX));
-        let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let session =
+            in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
         let rows = self.look(&session, &self.statements.list, &[&pattern, &self.numbers(), &limit], driver).await?;
         Ok(read_holders(&rows, &self.prefix))
     }
@@ -93,7 +95,8 @@ impl SessionBackend {
 
     /// Takes it from another session. Whoever goes away meanwhile leaves the wish, until this session ends.
     async fn take_from(&self, owner: OwnerToken, key: &str, id: i64, driver: &Driver) -> Result<bool> {
-        let session = in_time(self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let session =
+            in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
         let (wish, mut holder) = (wish_id(owner), None);
         let taken = self.until_taken(&session, owner, (key, id, wish), &mut holder, driver).await;
         if let Some(pid) = holder {

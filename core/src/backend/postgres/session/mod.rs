@@ -123,6 +123,10 @@ impl Backend for SessionBackend {
         "postgresql.session"
     }
 
+    fn servers(&self) -> Vec<String> {
+        self.config.servers.iter().map(ToString::to_string).collect()
+    }
+
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
     }
