@@ -123,13 +123,7 @@ async function silent(place) {
     'faults',
     named(contenders, samples.map(median)),
   )
-  row(
-    'acquire + release, 2 of 5 nodes silent, mean',
-    'us',
-    'redlock',
-    'faults',
-    named(contenders, samples.map(mean)),
-  )
+  row('acquire + release, 2 of 5 nodes silent, mean', 'us', 'redlock', 'faults', named(contenders, samples.map(mean)))
   process.exit() // some would wait for those nodes
 }
 
