@@ -73,6 +73,10 @@ const ends = {
     does: `globalThis.lease = await locks.acquire(resource); setImmediate(() => { throw new Error('end') })`,
     status: 1,
   },
+  'a listener of exit that releases and closes': {
+    does: `const lease = await locks.acquire(resource)
+           process.on('exit', () => { lease.release(); lease.extend(); locks.acquire(resource); locks.close() })`,
+  },
   'a pending acquire and process.exit': {
     does: `globalThis.lease = await locks.acquire(resource)
            connect(url).acquire(resource); setTimeout(() => process.exit(0), 50)`,

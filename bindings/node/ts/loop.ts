@@ -28,6 +28,8 @@ export interface Subscriber {
 
 /** Weakly: a manager that nobody has any more is to be collected. */
 const subscribers = once('subscribers', () => new Map<number, WeakRef<Subscriber>>())
+/** Whether the process ends. */
+const end = once('end', () => ({ hasBegun: false }))
 let hearOfLoss: (reply: Reply) => void = () => undefined
 
 /** Makes this environment ready. Starts no thread. */
@@ -35,7 +37,12 @@ export function open(): void {
   once('opened', () => {
     check(native.open(deliver, hasLibuv))
     // A worker's leases are let go of by the addon, when the worker ends in whatever way.
-    if (isMainThread) process.once('exit', () => native.shutdown(LONGEST_END))
+    if (isMainThread) {
+      process.once('exit', () => {
+        end.hasBegun = true
+        native.shutdown(LONGEST_END)
+      })
+    }
     return true
   })
 }
@@ -159,8 +166,12 @@ class Operation<T> {
 /**
  * The promise of what `convert` makes of the reply. A `signal` that is aborted first cancels the operation (what it won is given back)
  * and rejects with the signal's reason.
+ *
+ * At the end of the process nothing becomes of it, as of all that is not synchronous then. A listener of `exit` that releases a lease
+ * could not even handle an error: Node would print it, and end with the status of a failure.
  */
 export function run<T>(started: Started, convert: (reply: Reply) => T, signal?: AbortSignal): Promise<T> {
+  if (end.hasBegun) return new Promise(() => undefined)
   if (typeof started === 'number') {
     return new Promise((resolve, reject) => {
       const operation = new Operation(started, convert, resolve, reject)
