@@ -257,6 +257,10 @@ for (const [name, urls] of Object.entries(sets)) {
         await aborted
         assert.ok(signal.error instanceof ExecutionError)
         assert.equal(signal.reason, signal.error)
+        // What is told is how the extension failed, and not how the lock was won.
+        const [{ votesFor, votesAgainst }] = await Promise.all(signal.error.attempts)
+        assert.equal(votesFor.size, 0)
+        for (const client of clients) assert.ok(votesAgainst.get(client) instanceof ResourceLockedError)
       }
       await assert.rejects(redlock.using([key], 500, settings, lose), ExecutionError)
       const thrown = new RangeError('from the routine')
@@ -297,8 +301,11 @@ test('what the engine does not take is told as redlock tells of a lock that it d
     await assert.rejects(redlock.lock(resource, duration), invalid(LockError))
     await assert.rejects(redlock.acquire([resource], duration), invalid(ExecutionError))
   }
-  const lock = await redlock.lock(unique('{r}ttl'), 1_000)
-  for (const ttl of [undefined, null, '1000']) {
+  const lock = await redlock.lock(unique('{r}ttl'), '1000')
+  assert.equal(await lock.extend('30000'), lock)
+  assert.ok(lock.expiration > Date.now() + 20_000 && lock.expiration < Date.now() + 30_000)
+  await assert.rejects(lock.extend('soon'), LockError)
+  for (const ttl of [undefined, null, '']) {
     await assert.rejects(redlock.lock('x', ttl), TypeError)
     await assert.rejects(lock.extend(ttl), TypeError)
   }
@@ -306,6 +313,39 @@ test('what the engine does not take is told as redlock tells of a lock that it d
     await assert.rejects(redlock.lock(resource, 1_000), TypeError)
   await lock.unlock()
   await redlock.quit()
+})
+
+test('a callback may stand in the place of the options', { skip }, async () => {
+  const redlock = new Redlock([redisUrl])
+  for (const method of ['lockWithOptions', 'acquireWithOptions', '_lock']) {
+    const key = unique('{r}callback')
+    const first = method === '_lock' ? [key, null] : [key]
+    const lock = await new Promise((resolve, reject) =>
+      redlock[method](...first, 5_000, (error, lock) => (error ? reject(error) : resolve(lock))),
+    )
+    await lock.unlock()
+  }
+  await redlock.quit()
+})
+
+test('a client that is given twice is one', { skip }, () =>
+  withClients([redisUrl], async ([client]) => {
+    const redlock = new Redlock([client, client])
+    const lock = await redlock.acquire([unique('{r}twice')], 5_000)
+    const [{ membershipSize, votesFor }] = await Promise.all(lock.attempts)
+    assert.deepEqual([membershipSize, [...votesFor]], [1, [client]])
+    await lock.release()
+    await redlock.quit()
+  }),
+)
+
+test('errors have their message in their JSON', () => {
+  for (const error of [new LockError('why', 3), new ExecutionError('why', []), new ResourceLockedError('why')]) {
+    const { name, message, attempts } = error
+    assert.deepEqual(JSON.parse(JSON.stringify(error)), JSON.parse(JSON.stringify({ name, message, attempts })))
+    assert.equal(message, 'why')
+    assert.match(error.stack, /why/)
+  }
 })
 
 test('names may be what has a text, and there may be none', { skip }, () =>

@@ -153,6 +153,19 @@ test('a pool of node-redis', { skip }, () =>
   }),
 )
 
+test('what a server answers is told, and not that it was out of reach', { skip }, () =>
+  withServer(['requirepass sesame', 'min-replicas-to-write 1'], async (port, client) => {
+    const redlock = new Redlock([client], { retryCount: 0 })
+    const told = []
+    redlock.on('error', (error) => told.push(error))
+    const error = await redlock.acquire([unique('refused')], 10_000).catch((error) => error)
+    const [{ votesAgainst }] = await Promise.all(error.attempts)
+    assert.match(votesAgainst.get(client).message, /^NOREPLICAS /)
+    assert.deepEqual(told, [votesAgainst.get(client)])
+    await redlock.quit()
+  }),
+)
+
 test('a client with sentinels', { skip }, () =>
   withServer(['requirepass sesame'], async (port, client) => {
     const watch = [`sentinel monitor m 127.0.0.1 ${port} 1`, 'sentinel auth-pass m sesame', 'requirepass open']

@@ -113,31 +113,31 @@ class Redlock extends EventEmitter {
     ) as [Hashed, Hashed, Hashed]
     const [lockScript, unlockScript] = [acquireScript, releaseScript]
     this.scripts = { lockScript, unlockScript, extendScript, acquireScript, releaseScript }
-    this.#locks = new Use(this.servers, this.driftFactor)
-    this.#voters = new Voters(this.servers)
+    this.#locks = new Use([...this.clients], this.driftFactor)
+    this.#voters = new Voters([...this.clients])
     this.#once = { ...this.settings, retryCount: 0 }
   }
 
   /** redlock 4: takes a lock. Rejects with `LockError`. */
   lock(resource: string | string[], ttl: number, callback?: Callback<Lock>): Promise<Lock> {
-    return settle(this.#lock(listOf(resource), ttl, this.settings), callback)
+    return this._lock(resource, null, ttl, {}, callback)
   }
 
   /** redlock 4: as `lock`, retrying as `options` say. */
   lockWithOptions(
     resource: string | string[],
     ttl: number,
-    options?: Partial<RetrySettings>,
+    options?: Partial<RetrySettings> | Callback<Lock>,
     callback?: Callback<Lock>,
   ): Promise<Lock> {
-    return settle(this.#lock(listOf(resource), ttl, numbers(options, this.settings)), callback)
+    return this._lock(resource, null, ttl, options, callback)
   }
 
   /** redlock 4: another name of `lockWithOptions`. */
   acquireWithOptions(
     resource: string | string[],
     ttl: number,
-    options: Partial<RetrySettings>,
+    options?: Partial<RetrySettings> | Callback<Lock>,
     callback?: Callback<Lock>,
   ): Promise<Lock> {
     return this.lockWithOptions(resource, ttl, options, callback)
@@ -154,7 +154,7 @@ class Redlock extends EventEmitter {
 
   /** redlock 4: for bluebird's `Promise.using`. `onError` gets what releasing fails with. */
   disposer(resource: string | string[], ttl: number, onError: (error: Error) => void = () => undefined): unknown {
-    return disposable(this.#lock(listOf(resource), ttl, this.settings), (lock) => this.unlock(lock).catch(onError))
+    return disposable(this._lock(resource, null, ttl, {}), (lock) => this.unlock(lock).catch(onError))
   }
 
   /** redlock 5: takes a lock. Rejects with `ExecutionError`. With a single name or a callback: redlock 4's `lock`. */
@@ -222,7 +222,11 @@ class Redlock extends EventEmitter {
     const tries = this.#tries(names)
     const lease = await this.#acquireOf(names, duration, all, tries, How.AutoExtend)
     if (lease === null) throw tries.failed(NO_QUORUM)
-    const lost = (): ExecutionError => new ExecutionError(NO_QUORUM, tries.attempts, { cause: lease.signal.reason })
+    const lost = (): ExecutionError => {
+      const extension = this.#tries(names)
+      extension.fail(lease.signal.reason ?? extension.refused())
+      return extension.failed(NO_QUORUM)
+    }
     lease.signal.addEventListener('abort', () => {
       signal.error = lost()
       controller.abort(signal.error)
@@ -263,7 +267,7 @@ class Redlock extends EventEmitter {
     this.#keeper.leaveAll()
     this.#quitting.abort(closed('the Redlock was quit'))
     const quitting = Promise.all(
-      this.servers.map(async (client) => (client.quit === undefined ? client.close?.() : client.quit())),
+      [...this.clients].map(async (client) => (client.quit === undefined ? client.close?.() : client.quit())),
     )
     // Ours are closed also where a client is closed already and says so, or never answers.
     quitting.catch(() => undefined)
@@ -274,10 +278,11 @@ class Redlock extends EventEmitter {
   async #lock(resources: string[], ttl: number, settings: AllSettings): Promise<Lock> {
     const tries = this.#tries(resources)
     // redlock 4 waits for all servers, and its users look at each of them.
-    const taken = await this.#take(resources, arg.number('ttl', ttl), settings, tries, How.Thorough)
+    const duration = durationOf(ttl)
+    const taken = await this.#take(resources, duration, settings, tries, How.Thorough)
     if (taken === null) throw exceeded(resources, settings, tries)
     const remaining = settings.retryCount - tries.count
-    return new Lock(this, resources, taken.ownerToken, this.#until(taken, ttl, settings), tries.count, remaining)
+    return new Lock(this, resources, taken.ownerToken, this.#until(taken, duration, settings), tries.count, remaining)
   }
 
   async #unlock(lock: Lock): Promise<void> {
@@ -296,7 +301,7 @@ class Redlock extends EventEmitter {
     }
     const resources = resourcesOf(lock)
     const tries = this.#tries(resources)
-    const until = await this.#prolong(lock, resources, arg.number('ttl', ttl), settings, tries)
+    const until = await this.#prolong(lock, resources, durationOf(ttl), settings, tries)
     if (until === null) throw exceeded(resources, settings, tries)
     lock.expiration = until
     lock.attempts = tries.count
@@ -446,6 +451,11 @@ function isOfVersion4(lock: Lock): boolean {
 function exceeded(resources: readonly string[], settings: AllSettings, tries: Tries): LockError {
   const message = `Exceeded ${settings.retryCount} attempts to lock the resource "${String(resources)}".`
   return new LockError(message, tries.count, { cause: tries.cause })
+}
+
+/** redlock 4: a time that may be the text of a number, as programs read it from their environment. */
+function durationOf(ttl: unknown): number {
+  return arg.number('ttl', typeof ttl === 'string' && ttl !== '' ? Number(ttl) : ttl)
 }
 
 function checkDuration(duration: number): void {

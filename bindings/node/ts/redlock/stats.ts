@@ -104,11 +104,17 @@ export class Tries {
   }
 
   #vote(error: unknown): Error {
-    if (error instanceof AcquireTimeoutError || error instanceof LockLostError) return this.refused()
-    // What ioredis says, and so what programs look for.
+    const isLost = error instanceof LockLostError && error.reason !== 'expired'
+    if (error instanceof AcquireTimeoutError || isLost) return this.refused()
     if (error instanceof UnavailableError || error instanceof ClosedError) {
-      return new Error('Connection is closed.', { cause: error })
+      // What a server answered, else what ioredis says, and so what programs look for.
+      return new Error(answerOf(error.causes) ?? 'Connection is closed.', { cause: error })
     }
     return error as Error
   }
+}
+
+/** The first error that a server answered with: those of Redis begin with a word in capitals. */
+function answerOf(causes: readonly string[]): string | undefined {
+  return causes.map((cause) => /(?:^|: )([A-Z]{2,} .*)/s.exec(cause)?.[1]).find((answer) => answer !== undefined)
 }
