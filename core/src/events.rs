@@ -41,7 +41,7 @@ pub struct Event {
     pub duration: Option<Duration>,
     /// Why it was lost.
     pub reason: Option<LossReason>,
-    /// Why it was not extended.
+    /// Why it was not extended, also when it was lost for that.
     pub error: Option<String>,
 }
 

@@ -345,6 +345,13 @@ pub fn loss(env: Env, lease: f64) -> Option<&'static str> {
     lease.loss().map(|reason| reason.name())
 }
 
+/// What kept a lease from being extended, if its deadline passed for that.
+#[napi(catch_unwind)]
+pub fn last_failure(env: Env, lease: f64) -> Option<String> {
+    let lease = Environment::of(env)?.lease(id(lease))?;
+    lease.last_failure().map(|failure| failure.to_string())
+}
+
 /// Ends every operation of this environment and releases every lease of the process, within `ms`. For its end.
 #[napi(catch_unwind)]
 pub fn shutdown(env: Env, ms: u32) {

@@ -338,6 +338,33 @@ test('a wrong password is an AuthError', { skip: process.env.POLYLOCK_TEST_REDIS
   await locks.close()
 })
 
+test('a lease that is lost says what kept it from being extended', { skip: redisUrl === undefined }, () =>
+  withRedis(redisUrl, async (client) => {
+    const user = unique('clerk')
+    await client.acl('SETUSER', user, 'on', '>secret', '~*', '&*', '+@all')
+    const locks = connect(redisUrl.replace('//', `//${user}:secret@`))
+    const refused = (error) =>
+      error instanceof LockLostError &&
+      error.reason === 'expired' &&
+      error.causes.some((cause) => cause.includes('NOPERM')) &&
+      error.message.includes('NOPERM')
+    const alive = setInterval(() => {}, 1000)
+    const told = once(locks, 'lost')
+    const body = async (lease) => {
+      await client.acl('SETUSER', user, '-evalsha')
+      await assert.rejects(lease.extend(), AuthError)
+      await once(lease.signal, 'abort')
+      assert.ok(refused(lease.signal.reason), inspect(lease.signal.reason))
+      await assert.rejects(lease.extend(), refused)
+    }
+    await assert.rejects(locks.using(unique('clerk'), { ttl: 1000 }, body), refused)
+    const [{ error }] = await told
+    assert.match(error, /NOPERM/)
+    clearInterval(alive)
+    await client.acl('DELUSER', user)
+  }),
+)
+
 test('a prefix is part of the key', { skip: redisUrl === undefined }, async () => {
   const locks = connect(redisUrl, { prefix: 'app:' })
   const resource = unique('prefix')

@@ -118,8 +118,8 @@ export function errorFrom(record: ErrorRecord, resource?: string): PolylockError
   return new (classes[record.code] ?? InternalError)(record)
 }
 
-/** The error that says that a lease is over. */
-export function lostError(resource: string, reason: LossReason | null): LockLostError {
+/** The error that says that a lease is over: for `reason`, and because of `cause`. */
+export function lostError(resource: string, reason: LossReason | null, cause?: string): LockLostError {
   const why = {
     expired: 'its deadline passed before it could be extended',
     taken: 'the backend said that it is not ours any more',
@@ -129,9 +129,9 @@ export function lostError(resource: string, reason: LossReason | null): LockLost
   const record = {
     number: 2,
     code: 'Lost',
-    message: `${JSON.stringify(resource)}: ${message}`,
+    message: `${JSON.stringify(resource)}: ${message}${cause === undefined ? '' : ` (${cause})`}`,
     resource,
-    causes: [],
+    causes: cause === undefined ? [] : [cause],
     retryable: false,
   }
   return new LockLostError(record, reason ?? undefined)

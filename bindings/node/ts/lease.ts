@@ -31,6 +31,8 @@ export class Lease {
   readonly #resources: readonly string[] | undefined
   readonly #fencingToken: number
   #loss: LossReason | null = null
+  /** What kept it from being extended, if it was lost for that. */
+  #cause: string | undefined = undefined
   /** When it was released, as `Date.now()` counts. */
   #releasedAt: number | null = null
   #lost: AbortController | undefined
@@ -83,7 +85,7 @@ export class Lease {
 
   /** Why the lease was lost, or `null`. Asks the clock, so it is right even before the event loop has turned. */
   get loss(): LossReason | null {
-    if (this.#loss === null && this.#releasedAt === null) this.#loss = native.loss(this.#id)
+    if (this.#loss === null && this.#releasedAt === null) this.#noteLoss(native.loss(this.#id))
     return this.#loss
   }
 
@@ -109,7 +111,7 @@ export class Lease {
   extend(ttl?: number): Promise<void> {
     try {
       arg.optionalNumber('ttl', ttl)
-      if (this.#releasedAt !== null) throw lostError(this.#name, this.#loss)
+      if (this.#releasedAt !== null) throw this.lostError()
     } catch (error) {
       return Promise.reject(error as Error)
     }
@@ -135,6 +137,8 @@ export class Lease {
   /** @internal As `release`, but `ended` for a lease that had been released or lost before. */
   end(): Promise<Release | 'ended'> {
     if (this.#releasedAt !== null) return Promise.resolve('ended')
+    // With its end the engine forgets why.
+    this.#noteLoss(native.loss(this.#id))
     return run(native.release(this.#id), (reply) => this.#ended(reply))
   }
 
@@ -167,13 +171,13 @@ export class Lease {
 
   /** @internal The error that says why it was lost. */
   lostError(): LockLostError {
-    return lostError(this.#name, this.loss)
+    return lostError(this.#name, this.loss, this.#cause)
   }
 
   /** @internal */
   lost(reason: LossReason): void {
     if (this.#releasedAt !== null) return
-    this.#loss ??= reason
+    this.#noteLoss(reason)
     this.#tellLoss()
   }
 
@@ -191,6 +195,12 @@ export class Lease {
   /** What errors are about. */
   get #name(): string {
     return this.resources.join(', ')
+  }
+
+  #noteLoss(reason: LossReason | null): void {
+    if (this.#loss !== null || reason === null) return
+    this.#loss = reason
+    this.#cause = native.lastFailure(this.#id) ?? undefined
   }
 
   #tellLoss(): void {

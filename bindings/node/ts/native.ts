@@ -145,6 +145,7 @@ interface Native {
   remaining(lease: number): number
   isHeld(lease: number): boolean
   loss(lease: number): LossReason | null
+  lastFailure(lease: number): string | null
   shutdown(ms: number): void
   commandLine(words: string[]): number
 }

@@ -123,5 +123,6 @@ pub(crate) fn lost_at_end(lease: &polylock::Lease, not_held: bool) -> Option<Err
         LossReason::MaxHold => "it was held for longer than max_hold",
         _ => "somebody else took or deleted it before it was released",
     };
-    Some(Error::new(ErrorKind::Lost, why).on(lease.resource().as_str()))
+    let error = Error::new(ErrorKind::Lost, why).on(lease.resource().as_str());
+    Some(lease.last_failure().into_iter().fold(error, Error::caused_by))
 }

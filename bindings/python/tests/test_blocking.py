@@ -35,6 +35,18 @@ def test_what_is_made_by_others_says_by_whom() -> None:
                 made(*arguments)
 
 
+def test_a_lost_lease_says_what_kept_it_from_being_extended() -> None:
+    with RedisServer() as server, polylock.connect(server.url) as locks:
+        with pytest.raises(polylock.LockLost) as caught, locks.lock("r", ttl=1) as lease:
+            server.kill()
+            with pytest.raises(polylock.Unavailable):
+                lease.extend()
+            wait_until(lambda: not lease.is_held)
+        assert any("127.0.0.1" in cause for cause in caught.value.causes), caught.value
+        with pytest.raises(polylock.LockLost, match=r"127\.0\.0\.1"):
+            lease.extend()
+
+
 def test_an_error_shows_the_value_that_was_given(memory: str) -> None:
     locks = polylock.connect(memory)
     calls: dict[str, Callable[[], object]] = {

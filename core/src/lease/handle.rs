@@ -64,12 +64,14 @@ struct Inner {
     state: LeaseState,
     alarm: Option<(Instant, AlarmKey)>,
     on_lost: Vec<Box<dyn FnOnce(LossReason) + Send>>,
+    /// Why the last extension came to nothing, if it did.
+    failure: Option<Error>,
 }
 
 impl Lease {
     /// Takes over what a backend granted, and arms its alarms.
     pub(crate) fn new(manager: Arc<Manager>, claim: Claim, grant: Grant, state: LeaseState) -> Self {
-        let inner = Inner { state, alarm: None, on_lost: Vec::new() };
+        let inner = Inner { state, alarm: None, on_lost: Vec::new(), failure: None };
         let held = Arc::new(Held { manager, claim, grant, inner: Mutex::new(inner), changed: Notify::new() });
         held.manager.leases.insert(&held);
         held.look();
@@ -142,6 +144,11 @@ impl Lease {
     /// learns of it before any alarm could ring.
     pub fn loss(&self) -> Option<LossReason> {
         self.own().ok().and_then(|held| held.inner().state.lost(Instant::now()))
+    }
+
+    /// What kept the lease from being extended, if its deadline passed for that.
+    pub fn last_failure(&self) -> Option<Error> {
+        self.own().ok().and_then(|held| held.last_failure())
     }
 
     /// Waits until the lease is lost, no longer than to its deadline; `None` once it was released instead.
@@ -271,6 +278,18 @@ impl Held {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn last_failure(&self) -> Option<Error> {
+        let inner = self.inner();
+        let expired = inner.state.lost(Instant::now()) == Some(LossReason::Expired);
+        expired.then(|| inner.failure.clone()).flatten()
+    }
+
+    /// The error of what only the holder may do.
+    fn not_held(&self) -> Error {
+        let error = Error::new(ErrorKind::Lost, "the lease is not held any more");
+        self.last_failure().into_iter().fold(error, Error::caused_by)
+    }
+
     /// Does what is due now, and sets the alarm for what is due next.
     fn look(self: &Arc<Self>) {
         let now = Instant::now();
@@ -323,7 +342,7 @@ impl Held {
                 if !inner.state.is_extending() {
                     drop(inner);
                     self.lapse();
-                    return Err(not_held());
+                    return Err(self.not_held());
                 }
             }
             changed.await; // a renewal is on its way
@@ -352,12 +371,16 @@ impl Held {
             match outcome {
                 Extension::Extended { since } => {
                     let counts = inner.state.extended(now, since, ttl);
+                    if counts {
+                        inner.failure = None;
+                    }
                     drop(inner);
                     let extended = if counts { Renewed::Extended } else { Renewed::Lost };
                     self.note_extension(extended, remaining, now, None);
-                    return if counts { Ok(()) } else { Err(not_held()) };
+                    return if counts { Ok(()) } else { Err(self.not_held()) };
                 }
                 Extension::Unknown(error) => {
+                    inner.failure = Some(error.clone());
                     drop(inner);
                     self.note_extension(Renewed::Failed, remaining, now, Some(&error));
                     return Err(error);
@@ -365,12 +388,12 @@ impl Held {
                 Extension::Lost => (inner.state.taken(now), remaining),
             }
         };
-        self.note_extension(Renewed::Lost, remaining, now, Some(&not_held()));
+        self.note_extension(Renewed::Lost, remaining, now, Some(&self.not_held()));
         if let Step::Lose(reason) = step {
             self.tell_lost(reason);
         }
         drop(over);
-        Err(not_held())
+        Err(self.not_held())
     }
 
     /// Signals the loss and frees what may be left of the lease.
@@ -383,12 +406,17 @@ impl Held {
         let (counters, series) = (&self.manager.counters, &self.grant.series);
         counters.lost(series, reason);
         counters.ended(series, self.grant.since, Ended::Lost);
-        self.manager.subscribers.tell(|| Event { reason: Some(reason), ..self.event(EventKind::Lost) });
+        let failure = self.last_failure();
+        self.manager.subscribers.tell(|| {
+            let error = failure.as_ref().map(ToString::to_string);
+            Event { reason: Some(reason), error, ..self.event(EventKind::Lost) }
+        });
         self.changed.notify_waiters();
         for listener in listeners {
             listener(reason);
         }
-        tracing::warn!(resource = %Names(&self.claim.resources), reason = reason.name(), "lease lost");
+        let error = failure.as_ref().map(tracing::field::display);
+        tracing::warn!(resource = %Names(&self.claim.resources), reason = reason.name(), error, "lease lost");
         self.manager.leases.remove(&self.claim.owner);
         undo::in_background(&self.manager, self.claim.clone(), Instant::now());
     }
@@ -515,8 +543,4 @@ fn cancel_alarm(alarm: Option<(Instant, AlarmKey)>) {
     if let Some((_, key)) = alarm {
         timer::cancel(key);
     }
-}
-
-fn not_held() -> Error {
-    Error::new(ErrorKind::Lost, "the lease is not held any more")
 }

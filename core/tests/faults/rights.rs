@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polylock::{Acquire, ErrorKind, LockManager, Release, Target};
+use polylock::{Acquire, ErrorKind, EventKind, LockManager, LossReason, Release, Target};
 
 use super::{NODE_TIMEOUT, SLACK, eventually, fresh, long, manager, ms, server::Server, soon};
 
@@ -176,4 +176,29 @@ async fn what_a_server_is_not_is_said_at_once() {
             tokio::time::timeout(SLACK, locks.acquire(fresh("r"), long())).await.expect("retried").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{url}: {error:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_lease_says_what_kept_it_from_being_extended() {
+    let server = Server::start();
+    let locks = clerk(&server, &[]);
+    let events = locks.events().unwrap();
+    let lease = locks.acquire(&fresh("r"), Acquire::ttl(Duration::from_secs(1))).await.unwrap();
+    let _: () = server.ask(&["ACL", "SETUSER", "clerk", "-evalsha"]);
+    assert_eq!(lease.extend(None).await.unwrap_err().kind(), ErrorKind::Auth);
+    assert!(lease.last_failure().is_none(), "it is held yet");
+    assert_eq!(lease.lost().await, Some(LossReason::Expired));
+    assert_eq!(lease.last_failure().map(|failure| failure.kind()), Some(ErrorKind::Auth));
+    let error = lease.extend(None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost);
+    assert!(error.to_string().contains("'evalsha'"), "{error}");
+    let told = async {
+        loop {
+            let lost = events.next().await.unwrap().into_iter().find(|event| event.kind == EventKind::Lost);
+            if let Some(lost) = lost {
+                return lost.error;
+            }
+        }
+    };
+    assert!(told.await.is_some_and(|error| error.contains("'evalsha'")));
 }
