@@ -15,7 +15,7 @@ import * as arg from './check.js'
 import { closed, unanswered } from './errors.js'
 import type { Lease } from './lease.js'
 import { How } from './native.js'
-import type { Client } from './redlock/clients.js'
+import type { AnyClient, Client } from './redlock/clients.js'
 import { ExecutionError, LockError, ResourceLockedError } from './redlock/errors.js'
 import { forget, leaseOf, listOf, Lock, LockKeeper, namesOf, resourcesOf } from './redlock/lock.js'
 import { Use } from './redlock/managers.js'
@@ -58,7 +58,6 @@ const scriptText = '-- polylock runs scripts of its own\n'
 const NO_QUORUM = 'The operation was unable to achieve a quorum during its retry window.'
 
 class Redlock extends EventEmitter {
-  static readonly default = Redlock
   static readonly Lock = Lock
   static readonly LockError = LockError
   static readonly ExecutionError = ExecutionError
@@ -69,9 +68,9 @@ class Redlock extends EventEmitter {
   readonly retryDelay: number
   readonly retryJitter: number
   /** redlock 4: the clients as they were given. */
-  readonly servers: Client[]
+  readonly servers: AnyClient[]
   /** redlock 5: the same. */
-  readonly clients: Set<Client>
+  readonly clients: Set<AnyClient>
   readonly settings: AllSettings
   readonly lockScript: string
   readonly unlockScript: string
@@ -153,13 +152,11 @@ class Redlock extends EventEmitter {
   }
 
   /** redlock 4: for bluebird's `Promise.using`. `onError` gets what releasing fails with. */
-  disposer(resource: string | string[], ttl: number, onError: (error: Error) => void = () => undefined): unknown {
+  disposer(resource: string | string[], ttl: number, onError: (error: any) => void = () => undefined): any {
     return disposable(this._lock(resource, null, ttl, {}), (lock) => this.unlock(lock).catch(onError))
   }
 
   /** redlock 5: takes a lock. Rejects with `ExecutionError`. With a single name or a callback: redlock 4's `lock`. */
-  acquire(resources: string[], duration: number, settings?: Partial<AllSettings>): Promise<Lock>
-  acquire(resource: string | string[], ttl: number, callback?: Callback<Lock>): Promise<Lock>
   acquire(
     resources: string | string[],
     duration: number,
@@ -175,12 +172,13 @@ class Redlock extends EventEmitter {
    * Releases a lock, also one that another process made: as `unlock` if redlock 4's `lock` made it, else redlock 5's, which
    * rejects with `ExecutionError`.
    */
-  release(lock: Lock, settings?: Partial<AllSettings>): Promise<ExecutionResult>
-  release(lock: Lock, callback?: Callback<void>): Promise<void>
-  release(lock: Lock, more?: Partial<AllSettings> | Callback<void>): Promise<ExecutionResult | void> {
-    if (isOfVersion4(lock) || typeof more === 'function') return this.unlock(lock, more as Callback<void> | undefined)
+  release(lock: Lock, more?: Partial<AllSettings> | Callback<void>): Promise<ExecutionResult & void> {
+    const isOf4 = isOfVersion4(lock) || typeof more === 'function'
     lock.expiration = 0
-    return this.#release(lock, numbers(more, this.settings))
+    // Typed as what either version gives.
+    return (
+      isOf4 ? this.unlock(lock, more as Callback<void> | undefined) : this.#release(lock, numbers(more, this.settings))
+    ) as Promise<ExecutionResult & void>
   }
 
   /**
@@ -244,8 +242,9 @@ class Redlock extends EventEmitter {
   }
 
   /** Closes the clients, and our connections unless another Redlock of theirs is in use. Locks that are held stay taken until their time is over. */
-  quit(callback?: Callback<unknown[]>): Promise<unknown[]> {
-    return settle(this.#quit(), callback)
+  quit(callback?: Callback<void>): Promise<void> {
+    // redlock 4 gives what the clients' methods gave.
+    return settle(this.#quit() as Promise<unknown>, callback as Callback<unknown> | undefined) as Promise<void>
   }
 
   /** redlock 4's inner method, which programs call: takes a lock, or with a value extends the one that has it. */
@@ -304,7 +303,7 @@ class Redlock extends EventEmitter {
     const until = await this.#prolong(lock, resources, durationOf(ttl), settings, tries)
     if (until === null) throw exceeded(resources, settings, tries)
     lock.expiration = until
-    lock.attempts = tries.count
+    lock.attempts = tries.count as typeof lock.attempts
     lock.attemptsRemaining = settings.retryCount - tries.count
     return lock
   }
@@ -485,6 +484,7 @@ type LockClass = Lock
 type LockErrorClass = LockError
 type ExecutionErrorClass = ExecutionError
 type ResourceLockedErrorClass = ResourceLockedError
+type CallbackOf<T> = Callback<T>
 type Result = ExecutionResult
 type Stats = ExecutionStats
 type Signal = RedlockAbortSignal
@@ -500,6 +500,17 @@ namespace Redlock {
   export type RedlockAbortSignal = Signal
   export type Settings = AllSettings
   export type Options = Partial<AllSettings> & Scripts
+  export type Callback<T> = CallbackOf<T>
+  export type CompatibleRedisClient = AnyClient
+  export type LockScriptFunction = (text: string) => string
+  export type UnlockScriptFunction = LockScriptFunction
+  export type ExtendScriptFunction = LockScriptFunction
 }
+
+// For `import Redlock from`, in whichever way that is compiled.
+declare namespace Redlock {
+  export { Redlock as default }
+}
+Object.defineProperty(Redlock, 'default', { value: Redlock })
 
 export = Redlock

@@ -18,6 +18,17 @@ const done = redlock
     if (error instanceof Redlock.LockError) console.error(error.attempts)
   })
 const options: Redlock.Options = { retryJitter: 5 }
+const told: Redlock.Callback<Redlock.Lock> = (_, lock) => {
+  if (lock !== undefined && lock.attempts > 1) console.log(lock.attempts + 1, 'tries')
+}
+const clients: Redlock.CompatibleRedisClient[] = redlock.servers
+
+async function twice(lock: Redlock.Lock): Promise<void> {
+  await redlock.lockWithOptions('resource', 1000, { retryCount: 1 }, told)
+  const tries: number = lock.attempts
+  console.log(tries, clients.length)
+  return lock.expiration > Date.now() ? redlock.release(lock) : redlock.quit()
+}
 const { default: Same } = Redlock
 
-export = { done, options, same: new Same(['redis://localhost']) }
+export = { done, options, twice, same: new Same(['redis://localhost']) }

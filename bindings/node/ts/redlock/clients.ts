@@ -9,6 +9,9 @@ export interface Client {
   close?(): unknown
 }
 
+/** A client as the program gave it: that has a type of its own. */
+export type AnyClient = any
+
 /** The part of a client's settings that says where it is connected to, under the names of the usual clients. */
 interface Settings {
   host?: string | null

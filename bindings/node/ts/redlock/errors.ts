@@ -4,27 +4,25 @@ import type { ExecutionStats } from './stats.js'
 
 /** redlock 4: an operation did not succeed. */
 export class LockError extends Error {
-  override readonly message: string
   /** How often it was tried. */
-  readonly attempts: number | undefined
+  readonly attempts: number
 
   constructor(message = 'Failed to lock the resource.', attempts?: number, options?: ErrorOptions) {
     super(message, options)
-    this.message = message
+    show(this)
     this.name = 'LockError'
-    this.attempts = attempts
+    this.attempts = attempts as number // of a release it is not said, whatever the types of redlock 4 say
   }
 }
 
 /** redlock 5: an operation did not succeed. */
 export class ExecutionError extends Error {
-  override readonly message: string
   /** What became of each try. */
   readonly attempts: ReadonlyArray<Promise<ExecutionStats>>
 
   constructor(message: string, attempts: ReadonlyArray<Promise<ExecutionStats>>, options?: ErrorOptions) {
     super(message, options)
-    this.message = message
+    show(this)
     this.name = 'ExecutionError'
     this.attempts = attempts
   }
@@ -32,10 +30,13 @@ export class ExecutionError extends Error {
 
 /** redlock 5: a server refused because the resource is held by somebody else. */
 export class ResourceLockedError extends Error {
-  override readonly message: string
   constructor(message: string) {
     super(message)
-    this.message = message
+    show(this)
     this.name = 'ResourceLockedError'
   }
+}
+
+function show(error: Error): void {
+  Object.defineProperty(error, 'message', { enumerable: true })
 }

@@ -8,7 +8,7 @@ import type { ExecutionResult, ExecutionStats } from './stats.js'
 /** The operations of a Redlock that its locks lead to. */
 export interface Operations {
   unlock(lock: Lock, callback?: Callback<void>): Promise<void>
-  release(lock: Lock): Promise<ExecutionResult | void>
+  release(lock: Lock): Promise<ExecutionResult & void>
   extend(lock: Lock, duration: number, callback?: Callback<Lock>): Promise<Lock>
 }
 
@@ -75,6 +75,9 @@ export function leaseOf(lock: Lock): Lease | undefined {
 
 type Attempts = ReadonlyArray<Promise<ExecutionStats>>
 
+/** A number for redlock 4, a list for redlock 5: typed as both, so that programs of either compile as they are. */
+type EitherAttempts = number & Attempts
+
 /** A held lock. Programs make some, too: of what they kept of a lock, as another process may have. */
 export class Lock {
   readonly redlock: Operations
@@ -87,7 +90,7 @@ export class Lock {
   /** Until when it may be relied on, as `Date.now()` counts; 0 once it was released. */
   expiration: number
   /** redlock 4: how often it was tried. redlock 5: what became of each try. */
-  attempts: number | Attempts | undefined
+  attempts: EitherAttempts
   /** redlock 4: how often it could have been tried more. */
   attemptsRemaining: number | undefined
 
@@ -114,7 +117,7 @@ export class Lock {
     this.resources = this.resource
     this.value = value
     this.expiration = isOf4 ? fourth : (fifth ?? 0)
-    this.attempts = isOf4 ? fifth : fourth
+    this.attempts = (isOf4 ? fifth : fourth) as EitherAttempts
     this.attemptsRemaining = attemptsRemaining
   }
 
@@ -125,7 +128,7 @@ export class Lock {
 
   /** redlock 5: releases it. */
   release(): Promise<ExecutionResult> {
-    return this.redlock.release(this) as Promise<ExecutionResult>
+    return this.redlock.release(this)
   }
 
   /** Makes it last until `duration` milliseconds from now. redlock 4: resolves to this lock; redlock 5: to a new one. */

@@ -3,7 +3,7 @@
 import { dirname } from 'node:path'
 
 /** A callback as Node's own used to be. */
-export type Callback<T> = (error: Error | null, value?: T) => void
+export type Callback<T> = (error: any, value?: T) => void
 
 interface Bluebird {
   resolve<T>(value: T | PromiseLike<T>): BluebirdPromise<T>

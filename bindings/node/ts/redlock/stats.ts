@@ -1,7 +1,7 @@
 /** What became of the tries, as redlock 5 tells it. */
 
 import { AcquireTimeoutError, ClosedError, LockLostError, UnavailableError } from '../errors.js'
-import type { Client } from './clients.js'
+import type { AnyClient, Client } from './clients.js'
 import { ExecutionError, ResourceLockedError } from './errors.js'
 
 /**
@@ -10,8 +10,8 @@ import { ExecutionError, ResourceLockedError } from './errors.js'
 export interface ExecutionStats {
   readonly membershipSize: number
   readonly quorumSize: number
-  readonly votesFor: Set<Client>
-  readonly votesAgainst: Map<Client, Error>
+  readonly votesFor: Set<AnyClient>
+  readonly votesAgainst: Map<AnyClient, Error>
 }
 
 export interface ExecutionResult {
