@@ -340,7 +340,11 @@ test('a client that is given twice is one', { skip }, () =>
 )
 
 test('errors have their message in their JSON', () => {
-  const makes = [() => new LockError('why', 3), () => new ExecutionError('why', []), () => new ResourceLockedError('why')]
+  const makes = [
+    () => new LockError('why', 3),
+    () => new ExecutionError('why', []),
+    () => new ResourceLockedError('why'),
+  ]
   for (const make of makes) {
     // V8 may do it another way when it has done it often.
     for (let round = 0; round < 100; round++) {
