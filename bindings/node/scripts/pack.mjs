@@ -35,6 +35,7 @@ const cargo = readFileSync(join(here, '../../Cargo.toml'), 'utf8')
 const version = /^version = "(.+)"$/m.exec(cargo)?.[1]
 if (version !== manifest.version) fail(`package.json is of version ${manifest.version}, Cargo.toml of ${version}`)
 
+const licences = ['LICENSE-MIT', 'LICENSE-APACHE']
 const names = asked.length > 0 ? asked : Object.keys(platforms)
 const wanted = names.map((name) => `polylock.${name}.node`)
 const missing = wanted.filter((file) => !existsSync(join(addons, file)))
@@ -53,7 +54,7 @@ for (const name of names) {
     author,
     repository,
     main: addon,
-    files: [addon],
+    files: [addon, ...licences],
     os: [platform.os],
     cpu: [platform.cpu],
     libc: [platform.libc],
@@ -66,10 +67,10 @@ for (const name of names) {
 const { scripts: _, devDependencies: __, prettier: ___, ...published } = manifest
 write(join(output, 'polylock'), {
   ...published,
-  files: ['dist', 'README.md'],
+  files: [...manifest.files, ...licences],
   optionalDependencies: Object.fromEntries(names.map((name) => [`@polylock/${name}`, version])),
 })
-for (const part of ['dist', 'README.md']) cpSync(join(here, part), join(output, 'polylock', part), { recursive: true })
+for (const part of manifest.files) cpSync(join(here, part), join(output, 'polylock', part), { recursive: true })
 for (const file of Object.values(manifest.exports).flatMap((entry) => paths(entry))) {
   if (!existsSync(join(output, 'polylock', file))) fail(`the package has no ${file}, which it exports`)
 }
@@ -78,7 +79,7 @@ console.log(`${resolve(output)}: polylock ${version} and ${names.length} addons`
 function write(directory, content) {
   mkdirSync(directory, { recursive: true })
   writeFileSync(join(directory, 'package.json'), `${JSON.stringify(content, null, 2)}\n`)
-  for (const text of ['LICENSE-MIT', 'LICENSE-APACHE']) cpSync(join(here, '../..', text), join(directory, text))
+  for (const text of licences) cpSync(join(here, '../..', text), join(directory, text))
 }
 
 function paths(entry) {

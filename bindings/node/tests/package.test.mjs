@@ -2,12 +2,14 @@
 
 import assert from 'node:assert/strict'
 import { execFileSync, spawnSync } from 'node:child_process'
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { after, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
+
+import { redisUrl } from './support.mjs'
 
 const require = createRequire(import.meta.url)
 const here = fileURLToPath(new URL('..', import.meta.url))
@@ -71,6 +73,23 @@ test('installed as npm does it, it loads both ways and locks', () => {
     })`
   assert.equal(execFileSync(process.execPath, ['-e', source], { cwd: app, encoding: 'utf8' }), 'true\n')
   assert.match(npm(app, 'exec', '--offline', '--', 'polylock', '--version'), /^polylock \d/)
+  for (const name of ['polylock', `@polylock/${platform()}`]) {
+    for (const text of ['LICENSE-MIT', 'LICENSE-APACHE']) {
+      assert.ok(existsSync(join(app, 'node_modules', name, text)), `${name} comes without ${text}`)
+    }
+  }
+})
+
+test('what the README shows runs as it is written', { skip: redisUrl === undefined }, () => {
+  const readme = readFileSync(join(here, 'README.md'), 'utf8').replaceAll('redis://localhost:6379', redisUrl)
+  const outputs = [...readme.matchAll(/^```js\n(.*?)^```$/gms)].map(([, block], index) => {
+    const file = join(work, 'app', `readme${index}.mjs`)
+    writeFileSync(file, block)
+    return execFileSync(process.execPath, [file], { encoding: 'utf8', timeout: 60_000 })
+  })
+  assert.equal(outputs.length, 2)
+  assert.match(outputs[0], /^charging with token \d+\n$/)
+  assert.equal(outputs[1], '')
 })
 
 test('without its addon it says what is missing where', () => {
@@ -81,7 +100,13 @@ test('without its addon it says what is missing where', () => {
     spawnSync(process.execPath, ['-e', "require('polylock')"], { cwd: join(work, 'bare'), encoding: 'utf8' })
   const { status, stderr } = load()
   assert.equal(status, 1)
-  for (const part of [platform(), `Node ${process.versions.node}`, `@polylock/${platform()}@${version}`, 'optional']) {
+  for (const part of [
+    platform(),
+    `Node ${process.versions.node}`,
+    `@polylock/${platform()}@${version}`,
+    'optional',
+    'external',
+  ]) {
     assert.ok(stderr.includes(part), `${part} in: ${stderr}`)
   }
   // One that is there but cannot be loaded is another matter.

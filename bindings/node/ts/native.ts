@@ -88,21 +88,21 @@ export const enum How {
   Thorough = 16,
 }
 
-export type FailedReply = [id: number, Kind.Failed, ErrorRecord, unknown]
+export type FailedReply = [id: number, kind: Kind.Failed, error: ErrorRecord, _: unknown]
 
 /** How an operation ended, under its number. A lease has the number of the operation that acquired it. */
 export type Reply =
   | FailedReply
-  | [id: number, Kind.Done, unknown, unknown]
-  | [id: number, Kind.Leased, ownerToken: string, fencingToken: number]
-  | [id: number, Kind.Busy, unknown, unknown]
-  | [id: number, Kind.Released, 'released' | 'not_held' | 'unknown' | 'ended', lost: LossReason | undefined]
-  | [id: number, Kind.Inspected, HolderRecord | null, unknown]
-  | [id: number, Kind.Lost, LossReason, unknown]
-  | [id: number, Kind.Number, number, unknown]
-  | [id: number, Kind.Listed, HolderRecord[], unknown]
-  | [id: number, Kind.Was, boolean, unknown]
-  | [id: number, Kind.Told, EventRecord[], unknown]
+  | [id: number, kind: Kind.Done, _: unknown, __: unknown]
+  | [id: number, kind: Kind.Leased, ownerToken: string, fencingToken: number]
+  | [id: number, kind: Kind.Busy, _: unknown, __: unknown]
+  | [id: number, kind: Kind.Released, how: 'released' | 'not_held' | 'unknown' | 'ended', lost: LossReason | undefined]
+  | [id: number, kind: Kind.Inspected, holder: HolderRecord | null, _: unknown]
+  | [id: number, kind: Kind.Lost, reason: LossReason, _: unknown]
+  | [id: number, kind: Kind.Number, value: number, _: unknown]
+  | [id: number, kind: Kind.Listed, holders: HolderRecord[], _: unknown]
+  | [id: number, kind: Kind.Was, value: boolean, _: unknown]
+  | [id: number, kind: Kind.Told, events: EventRecord[], _: unknown]
 
 /** Four values for each reply. */
 export type Replies = Reply[number][]
@@ -198,6 +198,7 @@ function notLoaded(name: string, cause: NodeJS.ErrnoException): string {
   return (
     `${here}: the package ${name}@${version} is not installed. If there is one for this platform, npm did not install it: ` +
     `it is an optional dependency, so install without --omit=optional (or --no-optional), and if the lock file was made on ` +
-    `another platform, remove it and node_modules and install again. In a checkout, run: npm run build`
+    `another platform, remove it and node_modules and install again. In a bundle there is no addon: tell the bundler that polylock is ` +
+    `external, and install it beside the bundle. In a checkout, run: npm run build`
   )
 }
