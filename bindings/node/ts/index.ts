@@ -7,8 +7,6 @@
  * @packageDocumentation
  */
 
-/// <reference lib="esnext.disposable" preserve="true" />
-
 export { connect } from './manager.js'
 export type {
   AcquireOptions,
