@@ -230,6 +230,23 @@ test('the package may be loaded anew over one addon, as Jest does for each file'
   assert.equal(output.trim(), 'lost', errors)
 })
 
+// (Before Node 20.3 there is none.)
+test('a time-out in AbortSignal.any ends a wait that nobody else knows of', { skip: !AbortSignal.any }, async () => {
+  const source = `
+    import { setTimeout as sleep } from 'node:timers/promises'
+    import { connect } from 'polylock'
+    const locks = connect('memory:')
+    const lease = await locks.acquire('r')
+    const signal = () => AbortSignal.any([AbortSignal.timeout(300), new AbortController().signal])
+    const waiting = locks.acquire('r', { signal: signal() }).catch(({ name }) => console.log(name))
+    for (let round = 0; round < 10; round++) { gc(); await sleep(1) }
+    await waiting
+    await lease.release()`
+  const { status, output, errors } = await runNode(source, { flags: ['--expose-gc'] })
+  assert.equal(status, 0, errors)
+  assert.equal(output.trim(), 'TimeoutError')
+})
+
 test('a worker alone may use it, and go', async () => {
   const source = `
     import { once } from 'node:events'

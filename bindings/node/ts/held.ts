@@ -6,9 +6,6 @@
  * few live to see; from then on it is known weakly, and the next collection tells whether anybody had it.
  */
 
-import { getEventListeners } from 'node:events'
-import { types } from 'node:util'
-
 import type { LossReason } from './errors.js'
 import { Kind, native, once, type Reply } from './native.js'
 
@@ -68,19 +65,3 @@ class Leases {
 }
 
 export const held = once('held', () => new Leases())
-
-/** Whether anybody would hear of this signal: a listener, or a signal of `AbortSignal.any`. */
-export function isListenedTo(signal: AbortSignal): boolean {
-  if (getEventListeners(signal, 'abort').length > 0) return true
-  // Where Node keeps those signals (the newest only those that somebody listens to), which know this one weakly. An undocumented place, and a set of its own kind: where it is
-  // another, nothing is lost but that such a signal keeps no lease.
-  const place = Object.getOwnPropertySymbols(signal).find(({ description }) => description === 'kDependantSignals')
-  const dependants = place && (signal as unknown as Record<symbol, unknown>)[place]
-  let listened = false
-  if (types.isSet(dependants)) {
-    Set.prototype.forEach.call(dependants, (dependant: Partial<WeakRef<AbortSignal>>) => {
-      listened ||= dependant.deref?.() !== undefined
-    })
-  }
-  return listened
-}

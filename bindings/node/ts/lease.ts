@@ -4,9 +4,10 @@ import { inspect } from 'node:util'
 
 import * as arg from './check.js'
 import { lostError, type LockLostError, type LossReason } from './errors.js'
-import { held, isListenedTo } from './held.js'
+import { held } from './held.js'
 import { check, onLoss, run } from './loop.js'
 import { Kind, native, type Reply } from './native.js'
+import { isListenedTo } from './signals.js'
 
 /** What became of a lease that was released: `unknown` expires by its ttl at the latest. */
 export type Release = 'released' | 'not_held' | 'unknown'

@@ -15,6 +15,7 @@ import {
   type Reply,
   type Started,
 } from './native.js'
+import { sourcesOf } from './signals.js'
 
 /** How long the end of the process may take to release what is held, in milliseconds. */
 const LONGEST_END = 2000
@@ -97,12 +98,15 @@ export function unsubscribe(subscription: number): void {
 class Cancellation {
   private static readonly all = new WeakMap<AbortSignal, Cancellation>()
   private readonly operations = new Set<Operation<unknown>>()
+  /** Kept with the operations. */
+  readonly sources: readonly AbortSignal[]
   /** A function: polyfills know no other listeners. */
   private readonly listener = (): void => {
     for (const operation of [...this.operations]) operation.cancel(reasonOf(this.signal))
   }
 
   private constructor(private readonly signal: AbortSignal) {
+    this.sources = sourcesOf(signal)
     signal.addEventListener('abort', this.listener)
     Cancellation.all.set(signal, this)
   }
