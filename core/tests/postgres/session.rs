@@ -346,28 +346,23 @@ async fn a_release_that_stood_still_frees_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_breaks_a_lock_and_goes_away_has_its_holder_told() {
     let server = Server::start(&[]);
-    let locks = manager(&session(&server));
-    let sql = server.sql().await;
-    // Until one is given up before it hears that the lock is free.
-    for _ in 0..100 {
-        let held = locks.acquire("r", long().wait(LIMIT)).await.unwrap();
-        let mut breaking = Box::pin(locks.break_lock("r", owner_of(&held)));
-        let heard = loop {
-            if let Some(broken) = (&mut breaking).now_or_never() {
-                break broken.unwrap();
-            }
-            if count(&sql, OURS).await == 0 {
-                break false;
-            }
-        };
-        drop(breaking);
-        let lost = tokio::time::timeout(LIMIT, held.lost()).await;
-        assert_eq!(lost.expect("it takes itself for the holder"), Some(polylock::LossReason::Taken));
-        if !heard {
-            return;
+    let locks = polylock::connect(session(&server)).node_timeout(LIMIT).lazy().unwrap();
+    let (sql, locking) = (server.sql().await, server.sql().await);
+    let held = locks.acquire("r", long()).await.unwrap();
+    // Somebody waits, whom it wants to tell: so it has freed the lock, and cannot say so.
+    locking.batch_execute("UPDATE polylock_session SET wanted = true WHERE key = 'r'").await.unwrap();
+    locking.batch_execute("BEGIN; SELECT FROM polylock_session WHERE key = 'r' FOR UPDATE").await.unwrap();
+    let mut breaking = Box::pin(locks.break_lock("r", owner_of(&held)));
+    loop {
+        assert!((&mut breaking).now_or_never().is_none(), "it has heard");
+        if count(&sql, OURS).await == 0 {
+            break;
         }
     }
-    panic!("no question was given up in time");
+    drop(breaking);
+    let lost = tokio::time::timeout(LIMIT, held.lost()).await;
+    assert_eq!(lost.expect("it takes itself for the holder"), Some(polylock::LossReason::Taken));
+    locking.batch_execute("COMMIT").await.unwrap();
 }
 
 /// The row of the one that was seen stays until the next one has written its own.
