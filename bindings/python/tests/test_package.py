@@ -42,16 +42,25 @@ print(len(os.listdir("/proc/self/task")), [l for l in open("/proc/self/status") 
     assert done.stdout.split() == ["1", "['Threads:\\t1\\n']"]
 
 
-def test_importing_is_quick() -> None:
-    # In processor time, because the machine may be busy with other things; 16 ms where it is not, in a release build.
-    code = "import time; t = time.process_time(); import polylock; print(time.process_time() - t)"
-    best = min(float(python(code).stdout) for _ in range(7))
-    assert best < 0.06
-
-
-def test_importing_does_not_import_asyncio() -> None:
-    done = python("import sys, polylock; print('asyncio' in sys.modules); print(polylock.asyncio.connect('memory:'))")
-    assert done.stdout.split()[0] == "False"
+def test_importing_imports_nothing_that_takes_long() -> None:
+    slow = {
+        "asyncio",
+        "dataclasses",
+        "datetime",
+        "inspect",
+        "json",
+        "logging",
+        "pathlib",
+        "random",
+        "socket",
+        "ssl",
+        "subprocess",
+    }
+    code = "import sys; before = set(sys.modules); import polylock; print(*set(sys.modules) - before); "
+    done = python(code + "polylock.asyncio.connect('memory:')")
+    imported = done.stdout.split()
+    assert "polylock._native" in imported
+    assert not slow.intersection(imported)
 
 
 @pytest.mark.parametrize("name", ["LockManager", "Lock", "Lease", "connect"])
