@@ -333,6 +333,7 @@ impl Waiting<'_> {
             turn: self.line.as_ref().map(|line| Box::new(line.turn(self.clashes > 0))),
             waits: options.wait != Wait::No,
             thorough: options.thorough,
+            gives_back: options.gives_back,
             progress: Arc::default(),
         };
         self.progress = Some(Arc::clone(&claim.progress));

@@ -22,6 +22,7 @@ pub struct Acquire {
     pub(crate) max_hold: Option<Duration>,
     pub(crate) fair: bool,
     pub(crate) thorough: bool,
+    pub(crate) gives_back: bool,
     pub(crate) retried_every: Option<Duration>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) template: Option<Arc<str>>,
@@ -58,6 +59,7 @@ impl Default for Acquire {
             max_hold: None,
             fair: false,
             thorough: false,
+            gives_back: false,
             retried_every: None,
             label: None,
             template: None,
@@ -117,6 +119,14 @@ impl Acquire {
     #[doc(hidden)]
     pub fn thorough(mut self, thorough: bool) -> Self {
         self.thorough = thorough;
+        self
+    }
+
+    /// Has a try that fails without waiting give back what a minority of several servers granted before it is told of, if they are
+    /// there: whoever looks at each of them finds nothing. For the drop-in for redlock, which does so.
+    #[doc(hidden)]
+    pub fn gives_back(mut self, gives_back: bool) -> Self {
+        self.gives_back = gives_back;
         self
     }
 

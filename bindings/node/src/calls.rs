@@ -67,6 +67,7 @@ struct Asked {
     auto_extend: bool,
     fair: bool,
     thorough: bool,
+    gives_back: bool,
     max_hold: Option<f64>,
     label: Option<String>,
     retried: Option<f64>,
@@ -77,7 +78,8 @@ impl Asked {
         let mut options = Acquire::ttl(duration("ttl", self.ttl, MILLISECOND)?)
             .auto_extend(self.auto_extend)
             .fair(self.fair)
-            .thorough(self.thorough);
+            .thorough(self.thorough)
+            .gives_back(self.gives_back);
         options = if self.wait == 0.0 {
             options.no_wait()
         } else if self.wait == f64::INFINITY {
@@ -108,6 +110,8 @@ const STAYS: u32 = 4;
 const FAIR: u32 = 8;
 /// What most servers decided waits a moment for the others.
 const THOROUGH: u32 = 16;
+/// What a minority granted is given back before a failure is told.
+const GIVES_BACK: u32 = 32;
 
 /// What to acquire. `mode` is 0 for exclusive, -1 for shared, else the number of permits that there are.
 fn target(resource: Either<String, Vec<String>>, mode: f64) -> Target {
@@ -139,8 +143,8 @@ pub fn acquire(
     retried: Option<f64>,
 ) -> Begun {
     let has = move |bit| how & bit != 0;
-    let (auto_extend, fair, thorough) = (has(AUTO_EXTEND), has(FAIR), has(THOROUGH));
-    let asked = Asked { ttl, wait, auto_extend, fair, thorough, max_hold, label, retried };
+    let (auto_extend, fair, thorough, gives_back) = (has(AUTO_EXTEND), has(FAIR), has(THOROUGH), has(GIVES_BACK));
+    let asked = Asked { ttl, wait, auto_extend, fair, thorough, gives_back, max_hold, label, retried };
     let options = match asked.options() {
         Ok(options) => options,
         Err(error) => return failed(error),

@@ -86,6 +86,8 @@ export const enum How {
   Fair = 8,
   /** What most servers decided waits a moment for the others. */
   Thorough = 16,
+  /** What a minority granted is given back before a failure is told. */
+  GivesBack = 32,
 }
 
 export type FailedReply = [id: number, kind: Kind.Failed, error: ErrorRecord, _: unknown]

@@ -367,8 +367,10 @@ class Redlock extends EventEmitter {
   #acquireOf(names: string[], ttl: number, settings: AllSettings, tries: Tries, how: number): Promise<Lease | null> {
     const target = names.length === 1 ? (names[0] as string) : names
     const keeper = (how & How.Stays) === 0 ? undefined : this.#keeper
-    const acquire = (patience: Patience): Promise<Lease> =>
-      this.#locks.manager.acquireRetried(target, ttl, how, keeper, patience, this.#quitting.signal)
+    const acquire = (patience: Patience, isLast: boolean): Promise<Lease> => {
+      const all = isLast ? how | How.GivesBack : how
+      return this.#locks.manager.acquireRetried(target, ttl, all, keeper, patience, this.#quitting.signal)
+    }
     return this.#retry(settings, tries, acquire, true)
   }
 

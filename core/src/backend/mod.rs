@@ -208,6 +208,8 @@ pub(crate) struct Claim {
     pub(crate) waits: bool,
     /// What most of several servers decided waits a moment for the others.
     pub(crate) thorough: bool,
+    /// Should it fail, what a minority of several servers granted is given back before it is told of.
+    pub(crate) gives_back: bool,
     /// What its backend notes of it.
     pub(crate) progress: Arc<Progress>,
 }

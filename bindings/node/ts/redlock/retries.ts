@@ -31,8 +31,8 @@ const atOnce: Patience = { wait: 0, every: 0 }
 /** No wait is as long. */
 const FOR_EVER = 2 ** 53
 
-/** What a try gives: its result, or `null` if there is nothing to be tried again. */
-export type Try<T> = (patience: Patience) => Promise<T | null>
+/** What a try gives, of which the last one is told that it is: its result, or `null` if there is nothing to be tried again. */
+export type Try<T> = (patience: Patience, isLast: boolean) => Promise<T | null>
 
 /**
  * Tries, as often as the settings say; `null` if that came to nothing. `tell` is told what a try failed with, unless that is just "held by
@@ -56,7 +56,7 @@ export async function retry<T>(
     const began = performance.now()
     let outcome: T | null | PolylockError
     try {
-      outcome = await once(patience)
+      outcome = await once(patience, patience === atOnce && !(left > 0))
     } catch (error) {
       if (!(error instanceof PolylockError)) throw error
       outcome = error

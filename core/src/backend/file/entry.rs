@@ -407,6 +407,7 @@ mod tests {
                 turn: None,
                 waits: false,
                 thorough: false,
+                gives_back: false,
                 progress: Arc::default(),
             }
         }

@@ -62,7 +62,12 @@ impl RedisBackend {
             claim.progress.give_up();
             let matters = ballot.is_split() || claim.thorough;
             let attempt = self.refused(ballot, nodes - majority(nodes), &claim.progress);
-            if matters && !claim.waits && matches!(attempt, Attempt::Busy { residue: true, .. }) {
+            let is_in_the_way = match attempt {
+                Attempt::Busy { residue, .. } => residue && (matters || claim.gives_back),
+                Attempt::Unknown(_) => claim.gives_back,
+                _ => false,
+            };
+            if is_in_the_way && !claim.waits {
                 self.step_back(claim, driver).await;
             }
             return attempt;
@@ -159,7 +164,9 @@ impl RedisBackend {
     /// by the connections of the attempt, so no node can get it first. The undoing in the background sees to the rest.
     async fn step_back(&self, claim: &Claim, driver: &Driver) {
         const PATIENCE: Duration = Duration::from_millis(100);
-        timer::until(Some(Instant::now().after(PATIENCE)), pin!(self.release_all(claim, driver))).await;
+        // All matter, and not a majority alone, to who looks at each.
+        let claim = Claim { thorough: claim.thorough || claim.gives_back, ..claim.clone() };
+        timer::until(Some(Instant::now().after(PATIENCE)), pin!(self.release_all(&claim, driver))).await;
     }
 
     /// Writes the token back to the nodes that hold, until a majority has it; see [`quorum`](super::quorum).

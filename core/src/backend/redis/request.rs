@@ -480,6 +480,7 @@ pub(super) mod tests {
             turn: None,
             waits: true,
             thorough: false,
+            gives_back: false,
             progress: Arc::default(),
         }
     }

@@ -90,6 +90,7 @@ mod tests {
             turn: None,
             waits: false,
             thorough: false,
+            gives_back: false,
             progress: Arc::default(),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
