@@ -1,6 +1,7 @@
 // The public API beyond the scenarios: classes of errors, `using`, disposal, wrong arguments, servers that do not answer.
 
 import assert from 'node:assert/strict'
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { createServer } from 'node:net'
 import { EventEmitter, getEventListeners, once } from 'node:events'
 import { test } from 'node:test'
@@ -335,6 +336,17 @@ test('a wrong password is an AuthError', { skip: process.env.POLYLOCK_TEST_REDIS
   const error = await locks.acquire('r').catch((error) => error)
   assert.ok(error instanceof AuthError, inspect(error))
   assert.ok(!inspect(error, { depth: 9 }).includes('wrong-word'))
+  await locks.close()
+})
+
+test('who listens to the signal of a lease has the context in which it was asked for', async () => {
+  const context = new AsyncLocalStorage()
+  const locks = connect('memory:')
+  const heard = context.run('the request', async () => {
+    const lease = await locks.acquire(unique('context'), { ttl: 20, autoExtend: false })
+    return new Promise((resolve) => lease.signal.addEventListener('abort', () => resolve(context.getStore())))
+  })
+  assert.equal(await heard, 'the request')
   await locks.close()
 })
 

@@ -1,5 +1,6 @@
 /** The lease as its holder has it. */
 
+import { AsyncResource } from 'node:async_hooks'
 import { inspect } from 'node:util'
 
 import * as arg from './check.js'
@@ -36,7 +37,8 @@ export class Lease {
   #cause: string | undefined = undefined
   /** When it was released, as `Date.now()` counts. */
   #releasedAt: number | null = null
-  #lost: AbortController | undefined
+  #lost: AbortSignal | undefined
+  #abort: (() => void) | undefined
   // Private, as all that a copy or JSON of it need not show.
   #inUse = false
   #keeper: Keeper | undefined = undefined
@@ -96,11 +98,14 @@ export class Lease {
    */
   get signal(): AbortSignal {
     if (this.#lost === undefined) {
-      this.#lost = new AbortController()
-      holders.set(this.#lost.signal, this)
+      const controller = new AbortController()
+      this.#lost = controller.signal
+      // What listens runs for whoever asked for the signal: an AsyncLocalStorage shall have there what it has here.
+      this.#abort = AsyncResource.bind(() => controller.abort(this.lostError()))
+      holders.set(this.#lost, this)
     }
     if (this.loss !== null) this.#tellLoss()
-    return this.#lost.signal
+    return this.#lost
   }
 
   /**
@@ -184,7 +189,7 @@ export class Lease {
 
   /** @internal */
   isAwaited(): boolean {
-    return this.#inUse || this.#keeper !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost.signal))
+    return this.#inUse || this.#keeper !== undefined || (this.#lost !== undefined && isListenedTo(this.#lost))
   }
 
   /** For `console.log` and the like. */
@@ -205,7 +210,7 @@ export class Lease {
   }
 
   #tellLoss(): void {
-    if (this.#lost?.signal.aborted === false) this.#lost.abort(this.lostError())
+    if (this.#lost?.aborted === false) this.#abort?.()
     this.#keeper?.lost(this)
   }
 
