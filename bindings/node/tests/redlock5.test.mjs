@@ -707,10 +707,12 @@ test('the settings of clients are read', { skip }, async (context) => {
     'an object of settings of node-redis 3': () => ({ ...at, database: 3, prefix: 'p:' }),
     'an object of settings of node-redis 4': () => ({ socket: at, database: 3 }),
     'ioredis 5': () => new Redis({ ...at, db: 3, keyPrefix: 'p:' }),
+    'ioredis 6': () => new (require('ioredis6').Redis)({ ...at, db: 3, keyPrefix: 'p:' }),
     'ioredis 4': () => new (require('ioredis4'))({ ...at, db: 3, keyPrefix: 'p:' }),
     'node-redis 3': () => require('redis3').createClient({ ...at, db: 3, prefix: 'p:' }),
     'node-redis 4': () => require('redis4').createClient({ socket: at, database: 3 }),
     'node-redis 5': () => require('redis5').createClient({ url: `${redisUrl}/3` }),
+    'node-redis 6': () => require('redis6').createClient({ url: `${redisUrl}/3` }),
   }
   for (const [name, make] of Object.entries(clients)) {
     await context.test(name, async () => {

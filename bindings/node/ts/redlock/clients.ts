@@ -33,7 +33,7 @@ export interface Place {
 
 type Fields = Record<string, unknown>
 
-/** Reads a URL, an object of settings, a client of ioredis (sentinels and `Cluster` as well) or of node-redis 3, 4 or 5 (clusters and pools as well). */
+/** Reads a URL, an object of settings, a client of ioredis (sentinels and `Cluster` as well) or of node-redis 3 to 6 (clusters and pools as well). */
 export function placeOf(client: unknown): Place {
   if (typeof client === 'string') return { url: client, prefix: '' }
   if (typeof client !== 'object' && typeof client !== 'function') throw cannotRead('it is neither a URL nor an object')
