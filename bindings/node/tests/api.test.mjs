@@ -20,7 +20,7 @@ import {
   UnsupportedError,
 } from 'polylock'
 
-import { backends, closedPort, redisUrl, shared, unique, withRedis } from './support.mjs'
+import { aborted, backends, closedPort, redisUrl, shared, unique, withRedis } from './support.mjs'
 
 for (const { name, url } of backends) {
   test(`a lease tells of itself on ${name}`, async () => {
@@ -73,7 +73,7 @@ for (const { name, url } of backends) {
   test(`using tells that the lease was lost on ${name}, unless the body failed`, async () => {
     const locks = connect(shared(url))
     const options = { ttl: 50, autoExtend: false }
-    const untilLost = (lease) => keepAlive(once(lease.signal, 'abort'))
+    const untilLost = (lease) => keepAlive(aborted(lease.signal))
     const error = await locks.using(unique('lost'), options, untilLost).catch((error) => error)
     assert.ok(error instanceof LockLostError)
     assert.equal(error.reason, 'expired')
@@ -89,7 +89,7 @@ for (const { name, url } of backends) {
   test(`an extension that comes too late says why the lease was lost on ${name}`, async () => {
     const locks = connect(shared(url))
     const lease = await locks.acquire(unique('late'), { ttl: 50, autoExtend: false })
-    await keepAlive(once(lease.signal, 'abort'))
+    await keepAlive(aborted(lease.signal))
     await assert.rejects(lease.extend(), { name: 'LockLostError', reason: 'expired' })
     assert.equal(await lease.release(), 'not_held')
     await assert.rejects(lease.extend(), { name: 'LockLostError', reason: 'expired' })
@@ -103,7 +103,7 @@ for (const { name, url } of backends) {
     const locks = connect(shared(url))
     const collecting = setInterval(() => globalThis.gc(), 5)
     const options = { ttl: 300, autoExtend: false }
-    const error = await locks.using(unique('lost'), options, (lease) => once(lease.signal, 'abort')).catch((e) => e)
+    const error = await locks.using(unique('lost'), options, (lease) => aborted(lease.signal)).catch((e) => e)
     clearInterval(collecting)
     assert.ok(error instanceof LockLostError)
     await locks.close()
@@ -365,7 +365,7 @@ test('a lease that is lost says what kept it from being extended', { skip: redis
     const body = async (lease) => {
       await client.acl('SETUSER', user, '-evalsha')
       await assert.rejects(lease.extend(), AuthError)
-      await once(lease.signal, 'abort')
+      await aborted(lease.signal)
       assert.ok(refused(lease.signal.reason), inspect(lease.signal.reason))
       await assert.rejects(lease.extend(), refused)
     }

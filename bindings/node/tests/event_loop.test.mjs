@@ -1,13 +1,12 @@
 // What happens to leases while JavaScript does something else, or stops waiting.
 
 import assert from 'node:assert/strict'
-import { once } from 'node:events'
 import { test } from 'node:test'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 
 import { connect, LockLostError } from 'polylock'
 
-import { backends, eventually, shared, unique } from './support.mjs'
+import { aborted, backends, eventually, shared, unique } from './support.mjs'
 
 /** Blocks this thread: no timer, no socket of this loop is served. */
 const block = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
@@ -112,7 +111,7 @@ for (const { name, url } of backends) {
     const locks = connect(shared(url))
     const lease = await locks.acquire(unique('signal'), { ttl: 100, autoExtend: false })
     const timer = setTimeout(() => lease, 60_000) // and so it is not collected
-    await once(lease.signal, 'abort')
+    await aborted(lease.signal)
     clearTimeout(timer)
     assert.ok(lease.signal.reason instanceof LockLostError)
     assert.equal(lease.signal.reason.reason, 'expired')

@@ -12,7 +12,7 @@ import { Redis } from 'ioredis'
 import { connect, InvalidArgumentError } from 'polylock'
 import Redlock, { ExecutionError, Lock, LockError, ResourceLockedError } from 'polylock/redlock'
 
-import { closedPort, eventually, redisUrl, runNode, unique } from './support.mjs'
+import { aborted, closedPort, eventually, redisUrl, runNode, unique } from './support.mjs'
 
 const require = createRequire(import.meta.url)
 const { queryObjects } = v8
@@ -47,6 +47,16 @@ async function majority(clients, key) {
   const value = kept.find((value) => kept.filter((other) => other === value).length > clients.length / 2)
   assert.equal(typeof value, 'string', JSON.stringify(kept))
   return value
+}
+
+/** Waits until a key has longer than it had. */
+async function extended(client, key) {
+  let had = Infinity
+  await eventually(`${key} is extended`, async () => {
+    const [before, has] = [had, await client.pttl(key)]
+    had = has
+    return has > before
+  })
 }
 
 /** Asserts that a key is gone from all servers, at once or soon: the last ones may be told in the background. */
@@ -152,10 +162,10 @@ for (const [name, urls] of Object.entries(sets)) {
       let inside = 0
       const values = await Promise.all(
         [1, 2].map(() =>
-          redlock.using([key], 500, { automaticExtensionThreshold: 200 }, async (signal) => {
+          redlock.using([key], 3_000, { automaticExtensionThreshold: 2_500, retryCount: 100 }, async (signal) => {
             assert.equal(++inside, 1)
             const value = await majority(clients, key)
-            await sleep(700)
+            await extended(clients[0], key)
             assert.equal(signal.aborted, false)
             assert.equal(signal.error, undefined)
             assert.equal(await majority(clients, key), value)
@@ -175,10 +185,10 @@ for (const [name, urls] of Object.entries(sets)) {
       const redlock = new Redlock(clients)
       const result = await redlock.using(
         [unique('{r}block')],
-        700,
+        1_800,
         { automaticExtensionThreshold: 100 },
         async (signal) => {
-          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2_500)
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 4_000)
           await sleep(50)
           return signal.aborted
         },
@@ -252,9 +262,8 @@ for (const [name, urls] of Object.entries(sets)) {
       const settings = { automaticExtensionThreshold: 100 }
       const key = unique('{r}lost')
       const lose = async (signal) => {
-        const aborted = new Promise((resolve) => signal.addEventListener('abort', resolve))
         await Promise.all(clients.map((client) => client.del(key)))
-        await aborted
+        await aborted(signal)
         assert.ok(signal.error instanceof ExecutionError)
         assert.equal(signal.reason, signal.error)
         // What is told is how the extension failed, and not how the lock was won.
@@ -262,9 +271,9 @@ for (const [name, urls] of Object.entries(sets)) {
         assert.equal(votesFor.size, 0)
         for (const client of clients) assert.ok(votesAgainst.get(client) instanceof ResourceLockedError)
       }
-      await assert.rejects(redlock.using([key], 500, settings, lose), ExecutionError)
+      await assert.rejects(redlock.using([key], 2_000, settings, lose), ExecutionError)
       const thrown = new RangeError('from the routine')
-      const throwing = redlock.using([key], 500, settings, async (signal) => {
+      const throwing = redlock.using([key], 2_000, settings, async (signal) => {
         await lose(signal)
         throw thrown
       })

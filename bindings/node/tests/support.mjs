@@ -38,6 +38,9 @@ export async function eventually(what, condition, limit = 20_000) {
   }
 }
 
+/** Waits until `signal` is aborted, which it may have been before. */
+export const aborted = (signal) => (signal.aborted ? undefined : once(signal, 'abort'))
+
 /** Runs `check` with a plain client of the Redis at `url`. */
 export async function withRedis(url, check) {
   const client = new Redis(url)
