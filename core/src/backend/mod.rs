@@ -368,6 +368,11 @@ impl Progress {
         self.doubts() & (1 << node) != 0 && !mutant!("D11")
     }
 
+    /// Whether `node` is known to have nothing of it: nothing was sent there, or it came to nothing. Asked when it is over.
+    pub(crate) fn is_clear(&self, node: usize) -> bool {
+        self.tracked.load(Ordering::SeqCst) && !self.is_in_doubt(node) && !self.holds(node)
+    }
+
     /// Whether any node is in doubt.
     pub(crate) fn has_doubts(&self) -> bool {
         self.doubts() != 0 && !mutant!("D11")

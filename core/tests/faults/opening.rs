@@ -19,7 +19,7 @@ use super::{
     cancel::cut_short,
     eventually, fresh, long, manager,
     proxy::{Fate, Gate, Proxy, is_acquire},
-    server::Server,
+    server::{Server, free_port},
     soon,
 };
 
@@ -129,6 +129,28 @@ async fn closing_while_a_server_is_connected_to() {
     let proxy = Proxy::before(server.port).await;
     for connected in [false, true] {
         closing_is_not_held_up(&[proxy.url()], &[&proxy], connected).await;
+    }
+}
+
+/// Nor does it wait for servers that never got anything of an attempt, or refused it, after that was given back where it was granted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_after_a_majority_had_nothing() {
+    let servers = Server::several(3);
+    let up = &servers[0];
+    let places =
+        |user: &str| servers[1..].iter().map(|server| format!("redis://{user}127.0.0.1:{}", server.port)).collect();
+    for server in &servers[1..] {
+        let _: () = server.ask(&["ACL", "SETUSER", "clerk", "on", ">secret", "~*", "&*", "+@all", "-evalsha"]);
+    }
+    let dead = (0..2).map(|_| format!("redis://127.0.0.1:{}", free_port())).collect();
+    let cases: [Vec<String>; 3] = [dead, places("nobody:wrong@"), places("clerk:secret@")];
+    for others in cases {
+        let urls: Vec<_> =
+            std::iter::once(up.url()).chain(others).map(|url| format!("{url}?longest_ttl=0")).collect();
+        let (locks, name) = (manager(&urls), fresh("r"));
+        let error = locks.try_acquire(&name, long()).await.expect_err("a minority is enough");
+        assert!(timeout(SLACK, locks.close()).await.is_ok(), "closing waits after {error}");
+        assert_eq!(up.get(&name), None, "it is left after {error}");
     }
 }
 

@@ -112,6 +112,8 @@ impl Freed {
             }
             Ok((Some(_), true)) => Self::Repeated,
             Ok((Some(_), false)) => Self::NotOurs,
+            // It need not say so.
+            Ok((None, _)) | Err(_) if progress.is_clear(index) => Self::NotOurs,
             Ok((None, _)) | Err(_) => Self::Unanswered,
         };
         if freed != Self::Ours {
