@@ -48,7 +48,7 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
 
     /// The servers that it may ask, by the names that errors give them.
     fn servers(&self) -> Vec<String> {
-        Vec::new()
+        self.nodes().into_iter().map(|(name, _)| name).collect()
     }
 
     /// Those of them of which it counts what they answer.

@@ -96,6 +96,11 @@ pub(super) struct Identity {
 }
 
 impl Config {
+    /// Its servers, as errors name them.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.servers.iter().map(ToString::to_string).collect()
+    }
+
     /// Reads a URL. Errors do not repeat it, as it may hold a password.
     ///
     /// # Errors
@@ -271,8 +276,7 @@ mod tests {
     #[test]
     fn reads_several_hosts_and_sockets() {
         let config = parse("postgresql://u@a,b:5433/app?target_session_attrs=read-write");
-        let names: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["a:5432", "b:5433"]);
+        assert_eq!(config.names(), ["a:5432", "b:5433"]);
         let config = parse("postgres:///app?host=/run/postgresql&port=5433");
         assert_eq!(config.servers, [Server::Unix("/run/postgresql/.s.PGSQL.5433".into())]);
     }

@@ -60,13 +60,9 @@ async fn in_time<C>(
     connecting: impl Future<Output = std::result::Result<C, Failure>>,
 ) -> std::result::Result<C, Failure> {
     let none = || {
-        let error = Error::unavailable("no connection in time");
-        Err(Failure::NotSent(
-            config
-                .servers
-                .iter()
-                .fold(error, |error, server| error.caused_by(format!("{server}: no connection in time"))),
-        ))
+        let why = "no connection in time";
+        let causes = config.names().into_iter().map(|server| format!("{server}: {why}"));
+        Err(Failure::NotSent(causes.fold(Error::unavailable(why), Error::caused_by)))
     };
     until(within.map(|within| Instant::now().after(within)), connecting).await.unwrap_or_else(none)
 }

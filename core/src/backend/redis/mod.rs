@@ -310,10 +310,6 @@ impl Backend for RedisBackend {
         if self.nodes.len() == 1 { "redis" } else { "redlock" }
     }
 
-    fn servers(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| node.name().to_owned()).collect()
-    }
-
     fn nodes(&self) -> Vec<(String, &NodeStats)> {
         self.nodes.iter().map(|node| (node.name().to_owned(), node.stats())).collect()
     }

@@ -328,7 +328,7 @@ impl Backend for LeaseBackend {
     }
 
     fn servers(&self) -> Vec<String> {
-        self.config.servers.iter().map(ToString::to_string).collect()
+        self.config.names()
     }
 
     fn capabilities(&self) -> Capabilities {

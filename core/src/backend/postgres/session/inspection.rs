@@ -1,6 +1,6 @@
 //! Who holds in session mode, and taking it from them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio_postgres::{Row, types::ToSql};
 
@@ -27,6 +27,11 @@ use crate::{
 };
 
 impl SessionBackend {
+    /// The one session for all, waited for no longer than for an answer if that is limited.
+    async fn session(&self) -> Result<Arc<Session>> {
+        in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)
+    }
+
     /// As pg_locks has it: how many numbers name a lock.
     fn numbers(&self) -> i32 {
         if self.config.keys == Keys::Pair { 2 } else { 1 }
@@ -35,8 +40,7 @@ impl SessionBackend {
     pub(super) async fn holders(&self, resource: &Resource, driver: &Driver) -> Result<Vec<Holder>> {
         let key = self.key(resource);
         let id = lock_id(&key, self.config.keys)?;
-        let session =
-            in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let session = self.session().await?;
         let rows = self.look(&session, &self.statements.inspect, &[&key, &id, &self.numbers()], driver).await?;
         Ok(read_holders(&rows, &self.prefix))
     }
@@ -48,8 +52,7 @@ impl SessionBackend {
         driver: &Driver,
     ) -> Result<Vec<Holder>> {
         let (pattern, limit) = (like(&self.prefix, pattern), i64::try_from(limit).unwrap_or(i64::MAX));
-        let session =
-            in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let session = self.session().await?;
         let rows = self.look(&session, &self.statements.list, &[&pattern, &self.numbers(), &limit], driver).await?;
         Ok(read_holders(&rows, &self.prefix))
     }
@@ -95,8 +98,7 @@ impl SessionBackend {
 
     /// Takes it from another session. Whoever goes away meanwhile leaves the wish, until this session ends.
     async fn take_from(&self, owner: OwnerToken, key: &str, id: i64, driver: &Driver) -> Result<bool> {
-        let session =
-            in_time(&self.config, self.node_timeout, self.sessions.current()).await.map_err(Failure::into_error)?;
+        let session = self.session().await?;
         let (wish, mut holder) = (wish_id(owner), None);
         let taken = self.until_taken(&session, owner, (key, id, wish), &mut holder, driver).await;
         if let Some(pid) = holder {

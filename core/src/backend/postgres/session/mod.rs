@@ -124,7 +124,7 @@ impl Backend for SessionBackend {
     }
 
     fn servers(&self) -> Vec<String> {
-        self.config.servers.iter().map(ToString::to_string).collect()
+        self.config.names()
     }
 
     fn capabilities(&self) -> Capabilities {
