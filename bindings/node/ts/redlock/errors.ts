@@ -7,7 +7,7 @@ export class LockError extends Error {
   /** How often it was tried. */
   readonly attempts: number
 
-  constructor(message = 'Failed to lock the resource.', attempts?: number, options?: ErrorOptions) {
+  constructor(message = 'Failed to lock the resource.', attempts?: number, options?: Cause) {
     super(message, options)
     show(this)
     this.name = 'LockError'
@@ -20,7 +20,7 @@ export class ExecutionError extends Error {
   /** What became of each try. */
   readonly attempts: ReadonlyArray<Promise<ExecutionStats>>
 
-  constructor(message: string, attempts: ReadonlyArray<Promise<ExecutionStats>>, options?: ErrorOptions) {
+  constructor(message: string, attempts: ReadonlyArray<Promise<ExecutionStats>>, options?: Cause) {
     super(message, options)
     show(this)
     this.name = 'ExecutionError'
@@ -35,6 +35,11 @@ export class ResourceLockedError extends Error {
     show(this)
     this.name = 'ResourceLockedError'
   }
+}
+
+/** `ErrorOptions`, which programs of redlock's time have no declaration of. */
+interface Cause {
+  cause?: unknown
 }
 
 function show(error: Error): void {

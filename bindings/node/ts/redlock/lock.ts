@@ -1,7 +1,6 @@
-/** The locks of redlock 4 and 5, and the leases behind them. */
+/** The locks of redlock 4 and 5. */
 
 import * as arg from '../check.js'
-import type { Keeper, Lease } from '../lease.js'
 import type { Callback } from './promises.js'
 import type { ExecutionResult, ExecutionStats } from './stats.js'
 
@@ -10,32 +9,6 @@ export interface Operations {
   unlock(lock: Lock, callback?: Callback<void>): Promise<void>
   release(lock: Lock): Promise<ExecutionResult & void>
   extend(lock: Lock, duration: number, callback?: Callback<Lock>): Promise<Lock>
-}
-
-/** Leases that may still be held, by the value of their lock. */
-const leases = new Map<string, Lease>()
-
-/** Keeps the leases of one Redlock's locks until they are over. */
-export class LockKeeper implements Keeper {
-  keep(lease: Lease): void {
-    lease.keeper = this
-    leases.set(lease.ownerToken, lease)
-  }
-
-  /** One that lapses leaves nothing behind. */
-  lost(lease: Lease): void {
-    forget(lease)
-    lease.leave()
-  }
-
-  /** Leaves them to their time. */
-  leaveAll(): void {
-    for (const lease of leases.values()) if (lease.keeper === this) this.lost(lease)
-  }
-}
-
-export function forget(lease: Lease): void {
-  leases.delete(lease.ownerToken)
 }
 
 /** The list of what may be one alone. */
@@ -62,15 +35,6 @@ function nameOf(resource: unknown): string {
     typeof resource === 'bigint' ||
     (typeof resource === 'object' && resource !== null && resource.toString !== Object.prototype.toString)
   return arg.string('resource', hasText ? String(resource) : resource)
-}
-
-/** The lease behind a lock, if it may still be held and the lock still names its resources. */
-export function leaseOf(lock: Lock): Lease | undefined {
-  const lease = leases.get(lock.value)
-  if (lease === undefined) return undefined
-  const names = namesOf(resourcesOf(lock))
-  const same = lease.resources.length === names.length && lease.resources.every((name) => names.includes(name))
-  return same ? lease : undefined
 }
 
 type Attempts = ReadonlyArray<Promise<ExecutionStats>>
