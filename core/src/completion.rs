@@ -4,7 +4,8 @@
 //! [`CompletionQueue::turn`] when it is readable. A turn reads the replies that came, moves the operations
 //! on, and returns what has finished. So an operation that is started on the loop runs on the loop: no other
 //! thread is woken for it. What another thread finishes (a timer, a signal of loss) makes the descriptor
-//! readable, once per batch.
+//! readable, once per batch. Behind the descriptor is another epoll instance; a host that watches the connections'
+//! sockets as well ([`CompletionQueue::with_sockets`]) is spared its system call for each answer.
 //!
 //! # What happens to a result that nobody takes
 //!
@@ -13,6 +14,7 @@
 //! So exactly one of the two happens: the host receives the result from `turn`, or it is undone.
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Wake, Waker},
@@ -24,7 +26,12 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     Error, ErrorKind, Result,
-    engine::{driver::Driver, process, reactor::Reactor, runtime},
+    engine::{
+        driver::Driver,
+        process,
+        reactor::{HostSocket, Reactor},
+        runtime,
+    },
 };
 
 /// Names an operation in its queue. Never 0.
@@ -72,9 +79,22 @@ impl<T: Send + 'static> CompletionQueue<T> {
     /// # Errors
     /// `Internal` if the system gives no descriptor.
     pub fn new() -> Result<Self> {
+        Self::on(Reactor::new)
+    }
+
+    /// Makes a queue whose host also watches the connections' sockets: it takes [`new_sockets`](Self::new_sockets)
+    /// after each [`turn`](Self::turn).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_sockets() -> Result<Self> {
+        Self::on(Reactor::hosted)
+    }
+
+    fn on(reactor: fn() -> io::Result<Arc<Reactor>>) -> Result<Self> {
         runtime::enter_process();
-        let reactor = Reactor::new()
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("no completion queue: {error}")))?;
+        let reactor =
+            reactor().map_err(|error| Error::new(ErrorKind::Internal, format!("no completion queue: {error}")))?;
         Ok(Self(Arc::new(Queue {
             reactor,
             generation: process::generation(),
@@ -189,12 +209,29 @@ impl<T: Send + 'static> CompletionQueue<T> {
                 return Vec::new();
             }
         };
-        self.0.reactor.begin_turn();
-        self.0.work().turning = true;
-        self.0.reactor.dispatch(events);
-        self.0.run_woken();
-        self.0.reactor.flush();
-        std::mem::take(&mut self.0.work().finished)
+        self.0.turn(|reactor| reactor.dispatch(events)).1
+    }
+
+    /// Sockets that the host is to watch from now on, level-triggered, for reading: it calls
+    /// [`turn_for`](Self::turn_for) when one is readable.
+    pub fn new_sockets(&self) -> Vec<HostSocket> {
+        self.0.reactor.take_offered()
+    }
+
+    /// As [`turn`](Self::turn), for a socket that is readable alone. `None` if the connection has ended: then the host
+    /// watches the socket no longer, and drops it.
+    pub fn turn_for(&self, socket: &HostSocket) -> Option<Vec<(OperationId, T)>> {
+        self.check_process().ok()?;
+        let (goes_on, finished) = self.0.turn(|reactor| reactor.dispatch_socket(socket));
+        // Where it has ended, what others have finished is told first: the socket stays readable.
+        (goes_on || !finished.is_empty()).then_some(finished)
+    }
+
+    /// The host cannot watch the socket: the connection ends.
+    pub fn refuse(&self, socket: HostSocket) {
+        if self.check_process().is_ok() {
+            self.0.reactor.refuse(&socket);
+        }
     }
 
     /// Ends an operation, finished or not: what it won is given back in the background.
@@ -240,6 +277,16 @@ impl<T: Send + 'static> CompletionQueue<T> {
 impl<T: Send + 'static> Queue<T> {
     fn work(&self) -> MutexGuard<'_, Work<T>> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves on what `dispatch` wakes, and returns what has finished.
+    fn turn<R>(&self, dispatch: impl FnOnce(&Reactor) -> R) -> (R, Vec<(OperationId, T)>) {
+        self.reactor.begin_turn();
+        self.work().turning = true;
+        let dispatched = dispatch(&self.reactor);
+        self.run_woken();
+        self.reactor.flush();
+        (dispatched, std::mem::take(&mut self.work().finished))
     }
 
     /// Moves on what was woken, until nothing is.

@@ -69,6 +69,7 @@ pub mod host {
     pub use crate::completion::{CompletionQueue, OperationId, Started};
     pub use crate::engine::driver::Driver;
     pub use crate::engine::process::{Made, PerProcess, generation, has_mark, inherited_fds, keep_mark};
+    pub use crate::engine::reactor::HostSocket;
     pub use crate::engine::runtime::{end, try_spawn};
     pub use crate::error::Trouble;
     pub use crate::options::duration;

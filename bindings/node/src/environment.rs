@@ -1,6 +1,6 @@
 //! What belongs to one Node environment: the main thread's, or a worker thread's.
 //!
-//! It has one completion queue, whose descriptor the environment's own loop watches: an operation that is
+//! It has one completion queue, which the environment's own loop watches, and its sockets: an operation that is
 //! started here runs here, no other thread is woken for it, and what it sends goes out
 //! once a turn of the loop. Where the loop cannot watch descriptors a thread does, and the loop is woken. Managers and leases have numbers, so that
 //! all of them can be let go of when the environment ends.
@@ -24,7 +24,7 @@ use napi::{
 };
 use polylock::{
     Error, ErrorKind, Events, Lease, LockManager, Result,
-    host::{CompletionQueue, OperationId, Started},
+    host::{CompletionQueue, HostSocket, OperationId, Started},
 };
 
 use crate::{
@@ -78,7 +78,7 @@ impl Environment {
             return Ok(());
         }
         let environment = Rc::new(Self {
-            queue: CompletionQueue::new()?,
+            queue: if has_libuv { CompletionQueue::with_sockets()? } else { CompletionQueue::new()? },
             watcher: OnceCell::new(),
             deliver: deliver.create_ref().map_err(internal)?,
             managers: RefCell::default(),
@@ -202,24 +202,21 @@ impl Environment {
         self.queue.close();
     }
 
-    /// Counts operations under way, and keeps the loop alive while there are any.
-    fn count(&self, change: isize) {
-        let before = self.under_way.get();
-        let after = before.saturating_add_signed(change);
-        self.under_way.set(after);
-        if (before == 0) != (after == 0) {
-            match self.watcher.get() {
-                Some(Watcher::Loop(watcher)) => watcher.keep_alive(after != 0),
-                Some(Watcher::Thread(watcher)) => watcher.keep_alive(after != 0),
-                None => {}
+    /// Has the loop watch the sockets of new connections.
+    fn watch_sockets(&self) {
+        for socket in self.queue.new_sockets() {
+            if let Some(Watcher::Loop(watcher)) = self.watcher.get()
+                && watcher.watch(&socket).is_ok()
+            {
+                continue;
             }
+            self.queue.refuse(socket);
         }
     }
-}
 
-impl Watched for Environment {
-    fn readable(&self, env: Env) {
-        let mut finished = self.queue.turn().into_iter().peekable();
+    /// Tells JavaScript what has finished.
+    fn hand_over(&self, env: Env, finished: Vec<(OperationId, Outcome)>) {
+        let mut finished = finished.into_iter().peekable();
         if finished.peek().is_none() {
             return;
         }
@@ -239,6 +236,35 @@ impl Watched for Environment {
         }
         // What was started in answer to that.
         self.queue.flush();
+    }
+
+    /// Counts operations under way, and keeps the loop alive while there are any.
+    fn count(&self, change: isize) {
+        let before = self.under_way.get();
+        let after = before.saturating_add_signed(change);
+        self.under_way.set(after);
+        if (before == 0) != (after == 0) {
+            match self.watcher.get() {
+                Some(Watcher::Loop(watcher)) => watcher.keep_alive(after != 0),
+                Some(Watcher::Thread(watcher)) => watcher.keep_alive(after != 0),
+                None => {}
+            }
+        }
+    }
+}
+
+impl Watched for Environment {
+    fn readable(&self, env: Env) {
+        let finished = self.queue.turn();
+        self.watch_sockets();
+        self.hand_over(env, finished);
+    }
+
+    fn socket_readable(&self, env: Env, socket: &HostSocket) -> bool {
+        let finished = self.queue.turn_for(socket);
+        let goes_on = finished.is_some();
+        self.hand_over(env, finished.unwrap_or_default());
+        goes_on
     }
 
     fn flush(&self) {

@@ -1,22 +1,27 @@
-//! The boundary to libuv: watches one descriptor on the loop of a Node environment.
+//! The boundary to libuv: watches the engine's descriptor, and its sockets, on the loop of a Node environment.
 //!
 //! Everything here happens on the thread of the environment: [`Watcher`] holds raw pointers and is neither `Send` nor
 //! `Sync`.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
+    cell::RefCell,
+    collections::HashSet,
     ffi::{c_int, c_void},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     ptr::{self, NonNull},
     rc::Rc,
 };
 
 use napi::{Env, sys};
+use polylock::host::HostSocket;
 
 /// What is told of the descriptor and of the environment's end.
 pub(crate) trait Watched {
     /// The descriptor is readable.
     fn readable(&self, env: Env);
+    /// A socket of [`Watcher::watch`] is readable. `false`: it is to be watched no longer; then nothing of JavaScript ran.
+    fn socket_readable(&self, env: Env, socket: &HostSocket) -> bool;
     /// The loop is about to wait; told after [`Watcher::before_wait`].
     fn flush(&self);
     /// The environment ends; nothing is told afterwards.
@@ -70,9 +75,18 @@ pub(crate) struct Watcher {
 /// What the data of both handles points to.
 struct Context {
     env: sys::napi_env,
+    uv_loop: *mut sys::uv_loop_s,
     watched: Rc<dyn Watched>,
     hook: sys::napi_async_cleanup_hook_handle,
     prepare: NonNull<Handle>,
+    /// The handles of sockets that are not closing.
+    sockets: RefCell<HashSet<NonNull<Handle>>>,
+}
+
+/// What the data of a socket's handle points to. The context lives until the handle is closing.
+struct SocketContext {
+    context: *const Context,
+    socket: HostSocket,
 }
 
 impl Watcher {
@@ -97,7 +111,8 @@ impl Watcher {
             }
             return Err(format!("the event loop cannot watch the engine (libuv error {status})"));
         }
-        let context = Box::into_raw(Box::new(Context { env: env.raw(), watched, hook: ptr::null_mut(), prepare }));
+        let (env, hook, sockets) = (env.raw(), ptr::null_mut(), RefCell::default());
+        let context = Box::into_raw(Box::new(Context { env, uv_loop, watched, hook, prepare, sockets }));
         // SAFETY: the handles are initialised (the second one by a call that cannot fail); they and `context` live
         // until they are closed, which the cleanup hook brings about. Node runs the hook on this thread while the
         // loop still turns.
@@ -109,7 +124,7 @@ impl Watcher {
             }
             let started = uv_poll_start(poll.as_ptr(), READABLE, on_readable);
             let hooked = sys::napi_add_async_cleanup_hook(
-                env.raw(),
+                env,
                 Some(on_environment_end),
                 poll.as_ptr().cast(),
                 &raw mut (*context).hook,
@@ -124,6 +139,33 @@ impl Watcher {
             return Err(format!("the event loop does not watch the engine (error {status})"));
         }
         Ok(Self { poll, prepare })
+    }
+
+    /// Watches a socket, too, until [`Watched::socket_readable`] says that it has ended. The loop does not stay alive for it.
+    ///
+    /// Must not be called after [`Watched::ending`].
+    ///
+    /// # Errors
+    /// If the loop cannot watch it.
+    pub(crate) fn watch(&self, socket: &HostSocket) -> Result<(), String> {
+        let poll = allocate(UV_POLL)?;
+        // SAFETY: our handle and its context are live until the environment ends, and so is the loop. The new handle is
+        // of libuv's size for its kind; the socket is open until the handle is closed, as is what its data points to.
+        unsafe {
+            let context: *const Context = uv_handle_get_data(self.poll.as_ptr()).cast();
+            let status = uv_poll_init((*context).uv_loop, poll.as_ptr(), socket.as_fd().as_raw_fd());
+            if status != 0 {
+                free(poll.as_ptr(), UV_POLL);
+                return Err(format!("the event loop cannot watch a socket (libuv error {status})"));
+            }
+            let data = Box::into_raw(Box::new(SocketContext { context, socket: socket.clone() }));
+            uv_handle_set_data(poll.as_ptr(), data.cast());
+            uv_unref(poll.as_ptr());
+            (*context).sockets.borrow_mut().insert(poll);
+            // It fails for a handle that is closing alone.
+            uv_poll_start(poll.as_ptr(), READABLE, on_socket_readable);
+        }
+        Ok(())
     }
 
     /// Whether the loop, and so the process, stays alive for this.
@@ -189,6 +231,35 @@ unsafe extern "C" fn on_readable(handle: *mut Handle, _status: c_int, _events: c
 }
 
 /// # Safety
+/// Called by libuv with a handle that [`Watcher::watch`] made.
+unsafe extern "C" fn on_socket_readable(handle: *mut Handle, status: c_int, _events: c_int) {
+    // SAFETY: the data lives until the handle is closed, and the context until it is closing. They may do so while
+    // JavaScript runs below, so nothing of them is used after that.
+    let (context, env, watched, socket) = unsafe {
+        if status < 0 {
+            // The socket has an error, and libuv watches it no longer. There may be more to read before that.
+            uv_poll_start(handle, READABLE, on_socket_readable);
+        }
+        let data: *const SocketContext = uv_handle_get_data(handle).cast();
+        let context = (*data).context;
+        (context, (*context).env, Rc::clone(&(*context).watched), (*data).socket.clone())
+    };
+    let mut scope = ptr::null_mut();
+    // SAFETY: as in `on_readable`; and where a socket has ended no JavaScript has run, so the handle is live.
+    unsafe {
+        if sys::napi_open_handle_scope(env, &raw mut scope) != 0 {
+            return;
+        }
+        let goes_on = watched.socket_readable(Env::from_raw(env), &socket);
+        sys::napi_close_handle_scope(env, scope);
+        if !goes_on && let Some(poll) = NonNull::new(handle) {
+            (*context).sockets.borrow_mut().remove(&poll);
+            uv_close(handle, on_socket_closed);
+        }
+    }
+}
+
+/// # Safety
 /// As [`on_readable`].
 unsafe extern "C" fn on_prepare(handle: *mut Handle) {
     // SAFETY: as there.
@@ -210,8 +281,22 @@ unsafe extern "C" fn on_environment_end(_hook: sys::napi_async_cleanup_hook_hand
         let watched = Rc::clone(&(*context).watched);
         uv_poll_stop(handle);
         watched.ending();
+        for socket in (*context).sockets.take() {
+            uv_close(socket.as_ptr(), on_socket_closed);
+        }
         uv_close((*context).prepare.as_ptr(), on_prepare_closed);
         uv_close(handle, on_closed);
+    }
+}
+
+/// # Safety
+/// Called by libuv when it is done with a handle that [`Watcher::watch`] made.
+unsafe extern "C" fn on_socket_closed(handle: *mut Handle) {
+    // SAFETY: nobody else has the handle any more, nor what its data points to.
+    unsafe {
+        let data: *mut SocketContext = uv_handle_get_data(handle).cast();
+        drop(Box::from_raw(data));
+        free(handle, UV_POLL);
     }
 }
 

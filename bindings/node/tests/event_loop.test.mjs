@@ -1,15 +1,28 @@
 // What happens to leases while JavaScript does something else, or stops waiting.
 
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync, readlinkSync } from 'node:fs'
 import { test } from 'node:test'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 
 import { connect, LockLostError } from 'polylock'
 
-import { aborted, backends, eventually, shared, unique } from './support.mjs'
+import { aborted, backends, closedPort, eventually, shared, unique, withRedis } from './support.mjs'
 
 /** Blocks this thread: no timer, no socket of this loop is served. */
 const block = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
+
+/** How many sockets this process has open. */
+const openSockets = () =>
+  readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:')
+    } catch {
+      return false // the folder itself, which is closed by now
+    }
+  }).length
 
 for (const { name, url } of backends) {
   test(`a lease outlives an event loop that is blocked for three ttls on ${name}`, async () => {
@@ -152,4 +165,28 @@ test('a context goes on after an await', async () => {
     }),
     sleep(20).then(() => lease.release()),
   ])
+})
+
+test('connections that have ended leave no descriptor', async () => {
+  const port = await closedPort()
+  const server = spawn('redis-server', ['--port', port, '--save', '', '--appendonly', 'no'], { stdio: 'ignore' })
+  try {
+    const locks = connect(`redis://127.0.0.1:${port}`)
+    const pair = async () => (await locks.acquire(unique('ended'), { wait: 20_000 })).release()
+    await withRedis(`redis://127.0.0.1:${port}`, async (redis) => {
+      await pair()
+      await redis.ping()
+      const before = openSockets()
+      for (let round = 0; round < 20; round++) {
+        assert.notEqual(await redis.client('KILL', 'TYPE', 'normal', 'SKIPME', 'yes'), 0)
+        await pair()
+      }
+      // One that has ended is readable for ever: the loop must not see it any more.
+      await eventually('the sockets are closed', () => openSockets() <= before)
+    })
+    await locks.close()
+  } finally {
+    server.kill()
+    await once(server, 'exit')
+  }
 })

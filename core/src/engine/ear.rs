@@ -90,5 +90,5 @@ impl Source for Rung {
 
     fn flush(&self) {}
 
-    fn abandon(&self) {}
+    fn abandon(&self, _why: &str) {}
 }

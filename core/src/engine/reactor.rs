@@ -3,6 +3,8 @@
 //! Behind it is an epoll instance, which is a file descriptor that can itself be watched: a host loop
 //! (libuv, asyncio, poll(2)) watches that one descriptor and waits and dispatches when it is readable,
 //! however many connections there are. [`Reactor::notify`] makes it readable from any thread, once per turn.
+//! A host to which a system call an answer matters watches the connections' sockets itself ([`Reactor::hosted`]), and
+//! this descriptor for all else.
 //!
 //! It is there for as long as somebody may use it: its loop, the operations started there, what opens a connection for
 //! it, and requests that are not answered yet. With the last of them it goes, and its connections with it, on whichever
@@ -29,8 +31,8 @@ pub(crate) trait Source: Send + Sync {
     fn ready(&self);
     /// Write what was left for the end of the turn.
     fn flush(&self);
-    /// The reactor has gone: nobody will drive it any more.
-    fn abandon(&self);
+    /// Nobody will drive it any more, and why.
+    fn abandon(&self, why: &str);
 }
 
 /// Key of a [`Source`] in its reactor; 0 is the reactor's own wake-up.
@@ -44,6 +46,17 @@ pub(crate) struct Reactor {
     wake_up: OwnedFd,
     notified: AtomicBool,
     sources: Mutex<Sources>,
+    /// Sockets that the host has yet to hear of; `None` if it watches none.
+    offered: Option<Mutex<Vec<HostSocket>>>,
+}
+
+/// A connection's socket, which the host's event loop watches. Clones are the same.
+///
+/// It stays open while there is one.
+#[derive(Clone)]
+pub struct HostSocket {
+    socket: Arc<dyn AsFd + Send + Sync>,
+    key: SourceKey,
 }
 
 #[derive(Default)]
@@ -55,8 +68,26 @@ struct Sources {
     in_turn: bool,
 }
 
+impl Sources {
+    fn insert(&mut self, source: Weak<dyn Source>) -> SourceKey {
+        self.by_key.retain(|_, source| source.strong_count() > 0);
+        self.last_key += 1;
+        self.by_key.insert(self.last_key, source);
+        self.last_key
+    }
+}
+
 impl Reactor {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
+        Self::with(None)
+    }
+
+    /// One whose host watches each connection's socket for reading.
+    pub(crate) fn hosted() -> io::Result<Arc<Self>> {
+        Self::with(Some(Mutex::default()))
+    }
+
+    fn with(offered: Option<Mutex<Vec<HostSocket>>>) -> io::Result<Arc<Self>> {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake_up = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -68,6 +99,7 @@ impl Reactor {
             wake_up,
             notified: AtomicBool::new(false),
             sources: Mutex::default(),
+            offered,
         }))
     }
 
@@ -79,24 +111,53 @@ impl Reactor {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches `fd` for `source`; closing the descriptor ends it.
-    pub(crate) fn add(&self, fd: impl AsFd, source: Weak<dyn Source>) -> io::Result<SourceKey> {
-        self.add_for(fd, source, epoll::EventFlags::IN)
+    fn offered(&self) -> Option<MutexGuard<'_, Vec<HostSocket>>> {
+        self.offered.as_ref().map(|offered| offered.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// As [`add`](Self::add), but tells once of what comes, whether it is read or not.
+    /// Watches a connection's socket until [`end`](Self::end).
+    pub(crate) fn add(&self, socket: Arc<dyn AsFd + Send + Sync>, source: Weak<dyn Source>) -> io::Result<SourceKey> {
+        let Some(mut offered) = self.offered() else { return self.add_for(socket, source, epoll::EventFlags::IN) };
+        let key = self.sources().insert(source);
+        offered.push(HostSocket { socket, key });
+        self.notify();
+        Ok(key)
+    }
+
+    /// Watches `fd` until [`remove`](Self::remove); tells once of what comes, whether it is read or not.
     pub(crate) fn add_edge(&self, fd: impl AsFd, source: Weak<dyn Source>) -> io::Result<SourceKey> {
         self.add_for(fd, source, epoll::EventFlags::IN | epoll::EventFlags::ET)
     }
 
     fn add_for(&self, fd: impl AsFd, source: Weak<dyn Source>, events: epoll::EventFlags) -> io::Result<SourceKey> {
         let mut sources = self.sources();
-        sources.by_key.retain(|_, source| source.strong_count() > 0);
-        sources.last_key += 1;
-        let key = sources.last_key;
-        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), events)?;
-        sources.by_key.insert(key, source);
+        let key = sources.insert(source);
+        if let Err(error) = epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), events) {
+            sources.by_key.remove(&key);
+            return Err(error.into());
+        }
         Ok(key)
+    }
+
+    /// What the host is to watch from now on.
+    pub(crate) fn take_offered(&self) -> Vec<HostSocket> {
+        self.offered().map(|mut offered| std::mem::take(&mut *offered)).unwrap_or_default()
+    }
+
+    /// Watches a connection's socket no longer, which its owner is about to drop: it closes, by a reset if its linger
+    /// time is 0.
+    ///
+    /// A host holds it open until its next turn, which may be long in coming. So there the server is told now.
+    pub(crate) fn end(&self, socket: impl AsFd, key: SourceKey, reset: bool) {
+        self.sources().by_key.remove(&key);
+        // In the child of a fork the connection is the parent's.
+        if self.offered.is_some() && self.generation == process::generation() {
+            let _ = epoll::delete(&self.epoll, &socket); // if it was watched for being writable
+            // Either makes it readable, too: by that the host learns that it has ended.
+            if !reset || rustix::net::connect_unspec(&socket).is_err() {
+                let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+            }
+        }
     }
 
     /// Watches `fd` no longer.
@@ -105,11 +166,19 @@ impl Reactor {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Also reports (or no longer reports) that `fd` can be written.
-    pub(crate) fn watch_writable(&self, fd: impl AsFd, key: SourceKey, writable: bool) -> io::Result<()> {
-        let mut events = epoll::EventFlags::IN;
-        events.set(epoll::EventFlags::OUT, writable);
-        Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(key), events)?)
+    /// Also reports (or no longer reports) that a connection's socket can be written.
+    pub(crate) fn watch_writable(&self, socket: impl AsFd, key: SourceKey, writable: bool) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(key);
+        let is_read_by_host = self.offered.is_some();
+        match (is_read_by_host, writable) {
+            (true, true) => epoll::add(&self.epoll, socket, data, epoll::EventFlags::OUT)?,
+            (true, false) => epoll::delete(&self.epoll, socket)?,
+            (false, true) => {
+                epoll::modify(&self.epoll, socket, data, epoll::EventFlags::IN | epoll::EventFlags::OUT)?;
+            }
+            (false, false) => epoll::modify(&self.epoll, socket, data, epoll::EventFlags::IN)?,
+        }
+        Ok(())
     }
 
     /// Whoever drives it promises to [`flush`](Self::flush) before it waits, so that nobody need wake it for that.
@@ -166,6 +235,18 @@ impl Reactor {
         }
     }
 
+    /// Does what there is to do for a socket that is readable. `false` if it is to be watched no longer.
+    pub(crate) fn dispatch_socket(&self, socket: &HostSocket) -> bool {
+        self.source(socket.key).map(|source| source.ready()).is_some()
+    }
+
+    /// The host cannot watch it.
+    pub(crate) fn refuse(&self, socket: &HostSocket) {
+        if let Some(source) = self.source(socket.key) {
+            source.abandon("the event loop cannot watch it");
+        }
+    }
+
     /// Writes what was left for the end of the turn, which this is.
     pub(crate) fn flush(&self) {
         let unflushed = {
@@ -190,8 +271,15 @@ impl Drop for Reactor {
         // In the child of a fork they are the parent's connections.
         if self.generation == process::generation() {
             let sources = self.sources.get_mut().unwrap_or_else(PoisonError::into_inner);
-            sources.by_key.values().filter_map(Weak::upgrade).for_each(|source| source.abandon());
+            let abandoned = sources.by_key.values().filter_map(Weak::upgrade);
+            abandoned.for_each(|source| source.abandon("the event loop that drove it has ended"));
         }
+    }
+}
+
+impl AsFd for HostSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

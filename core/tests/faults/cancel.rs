@@ -11,7 +11,9 @@ use polylock::{
 };
 
 use super::{
-    fresh, long, manager, ms,
+    fresh,
+    host::Host,
+    long, manager, ms,
     proxy::{Fate, Proxy},
     server::Server,
     soon, until_clean,
@@ -125,33 +127,35 @@ async fn on_a_blocked_thread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_an_event_loop() {
-    for nodes in [1, 3] {
+    let kinds = [CompletionQueue::new, CompletionQueue::with_sockets];
+    for (nodes, queue) in [1, 3].into_iter().flat_map(|nodes| kinds.map(|queue| (nodes, queue))) {
         let slow = Slow::start(nodes).await;
         let locks = slow.manager();
-        let queue = CompletionQueue::<Result<Lease>>::new().unwrap();
+        let mut host = Host::with(queue().unwrap());
         for turns in 0.. {
             assert!(turns < 1000, "it is never ready");
             let name = fresh("r");
             let operation = {
-                let (locks, name, driver) = (locks.clone(), name.clone(), queue.driver());
+                let (locks, name, driver) = (locks.clone(), name.clone(), host.queue.driver());
                 async move { locks.acquire_by(&name, long(), &driver).await }
             };
-            let started = queue.start(Box::pin(operation)).unwrap();
-            let queue = queue.clone();
-            let won = tokio::task::spawn_blocking(move || {
+            let started = host.queue.start(Box::pin(operation)).unwrap();
+            let turned = tokio::task::spawn_blocking(move || {
                 let id = match started {
-                    Started::Done(won) => return Some(won),
+                    Started::Done(won) => return (host, Some(won)),
                     Started::Pending(id) => id,
                 };
                 for _ in 0..turns {
-                    if let Some((_, won)) = queue.turn_within(ms(1)).pop() {
-                        return Some(won);
+                    if let Some((_, won)) = host.turn_within(ms(1)).pop() {
+                        return (host, Some(won));
                     }
                 }
-                assert!(queue.cancel(id));
-                None
+                assert!(host.queue.cancel(id));
+                (host, None)
             });
-            if slow.check(&name, won.await.unwrap()).await {
+            let won;
+            (host, won) = turned.await.unwrap();
+            if slow.check(&name, won).await {
                 break;
             }
         }

@@ -9,6 +9,7 @@ mod errors;
 mod guarantee;
 mod history;
 mod holder;
+mod host;
 mod latency;
 mod managed;
 mod masks;

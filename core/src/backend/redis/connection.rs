@@ -133,22 +133,26 @@ impl Connection {
     pub(super) fn attach(self: &Arc<Self>, driver: &Driver) -> io::Result<()> {
         let socket = self.state().socket.clone().ok_or(io::ErrorKind::NotConnected)?;
         let notify = Arc::new(Notify::new());
-        let task = || drive(Driving(Arc::clone(self)), Arc::clone(&socket), Arc::clone(&notify));
+        let task = |socket| drive(Driving(Arc::clone(self)), socket, Arc::clone(&notify));
         let attached = match &driver.0 {
             Kind::Reactor(reactor) => {
                 let source = Arc::downgrade(self) as Weak<dyn Source>;
-                Attached::Reactor(Arc::downgrade(reactor), reactor.add(&*socket, source)?)
+                Attached::Reactor(Arc::downgrade(reactor), reactor.add(Arc::clone(&socket) as _, source)?)
             }
             Kind::Tokio(handle) => {
-                drop(handle.spawn(task()));
+                drop(handle.spawn(task(Arc::clone(&socket))));
                 Attached::Task(notify)
             }
             Kind::Engine => {
-                runtime::spawn(task());
+                runtime::spawn(task(Arc::clone(&socket)));
                 Attached::Task(notify)
             }
         };
         let _ = self.attached.set(attached);
+        if self.is_broken() {
+            // By its driver, which was ahead of this: nobody was told to let go of the socket.
+            self.part_with(&socket, false);
+        }
         Ok(())
     }
 
@@ -315,19 +319,30 @@ impl Connection {
             broken.notify_one();
         }
         let socket = state.socket.take();
-        if let Some(socket) = &socket
-            && !state.link.is_idle()
-        {
-            let _ = SockRef::from(&**socket).set_linger(Some(Duration::ZERO));
-        }
+        let reset = !state.link.is_idle();
         let failed = state.link.fail();
         drop(state);
-        drop(socket);
-        if let Some(Attached::Task(notify)) = self.attached.get() {
-            notify.notify_one(); // it holds the socket, too
+        if let Some(socket) = socket {
+            if reset {
+                let _ = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
+            }
+            self.part_with(&socket, reset);
         }
         for to in failed {
             to.reply(&self.peer, Err(CallError::unanswered(&self.peer, why)));
+        }
+    }
+
+    /// Has who drives the connection let go of its socket.
+    fn part_with(&self, socket: &Socket, reset: bool) {
+        match self.attached.get() {
+            Some(Attached::Task(notify)) => notify.notify_one(),
+            Some(Attached::Reactor(reactor, key)) => {
+                if let Some(reactor) = reactor.upgrade() {
+                    reactor.end(socket, *key, reset);
+                }
+            }
+            None => {}
         }
     }
 
@@ -474,8 +489,18 @@ impl Source for Connection {
         self.write(self.state());
     }
 
-    fn abandon(&self) {
-        self.close("the event loop that drove it has ended");
+    fn abandon(&self, why: &str) {
+        self.close(why);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = state.socket.take() {
+            let reset = !state.link.is_idle();
+            self.part_with(&socket, reset);
+        }
     }
 }
 

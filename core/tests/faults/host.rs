@@ -1,0 +1,183 @@
+//! A host's event loop that watches the connections' sockets itself: what ends, or stands still, while it does something else.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polylock::{
+    Lease, LockManager, Release, Result,
+    host::{CompletionQueue, HostSocket, OperationId, Started},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::getpeername,
+};
+use socket2::SockRef;
+
+use super::{
+    SLACK, eventually, fresh, long, manager, ms,
+    proxy::{Fate, Gate, Proxy, is_acquire},
+    server::Server,
+    soon,
+};
+
+/// An event loop as Node's is, which turns when it is told to.
+pub struct Host {
+    pub queue: CompletionQueue<Result<Lease>>,
+    sockets: Vec<HostSocket>,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        Self::with(CompletionQueue::with_sockets().unwrap())
+    }
+
+    pub fn with(queue: CompletionQueue<Result<Lease>>) -> Self {
+        Self { queue, sockets: Vec::new() }
+    }
+
+    /// Waits for up to `timeout` for something to happen; what has finished.
+    pub fn turn_within(&mut self, timeout: Duration) -> Vec<(OperationId, Result<Lease>)> {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
+        let mut watched = vec![PollFd::new(&self.queue, PollFlags::IN)];
+        watched.extend(self.sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)));
+        poll(&mut watched, Some(&timeout)).unwrap();
+        let mut readable =
+            watched.iter().map(|watched| !watched.revents().is_empty()).collect::<Vec<_>>().into_iter();
+        let mut finished = if readable.next() == Some(true) { self.queue.turn() } else { Vec::new() };
+        self.sockets.retain(|socket| {
+            if readable.next() == Some(false) {
+                return true;
+            }
+            let told = self.queue.turn_for(socket);
+            let goes_on = told.is_some();
+            finished.extend(told.unwrap_or_default());
+            goes_on
+        });
+        self.sockets.extend(self.queue.new_sockets());
+        finished
+    }
+
+    fn start(&self, locks: &LockManager, name: &str) -> OperationId {
+        let (locks, name, driver) = (locks.clone(), name.to_owned(), self.queue.driver());
+        match self.queue.start(Box::pin(async move { locks.acquire_by(&name, long(), &driver).await })) {
+            Ok(Started::Pending(id)) => id,
+            _ => panic!("it waits for nothing"),
+        }
+    }
+
+    async fn outcome(&mut self, id: OperationId) -> Result<Lease> {
+        let mut told = Vec::new();
+        eventually(SLACK, "it is told", || {
+            told.extend(self.turn_within(ms(1)));
+            !told.is_empty()
+        })
+        .await;
+        let (of, outcome) = told.pop().unwrap();
+        assert_eq!((of, told.len()), (id, 0));
+        outcome
+    }
+}
+
+/// The host holds the socket of a connection that is closed; the server is told before the host turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_closed_is_closed_though_the_host_stands_still() {
+    let server = Server::start();
+    let (locks, mut host) = (manager(&[server.url()]), Host::new());
+    let id = host.start(&locks, &fresh("r"));
+    let lease = host.outcome(id).await.unwrap();
+    assert_eq!(host.sockets.len(), 1);
+    assert_eq!(lease.release().await.unwrap(), Release::Released);
+    locks.close().await;
+    eventually(SLACK, "all are closed", || server.clients() == 0).await;
+    // The host hears of it by the socket, and lets go.
+    eventually(SLACK, "it is let go of", || {
+        assert!(host.turn_within(ms(1)).is_empty());
+        host.sockets.is_empty()
+    })
+    .await;
+}
+
+/// No answer comes in time while the host does not turn: what the server has not read is taken back by a reset, which
+/// does not wait for the host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_answered_is_reset_though_the_host_stands_still() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port).await;
+    let (locks, mut host) = (manager(&[proxy.url()]), Host::new());
+    let first = host.start(&locks, &fresh("first"));
+    host.outcome(first).await.unwrap().release().await.unwrap();
+    let (gate, acquires) = (Gate::new(), Arc::<AtomicUsize>::default());
+    let (held, asked) = (Arc::clone(&gate), Arc::clone(&acquires));
+    proxy.rule(move |request| {
+        asked.fetch_add(is_acquire(request).into(), Ordering::Relaxed);
+        if is_acquire(request) { Fate::Hold(Arc::clone(&held)) } else { Fate::Pass }
+    });
+    let id = host.start(&locks, &fresh("r"));
+    eventually(SLACK, "it is asked for", || acquires.load(Ordering::Relaxed) == 1).await;
+    let socket = host.sockets[0].clone();
+    assert!(getpeername(&socket).is_ok());
+    eventually(SLACK, "it is reset", || getpeername(&socket).is_err()).await;
+    proxy.heal();
+    gate.open();
+    // It is asked for anew, by another connection.
+    host.outcome(id).await.unwrap().release().await.unwrap();
+    assert!(host.sockets.iter().all(|socket| getpeername(socket).is_ok()));
+}
+
+/// The server cuts connections off: the host watches none that has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_ends_is_let_go_of() {
+    let server = Server::start();
+    let (locks, mut host) = (manager(&[server.url()]), Host::new());
+    for _ in 0..10 {
+        let id = host.start(&locks, &fresh("r"));
+        host.outcome(id).await.unwrap().release().await.unwrap();
+        assert_eq!(host.sockets.len(), 1);
+        server.cut_clients();
+        eventually(SLACK, "it is let go of", || {
+            assert!(host.turn_within(ms(1)).is_empty());
+            host.sockets.is_empty()
+        })
+        .await;
+    }
+}
+
+/// The server reads nothing for a while, until the socket takes no more; the rest is written when it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_socket_does_not_take_is_written_later() {
+    const MANY: usize = 400;
+    let server = Server::start();
+    let locks = polylock::connect(server.url()).node_timeout(Duration::from_secs(60)).lazy().unwrap();
+    let mut host = Host::new();
+    let first = host.start(&locks, &fresh("first"));
+    host.outcome(first).await.unwrap().release().await.unwrap();
+    SockRef::from(&host.sockets[0]).set_send_buffer_size(4096).unwrap();
+    server.stop();
+    let mut names: HashMap<_, _> = (0..MANY)
+        .map(|_| {
+            let name = fresh(&"long".repeat(200));
+            (host.start(&locks, &name), name)
+        })
+        .collect();
+    assert!(host.turn_within(ms(0)).is_empty());
+    let mut fds = [PollFd::new(&host.sockets[0], PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+    assert!(fds[0].revents().is_empty(), "the socket takes more");
+    server.resume();
+    eventually(SLACK, "all are granted", || {
+        for (id, lease) in host.turn_within(ms(1)) {
+            assert_eq!(lease.unwrap().resource().as_str(), names.remove(&id).unwrap());
+        }
+        names.is_empty()
+    })
+    .await;
+    // The leases are given back in the background; what comes after them is as fast as ever.
+    soon(&locks, &fresh("last")).await.release().await.unwrap();
+    locks.close().await;
+}
