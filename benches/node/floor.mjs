@@ -28,11 +28,12 @@ export class Floor {
 
   async pair() {
     const owner = (++this.#pairs).toString(16).padStart(40, '0')
-    const now = Date.now()
+    const micros = Math.round((performance.timeOrigin + performance.now()) * 1000)
+    const now = Math.floor(micros / 1000)
     const fence = `polylock:fence:{${this.#name}}`
-    const record = `${now}000 ${owner} ${now}\n1\nhost\n`
+    const record = `${micros} ${owner} ${now}\n1\nhost\n`
     const keys = [3, this.#name, fence, `polylock:writer:{${this.#name}}`]
-    await this.#call('EVALSHA', this.#acquire, ...keys, owner, ttl, now * 1000, now + ttl, record, fenceTtl)
+    await this.#call('EVALSHA', this.#acquire, ...keys, owner, ttl, micros, now + ttl, record, fenceTtl)
     await this.#call('EVALSHA', this.#release, 1, this.#name, owner, `polylock:wake:{${this.#name}}`)
   }
 
