@@ -115,7 +115,7 @@ impl Reactor {
         self.offered.as_ref().map(|offered| offered.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Watches a connection's socket until [`end`](Self::end).
+    /// Watches a connection's socket until [`remove`](Self::remove).
     pub(crate) fn add(&self, socket: Arc<dyn AsFd + Send + Sync>, source: Weak<dyn Source>) -> io::Result<SourceKey> {
         let Some(mut offered) = self.offered() else { return self.add_for(socket, source, epoll::EventFlags::IN) };
         let key = self.sources().insert(source);
@@ -144,23 +144,9 @@ impl Reactor {
         self.offered().map(|mut offered| std::mem::take(&mut *offered)).unwrap_or_default()
     }
 
-    /// Watches a connection's socket no longer, which its owner is about to drop: it closes, by a reset if its linger
-    /// time is 0.
+    /// Watches `fd` no longer. Closing it would not do: where the child of a fork has it, too, it stays readable for ever.
     ///
-    /// A host holds it open until its next turn, which may be long in coming. So there the server is told now.
-    pub(crate) fn end(&self, socket: impl AsFd, key: SourceKey, reset: bool) {
-        self.sources().by_key.remove(&key);
-        // In the child of a fork the connection is the parent's.
-        if self.offered.is_some() && self.generation == process::generation() {
-            let _ = epoll::delete(&self.epoll, &socket); // if it was watched for being writable
-            // Either makes it readable, too: by that the host learns that it has ended.
-            if !reset || rustix::net::connect_unspec(&socket).is_err() {
-                let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
-            }
-        }
-    }
-
-    /// Watches `fd` no longer.
+    /// A host watches a connection's socket until it has seen it readable once more.
     pub(crate) fn remove(&self, fd: impl AsFd, key: SourceKey) {
         self.sources().by_key.remove(&key);
         let _ = epoll::delete(&self.epoll, fd);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,6 +17,7 @@ use polylock::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::getpeername,
+    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
 };
 use socket2::SockRef;
 
@@ -63,6 +65,11 @@ impl Host {
         finished
     }
 
+    /// Whether it would sleep.
+    fn is_idle(&self) -> bool {
+        !is_ready(&self.queue, PollFlags::IN) && !self.sockets.iter().any(|socket| is_ready(socket, PollFlags::IN))
+    }
+
     fn start(&self, locks: &LockManager, name: &str) -> OperationId {
         let (locks, name, driver) = (locks.clone(), name.to_owned(), self.queue.driver());
         match self.queue.start(Box::pin(async move { locks.acquire_by(&name, long(), &driver).await })) {
@@ -104,30 +111,92 @@ async fn what_is_closed_is_closed_though_the_host_stands_still() {
 }
 
 /// No answer comes in time while the host does not turn: what the server has not read is taken back by a reset, which
-/// does not wait for the host.
+/// does not wait for the host, nor for the child of a fork.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_answered_is_reset_though_the_host_stands_still() {
-    let server = Server::start();
-    let proxy = Proxy::before(server.port).await;
-    let (locks, mut host) = (manager(&[proxy.url()]), Host::new());
-    let first = host.start(&locks, &fresh("first"));
-    host.outcome(first).await.unwrap().release().await.unwrap();
-    let (gate, acquires) = (Gate::new(), Arc::<AtomicUsize>::default());
-    let (held, asked) = (Arc::clone(&gate), Arc::clone(&acquires));
-    proxy.rule(move |request| {
-        asked.fetch_add(is_acquire(request).into(), Ordering::Relaxed);
-        if is_acquire(request) { Fate::Hold(Arc::clone(&held)) } else { Fate::Pass }
-    });
-    let id = host.start(&locks, &fresh("r"));
-    eventually(SLACK, "it is asked for", || acquires.load(Ordering::Relaxed) == 1).await;
-    let socket = host.sockets[0].clone();
-    assert!(getpeername(&socket).is_ok());
-    eventually(SLACK, "it is reset", || getpeername(&socket).is_err()).await;
-    proxy.heal();
-    gate.open();
-    // It is asked for anew, by another connection.
-    host.outcome(id).await.unwrap().release().await.unwrap();
-    assert!(host.sockets.iter().all(|socket| getpeername(socket).is_ok()));
+    for queue in [CompletionQueue::new, CompletionQueue::with_sockets] {
+        let server = Server::start();
+        let proxy = Proxy::before(server.port).await;
+        let (locks, mut host) = (manager(&[proxy.url()]), Host::with(queue().unwrap()));
+        let first = host.start(&locks, &fresh("first"));
+        let lease = host.outcome(first).await.unwrap();
+        let child = sockets_to(proxy.port);
+        assert_eq!(child.len(), 1, "the host's alone");
+        lease.release().await.unwrap();
+        let (gate, acquires) = (Gate::new(), Arc::<AtomicUsize>::default());
+        let (held, asked) = (Arc::clone(&gate), Arc::clone(&acquires));
+        proxy.rule(move |request| {
+            asked.fetch_add(is_acquire(request).into(), Ordering::Relaxed);
+            if is_acquire(request) { Fate::Hold(Arc::clone(&held)) } else { Fate::Pass }
+        });
+        let id = host.start(&locks, &fresh("r"));
+        eventually(SLACK, "it is asked for", || acquires.load(Ordering::Relaxed) == 1).await;
+        assert!(getpeername(&child[0]).is_ok());
+        eventually(SLACK, "it is reset", || getpeername(&child[0]).is_err()).await;
+        proxy.heal();
+        gate.open();
+        // It is asked for anew, by another connection.
+        host.outcome(id).await.unwrap().release().await.unwrap();
+        assert!(host.sockets.iter().all(|socket| getpeername(socket).is_ok()));
+    }
+}
+
+/// The child of a fork has the connections' descriptors, too, and does not know of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_child_has_as_well_is_ended_nevertheless() {
+    for queue in [CompletionQueue::new, CompletionQueue::with_sockets] {
+        let server = Server::start();
+        let (locks, mut host) = (manager(&[server.url()]), Host::with(queue().unwrap()));
+        let id = host.start(&locks, &fresh("cut"));
+        host.outcome(id).await.unwrap().release().await.unwrap();
+        let child = inherited(&server).await;
+        server.cut_clients();
+        let is_cut = |socket: &&OwnedFd| is_ready(socket, PollFlags::RDHUP);
+        eventually(SLACK, "all are cut off", || child.iter().filter(is_cut).count() == child.len() - 1).await;
+        // The host turns for that once or twice, and not for ever.
+        eventually(SLACK, "nothing is readable", || {
+            assert!(host.turn_within(ms(0)).is_empty());
+            host.is_idle()
+        })
+        .await;
+        drop(child);
+
+        let id = host.start(&locks, &fresh("closed"));
+        host.outcome(id).await.unwrap().release().await.unwrap();
+        let child = inherited(&server).await;
+        locks.close().await;
+        eventually(SLACK, "all are closed", || server.clients() == 0).await;
+        drop(child);
+    }
+}
+
+/// What a child that is forked now would have of the connections to `server`; one is the test's own.
+async fn inherited(server: &Server) -> Vec<OwnedFd> {
+    let mut sockets = Vec::new();
+    eventually(SLACK, "it has taken all connections", || {
+        let clients = server.clients();
+        sockets.clear(); // closed first, as they would be counted
+        sockets.extend(sockets_to(server.port));
+        clients > 0 && sockets.len() == clients + 1
+    })
+    .await;
+    sockets
+}
+
+/// Each connection of this process to a port of the loopback, by a descriptor as the child of a fork has it.
+fn sockets_to(port: u16) -> Vec<OwnedFd> {
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    // Open to the end, lest its number become one of the copies'.
+    let mut entries = std::fs::read_dir("/proc/self/fd").unwrap();
+    let fds: Vec<_> =
+        entries.by_ref().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect();
+    let same = fds.into_iter().filter_map(|fd| pidfd_getfd(&this, fd, PidfdGetfdFlags::empty()).ok());
+    let peer = |socket: &OwnedFd| SockRef::from(socket).peer_addr().ok()?.as_socket();
+    same.filter(|socket| peer(socket).is_some_and(|peer| peer.port() == port)).collect()
+}
+
+fn is_ready(fd: impl AsFd, what: PollFlags) -> bool {
+    poll(&mut [PollFd::new(&fd, what)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
 }
 
 /// The server cuts connections off: the host watches none that has ended.

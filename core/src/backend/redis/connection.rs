@@ -42,6 +42,7 @@ use crate::{
     clock::Instant,
     engine::{
         driver::{Driver, Kind},
+        process,
         reactor::{Reactor, Source, SourceKey},
         runtime,
         timer::{self, Alarm, AlarmKey},
@@ -61,6 +62,7 @@ pub(super) type OnPush = Box<dyn Fn(Value) + Send + Sync>;
 pub(super) struct Connection {
     /// What errors call the server.
     peer: String,
+    generation: u32,
     state: Mutex<State>,
     attached: OnceLock<Attached>,
     on_push: Option<OnPush>,
@@ -105,6 +107,7 @@ impl Connection {
     ) -> Arc<Self> {
         Arc::new(Self {
             peer: peer.to_owned(),
+            generation: process::generation(),
             state: Mutex::new(State {
                 socket: Some(Arc::new(socket)),
                 tls,
@@ -323,9 +326,6 @@ impl Connection {
         let failed = state.link.fail();
         drop(state);
         if let Some(socket) = socket {
-            if reset {
-                let _ = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
-            }
             self.part_with(&socket, reset);
         }
         for to in failed {
@@ -333,13 +333,26 @@ impl Connection {
         }
     }
 
-    /// Has who drives the connection let go of its socket.
+    /// Ends the socket, and has who drives the connection let go of it.
+    ///
+    /// Others may hold it open: a host until its next turn, which may be long in coming, and the child of a fork, which
+    /// knows nothing of it. So the server is told now.
     fn part_with(&self, socket: &Socket, reset: bool) {
+        if self.generation != process::generation() {
+            return; // in the child of a fork it is the parent's
+        }
+        if reset {
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+        // Either makes it readable, too: by that a host learns that it has ended.
+        if !reset || rustix::net::connect_unspec(socket).is_err() {
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
         match self.attached.get() {
             Some(Attached::Task(notify)) => notify.notify_one(),
             Some(Attached::Reactor(reactor, key)) => {
                 if let Some(reactor) = reactor.upgrade() {
-                    reactor.end(socket, *key, reset);
+                    reactor.remove(socket, *key);
                 }
             }
             None => {}
