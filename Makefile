@@ -19,12 +19,15 @@ include examples/languages.mk
 help: ## This list.
 	@grep -hE '^[a-z]+(-c)?:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# The tests of the engine wait for most of their time.
+TEST_THREADS := $(shell echo $$(($$(nproc) * 3 / 2)))
+
 .PHONY: test
 test: ## Installs what is missing, checks the code and runs every test in every language.
 	tests/install.sh
 	$(SERVERS) tests/suite.py \
 	    lint="$(MAKE) lint" \
-	    rust="cargo test --workspace --no-fail-fast" \
+	    rust="RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace --no-fail-fast" \
 	    simulation="$(MAKE) simulation" \
 	    $(foreach language,$(LANGUAGES) $(OVER_C),$(language)="$(MAKE) $(language)-test") \
 	    monitoring="$(MAKE) monitoring-test" \
