@@ -228,14 +228,21 @@ fn a_loop_that_stands_still_with_its_first_request_keeps_nobody_waiting() {
     let still = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     for mode in ["lease", "session"] {
-        let locks = manager(&format!("{}?mode={mode}", server.url));
-        assert!(still.block_on(locks.inspect("connects")).unwrap().is_none());
-        let mut asking = Box::pin(locks.acquire("r", long()));
-        let asked = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx).is_pending()));
-        assert!(still.block_on(asked), "{mode}");
-        let beside = async { tokio::time::timeout(LIMIT / 12, locks.acquire("beside", long())).await };
-        drop(other.block_on(beside).expect("kept waiting").unwrap());
-        drop(still.block_on(asking).unwrap());
+        for round in 0.. {
+            let locks = manager(&format!("{}?mode={mode}", server.url));
+            assert!(still.block_on(locks.inspect("connects")).unwrap().is_none());
+            let name = format!("r{round}");
+            let mut asking = Box::pin(locks.acquire(&name, long()));
+            let asked = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx).is_pending()));
+            // Where the machine stops this thread at the wrong moment the answers are there at once.
+            if !still.block_on(asked) {
+                continue;
+            }
+            let beside = async { tokio::time::timeout(LIMIT / 12, locks.acquire("beside", long())).await };
+            drop(other.block_on(beside).expect("kept waiting").unwrap());
+            drop(still.block_on(asking).unwrap());
+            break;
+        }
     }
 }
 
