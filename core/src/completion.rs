@@ -209,7 +209,7 @@ impl<T: Send + 'static> CompletionQueue<T> {
                 return Vec::new();
             }
         };
-        self.0.turn(|reactor| reactor.dispatch(events)).1
+        self.0.turn(|reactor| reactor.dispatch(events))
     }
 
     /// Sockets that the host is to watch from now on, level-triggered, for reading: it calls
@@ -222,7 +222,8 @@ impl<T: Send + 'static> CompletionQueue<T> {
     /// watches the socket no longer, and drops it.
     pub fn turn_for(&self, socket: &HostSocket) -> Option<Vec<(OperationId, T)>> {
         self.check_process().ok()?;
-        let (goes_on, finished) = self.0.turn(|reactor| reactor.dispatch_socket(socket));
+        let mut goes_on = false;
+        let finished = self.0.turn(|reactor| goes_on = reactor.dispatch_socket(socket));
         // Where it has ended, what others have finished is told first: the socket stays readable.
         (goes_on || !finished.is_empty()).then_some(finished)
     }
@@ -280,13 +281,13 @@ impl<T: Send + 'static> Queue<T> {
     }
 
     /// Moves on what `dispatch` wakes, and returns what has finished.
-    fn turn<R>(&self, dispatch: impl FnOnce(&Reactor) -> R) -> (R, Vec<(OperationId, T)>) {
+    fn turn(&self, dispatch: impl FnOnce(&Reactor)) -> Vec<(OperationId, T)> {
         self.reactor.begin_turn();
         self.work().turning = true;
-        let dispatched = dispatch(&self.reactor);
+        dispatch(&self.reactor);
         self.run_woken();
         self.reactor.flush();
-        (dispatched, std::mem::take(&mut self.work().finished))
+        std::mem::take(&mut self.work().finished)
     }
 
     /// Moves on what was woken, until nothing is.

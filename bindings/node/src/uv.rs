@@ -218,15 +218,24 @@ unsafe extern "C" fn on_readable(handle: *mut Handle, _status: c_int, _events: c
         let context: *const Context = uv_handle_get_data(handle).cast();
         ((*context).env, Rc::clone(&(*context).watched))
     };
+    // SAFETY: the environment is live: its cleanup hook would have closed the handle.
+    unsafe { in_scope(env, |env| watched.readable(env)) };
+}
+
+/// Values that JavaScript is called with need a scope where nothing of JavaScript is below on the stack. `None` if there is none.
+///
+/// # Safety
+/// `env` is live.
+unsafe fn in_scope<R>(env: sys::napi_env, body: impl FnOnce(Env) -> R) -> Option<R> {
     let mut scope = ptr::null_mut();
-    // SAFETY: the environment is live: its cleanup hook would have closed the handle. Values that JavaScript is
-    // called with need a scope here, because nothing of JavaScript is below us on the stack.
+    // SAFETY: the caller's promise, and a valid place for the answer.
     unsafe {
         if sys::napi_open_handle_scope(env, &raw mut scope) != 0 {
-            return;
+            return None;
         }
-        watched.readable(Env::from_raw(env));
+        let result = body(Env::from_raw(env));
         sys::napi_close_handle_scope(env, scope);
+        Some(result)
     }
 }
 
@@ -244,15 +253,12 @@ unsafe extern "C" fn on_socket_readable(handle: *mut Handle, status: c_int, _eve
         let context = (*data).context;
         (context, (*context).env, Rc::clone(&(*context).watched), (*data).socket.clone())
     };
-    let mut scope = ptr::null_mut();
     // SAFETY: as in `on_readable`; and where a socket has ended no JavaScript has run, so the handle is live.
     unsafe {
-        if sys::napi_open_handle_scope(env, &raw mut scope) != 0 {
-            return;
-        }
-        let goes_on = watched.socket_readable(Env::from_raw(env), &socket);
-        sys::napi_close_handle_scope(env, scope);
-        if !goes_on && let Some(poll) = NonNull::new(handle) {
+        let goes_on = in_scope(env, |env| watched.socket_readable(env, &socket));
+        if goes_on == Some(false)
+            && let Some(poll) = NonNull::new(handle)
+        {
             (*context).sockets.borrow_mut().remove(&poll);
             uv_close(handle, on_socket_closed);
         }

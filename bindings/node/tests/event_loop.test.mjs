@@ -169,7 +169,7 @@ test('a context goes on after an await', async () => {
 
 test('connections that have ended leave no descriptor', async () => {
   const port = await closedPort()
-  const server = spawn('redis-server', ['--port', port, '--save', '', '--appendonly', 'no'], { stdio: 'ignore' })
+  const server = spawn('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', ''], { stdio: 'ignore' })
   try {
     const locks = connect(`redis://127.0.0.1:${port}`)
     const pair = async () => (await locks.acquire(unique('ended'), { wait: 20_000 })).release()

@@ -3,10 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -78,6 +75,21 @@ impl Host {
         }
     }
 
+    /// One after the other, from here.
+    async fn acquire(&mut self, locks: &LockManager, word: &str) -> Lease {
+        let id = self.start(locks, &fresh(word));
+        self.outcome(id).await.unwrap()
+    }
+
+    /// Turns until it watches no socket any more.
+    async fn until_no_socket(&mut self) {
+        eventually(SLACK, "it is let go of", || {
+            assert!(self.turn_within(ms(1)).is_empty());
+            self.sockets.is_empty()
+        })
+        .await;
+    }
+
     async fn outcome(&mut self, id: OperationId) -> Result<Lease> {
         let mut told = Vec::new();
         eventually(SLACK, "it is told", || {
@@ -96,18 +108,13 @@ impl Host {
 async fn what_is_closed_is_closed_though_the_host_stands_still() {
     let server = Server::start();
     let (locks, mut host) = (manager(&[server.url()]), Host::new());
-    let id = host.start(&locks, &fresh("r"));
-    let lease = host.outcome(id).await.unwrap();
+    let lease = host.acquire(&locks, "r").await;
     assert_eq!(host.sockets.len(), 1);
     assert_eq!(lease.release().await.unwrap(), Release::Released);
     locks.close().await;
     eventually(SLACK, "all are closed", || server.clients() == 0).await;
     // The host hears of it by the socket, and lets go.
-    eventually(SLACK, "it is let go of", || {
-        assert!(host.turn_within(ms(1)).is_empty());
-        host.sockets.is_empty()
-    })
-    .await;
+    host.until_no_socket().await;
 }
 
 /// No answer comes in time while the host does not turn: what the server has not read is taken back by a reset, which
@@ -118,19 +125,15 @@ async fn what_is_not_answered_is_reset_though_the_host_stands_still() {
         let server = Server::start();
         let proxy = Proxy::before(server.port).await;
         let (locks, mut host) = (manager(&[proxy.url()]), Host::with(queue().unwrap()));
-        let first = host.start(&locks, &fresh("first"));
-        let lease = host.outcome(first).await.unwrap();
+        let lease = host.acquire(&locks, "first").await;
         let child = sockets_to(proxy.port);
         assert_eq!(child.len(), 1, "the host's alone");
         lease.release().await.unwrap();
-        let (gate, acquires) = (Gate::new(), Arc::<AtomicUsize>::default());
-        let (held, asked) = (Arc::clone(&gate), Arc::clone(&acquires));
-        proxy.rule(move |request| {
-            asked.fetch_add(is_acquire(request).into(), Ordering::Relaxed);
-            if is_acquire(request) { Fate::Hold(Arc::clone(&held)) } else { Fate::Pass }
-        });
+        let gate = Gate::new();
+        let held = Arc::clone(&gate);
+        proxy.rule(move |request| if is_acquire(request) { Fate::Hold(Arc::clone(&held)) } else { Fate::Pass });
         let id = host.start(&locks, &fresh("r"));
-        eventually(SLACK, "it is asked for", || acquires.load(Ordering::Relaxed) == 1).await;
+        gate.arrived.notified().await;
         assert!(getpeername(&child[0]).is_ok());
         eventually(SLACK, "it is reset", || getpeername(&child[0]).is_err()).await;
         proxy.heal();
@@ -147,8 +150,7 @@ async fn what_a_child_has_as_well_is_ended_nevertheless() {
     for queue in [CompletionQueue::new, CompletionQueue::with_sockets] {
         let server = Server::start();
         let (locks, mut host) = (manager(&[server.url()]), Host::with(queue().unwrap()));
-        let id = host.start(&locks, &fresh("cut"));
-        host.outcome(id).await.unwrap().release().await.unwrap();
+        host.acquire(&locks, "cut").await.release().await.unwrap();
         let child = inherited(&server).await;
         server.cut_clients();
         let is_cut = |socket: &&OwnedFd| is_ready(socket, PollFlags::RDHUP);
@@ -161,8 +163,7 @@ async fn what_a_child_has_as_well_is_ended_nevertheless() {
         .await;
         drop(child);
 
-        let id = host.start(&locks, &fresh("closed"));
-        host.outcome(id).await.unwrap().release().await.unwrap();
+        host.acquire(&locks, "closed").await.release().await.unwrap();
         let child = inherited(&server).await;
         locks.close().await;
         eventually(SLACK, "all are closed", || server.clients() == 0).await;
@@ -205,15 +206,10 @@ async fn what_the_server_ends_is_let_go_of() {
     let server = Server::start();
     let (locks, mut host) = (manager(&[server.url()]), Host::new());
     for _ in 0..10 {
-        let id = host.start(&locks, &fresh("r"));
-        host.outcome(id).await.unwrap().release().await.unwrap();
+        host.acquire(&locks, "r").await.release().await.unwrap();
         assert_eq!(host.sockets.len(), 1);
         server.cut_clients();
-        eventually(SLACK, "it is let go of", || {
-            assert!(host.turn_within(ms(1)).is_empty());
-            host.sockets.is_empty()
-        })
-        .await;
+        host.until_no_socket().await;
     }
 }
 
@@ -224,8 +220,7 @@ async fn what_the_socket_does_not_take_is_written_later() {
     let server = Server::start();
     let locks = polylock::connect(server.url()).node_timeout(Duration::from_secs(60)).lazy().unwrap();
     let mut host = Host::new();
-    let first = host.start(&locks, &fresh("first"));
-    host.outcome(first).await.unwrap().release().await.unwrap();
+    host.acquire(&locks, "first").await.release().await.unwrap();
     SockRef::from(&host.sockets[0]).set_send_buffer_size(4096).unwrap();
     server.stop();
     let mut names: HashMap<_, _> = (0..MANY)
@@ -235,9 +230,7 @@ async fn what_the_socket_does_not_take_is_written_later() {
         })
         .collect();
     assert!(host.turn_within(ms(0)).is_empty());
-    let mut fds = [PollFd::new(&host.sockets[0], PollFlags::OUT)];
-    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
-    assert!(fds[0].revents().is_empty(), "the socket takes more");
+    assert!(!is_ready(&host.sockets[0], PollFlags::OUT), "the socket takes more");
     server.resume();
     eventually(SLACK, "all are granted", || {
         for (id, lease) in host.turn_within(ms(1)) {

@@ -136,18 +136,18 @@ impl Connection {
     pub(super) fn attach(self: &Arc<Self>, driver: &Driver) -> io::Result<()> {
         let socket = self.state().socket.clone().ok_or(io::ErrorKind::NotConnected)?;
         let notify = Arc::new(Notify::new());
-        let task = |socket| drive(Driving(Arc::clone(self)), socket, Arc::clone(&notify));
+        let task = || drive(Driving(Arc::clone(self)), Arc::clone(&socket), Arc::clone(&notify));
         let attached = match &driver.0 {
             Kind::Reactor(reactor) => {
                 let source = Arc::downgrade(self) as Weak<dyn Source>;
                 Attached::Reactor(Arc::downgrade(reactor), reactor.add(Arc::clone(&socket) as _, source)?)
             }
             Kind::Tokio(handle) => {
-                drop(handle.spawn(task(Arc::clone(&socket))));
+                drop(handle.spawn(task()));
                 Attached::Task(notify)
             }
             Kind::Engine => {
-                runtime::spawn(task(Arc::clone(&socket)));
+                runtime::spawn(task());
                 Attached::Task(notify)
             }
         };
